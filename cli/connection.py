@@ -1,11 +1,11 @@
-"""Where the API is, and the key for it: `SLUICE_URL`, else `client.env`, else the local stack.
+"""The URL of the API and its key: `SLUICE_URL`, else `client.env`, else the local stack.
 
-The Python client finds its API through this, too, where it is installed beside the command: the
-entry point `sluice.local` of `pyproject.toml` is `local`.
+The Python client uses this, too, where it is installed beside the command: `local` is the entry
+point `sluice.local` of `pyproject.toml`.
 
-A client reads the environment and `client.env` under `SLUICE_HOME`, never the `.env` of the folder
-that it happens to run in: what lies in a folder of others must not say where a key is sent to.
-Servers and `sluice up` do read `.env` (`shared/config.py`), of which only the home is used here.
+A client reads the environment and `client.env` under `SLUICE_HOME`, never a `.env` of its working
+directory: a file in somebody else's folder must not decide where a key is sent. Servers and
+`sluice up` do read `.env` (`shared/config.py`); here only its `SLUICE_HOME` is used.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ DEFAULT_HOME = Path("~/.sluice")
 
 
 class ClientSettings(BaseSettings):
-    """The three settings of a client, so that a wrong setting of a server does not stop it."""
+    """The settings of a client alone, so that a wrong setting of a server does not stop it."""
 
     model_config = SettingsConfigDict(
         env_prefix="SLUICE_", env_ignore_empty=True, extra="ignore", frozen=True
@@ -36,7 +36,7 @@ class ClientSettings(BaseSettings):
 
     @property
     def home_path(self) -> Path:
-        """Where the local stack lies, which `.env` may say, as it does to `sluice up`."""
+        """The home of the local stack. `.env` may set it, as for `sluice up`."""
         home = self.home or _FolderSettings().home or DEFAULT_HOME
         return home.expanduser().resolve()
 
@@ -50,14 +50,13 @@ class _FolderSettings(BaseSettings):
 
 
 def client_settings(*, url: str | None = None) -> ClientSettings:
-    """The settings of this environment; `url` is one that goes before them.
+    """The settings of this environment. `url` is a URL that overrides them.
 
-    A key of `client.env` is for the URL of that file: it is not read where another place says
-    where the API is.
+    The key in `client.env` is for the URL in that file: it is not read if the URL is set elsewhere.
     """
     if url or os.environ.get("SLUICE_URL"):
         return ClientSettings()
-    # Not the home of a `.env`: that one is a file of others, too.
+    # Not `home_path`: the `.env` of the working directory may be somebody else's.
     home = Path(os.environ.get("SLUICE_HOME") or DEFAULT_HOME).expanduser()
     file = home / FILE
     try:
@@ -69,7 +68,7 @@ def client_settings(*, url: str | None = None) -> ClientSettings:
 
 
 def connection(url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """The URL and the key of the API. What is passed goes before all settings."""
+    """The URL and the key of the API. Arguments override all settings."""
     settings = client_settings(url=url)
     if api_key is None and settings.api_key is not None:
         api_key = settings.api_key.get_secret_value()
@@ -77,15 +76,15 @@ def connection(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 
 
 def local() -> tuple[str, str | None]:
-    """The connection of a program that names none itself."""
+    """The URL and the key for a program that passes none."""
     return connection(None, None)
 
 
 def find_url(settings: ClientSettings) -> str:
-    """Raises `ConnectionFailed` where no URL is set and no local stack runs."""
+    """Raises `ConnectionFailed` if no URL is set and no local stack runs."""
     if settings.url:
         return settings.url
-    # The local stack runs on Linux only; a client of another machine runs anywhere.
+    # The local stack runs on Linux only; a client runs anywhere.
     if sys.platform == "linux":
         from cli.stack.stackfile import find_stack
 

@@ -1,6 +1,6 @@
-"""`sluice doctor`: checks this machine and each part, and says what to do about what is wrong.
+"""The checks of `sluice doctor`: this machine, each part, and what to do about each fault.
 
-Looks, and changes nothing. Heavy packages are looked for, never imported.
+Nothing is changed. Heavy packages are only looked for, never imported.
 """
 
 import importlib.util
@@ -19,29 +19,19 @@ from urllib.parse import urlsplit
 import httpx
 
 from cli.connection import client_settings
+from cli.stack.ports import is_free
 from cli.stack.programs import api_address, cuda_devices, first_key
-from cli.stack.servers import (
-    PACKAGES,
-    chroma_ready,
-    database_ready,
-    fetch,
-    how_to_install,
-    is_free,
-    redis_program,
-    redis_ready,
-    status_of,
-)
+from cli.stack.readiness import chroma_ready, database_ready, fetch, redis_ready, status_of
+from cli.stack.servers import PACKAGES, how_to_install, redis_program
 from cli.stack.stackfile import Stack, find_stack, stack_status
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import ConfigurationError
 from shared.providers import REFERENCE_FORMS, ModelServer, is_reference, provider_of
 
-# What `sluice doctor` finds out, as data.
-
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCheck:
-    """What was looked at, what was found, and what to do where that is not right."""
+    """The outcome of a check; `fix` says what to do if it is not ok."""
 
     name: str
     ok: bool
@@ -49,8 +39,7 @@ class DoctorCheck:
     fix: str = ""
 
 
-# The doctor's looks at models: are they on this machine, or does the server behind them
-# answer?
+# Models: they are on this machine, or the server that has them answers
 
 NAME = "generation model"
 QUANTIZED = ("nf4", "int8")
@@ -87,15 +76,17 @@ def generation_model(settings: Settings) -> Iterator[DoctorCheck]:
             fix=f"set SLUICE_GENERATION_MODEL to {REFERENCE_FORMS}",
         )
     elif provider.is_loaded:
-        yield _local(name)
+        yield _local_model(name)
         yield from _quantization(settings)
     elif provider.server is not None:
-        yield _served(settings, provider.server, reference, name)
+        yield _remote_model(settings, provider.server, reference, name)
     else:
         yield DoctorCheck(name=NAME, ok=True, detail=f"{reference}: needs no model", fix="")
 
 
-def _served(settings: Settings, server: ModelServer, reference: str, name: str) -> DoctorCheck:
+def _remote_model(
+    settings: Settings, server: ModelServer, reference: str, name: str
+) -> DoctorCheck:
     url = server.address(settings, server.list_path)
     if url is None:
         return DoctorCheck(
@@ -109,7 +100,7 @@ def _served(settings: Settings, server: ModelServer, reference: str, name: str) 
         detail = f"{server.title} does not answer ({answer})"
         return DoctorCheck(name=NAME, ok=False, detail=detail, fix=server.remedy)
     detail = f"{reference}: the server answers at {server.url(settings)}"
-    if server.can_pull is None:  # Not every server lists all that it can serve.
+    if server.can_pull is None:  # such servers may not list all of their models
         return DoctorCheck(name=NAME, ok=True, detail=detail, fix="")
     has_it = name.removesuffix(":latest") in server.names(answer)
     is_pulled = server.can_pull(settings)
@@ -125,7 +116,7 @@ def _served(settings: Settings, server: ModelServer, reference: str, name: str) 
     )
 
 
-def _local(name: str) -> DoctorCheck:
+def _local_model(name: str) -> DoctorCheck:
     location = _location(name)
     detail, fix = f"hf/{name}: {location}", ""
     if location is None:
@@ -134,7 +125,8 @@ def _local(name: str) -> DoctorCheck:
 
 
 def _on_hub(name: str) -> tuple[str, str]:
-    """What the hub says of a model that is not here, and what to do; nothing, if it has it."""
+    """For a model that is not on this machine: what the hub answers, and what to do. Nothing to do
+    if the hub has it."""
     if name.startswith(("/", ".", "~")):
         return (
             f"hf/{name}: there is no such folder",
@@ -165,7 +157,7 @@ def _on_hub(name: str) -> tuple[str, str]:
 def _quantization(settings: Settings) -> Iterator[DoctorCheck]:
     precision = settings.generation_precision
     if precision == "auto" and settings.generation_device in ("auto", "cuda") and cuda_devices():
-        precision = "nf4"  # what a worker takes on a GPU
+        precision = "nf4"  # the default of a worker on a GPU
     if precision in QUANTIZED:
         is_there = importlib.util.find_spec("bitsandbytes") is not None
         yield DoctorCheck(
@@ -178,7 +170,7 @@ def _quantization(settings: Settings) -> Iterator[DoctorCheck]:
 
 
 def _location(name: str) -> str | None:
-    """Where on this machine the model is."""
+    """The place of the model on this machine, in words."""
     if Path(name).expanduser().is_dir():
         return "a folder"
     if (_hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots").is_dir():
@@ -192,6 +184,8 @@ def _hub_cache() -> Path:
     return (Path(hub) if hub else home / "hub").expanduser()
 
 
+# The machine, the stack, the servers and the API
+
 DISK_NEEDED_BYTES = 2 * 2**30
 UP = "run `sluice up`"
 
@@ -199,8 +193,8 @@ UP = "run `sluice up`"
 def check(
     settings: Settings, *, url: str | None = None, api_key: str | None = None
 ) -> list[DoctorCheck]:
-    """All checks, in the order in which to put things right; `url` and `api_key` are of the API,
-    and go before the settings of clients."""
+    """All checks, in the order in which faults should be mended. `url` and `api_key` of the API
+    override the settings of clients."""
     client = client_settings(url=url)
     if api_key is None and client.api_key is not None:
         api_key = client.api_key.get_secret_value()
@@ -282,8 +276,8 @@ def _disk(settings: Settings) -> DoctorCheck:
     )
 
 
-def _exposure(settings: Settings) -> DoctorCheck:
-    """Of the API that would start here; of one that answers, it is asked."""
+def _keys_of_settings(settings: Settings) -> DoctorCheck:
+    """For an API that would start with these settings."""
     requires_key = bool(settings.api_keys)
     return _keys(
         settings,
@@ -293,8 +287,8 @@ def _exposure(settings: Settings) -> DoctorCheck:
     )
 
 
-def _exposure_of(settings: Settings, url: str) -> DoctorCheck:
-    """Of the API at this URL: one that asks for keys refuses a call without."""
+def _keys_of_api(settings: Settings, url: str) -> DoctorCheck:
+    """For a running API: if it needs a key, it refuses a call without one."""
     status = status_of(f"{url}/v1/queues")
     host = urlsplit(url).hostname or ""
     if status not in (200, 401, 403):
@@ -337,7 +331,7 @@ def _stack(settings: Settings, stack: Stack | None, url: str | None) -> Iterator
 
 
 def _servers(settings: Settings, stack: Stack | None) -> Iterator[DoctorCheck]:
-    """The servers of the running stack, else those that are set; what is neither is not there."""
+    """The servers of the running stack, or those of the settings."""
     database_url = settings.database_url and settings.require_database_url()
     database = stack.database_url if stack else database_url
     if database:
@@ -373,13 +367,13 @@ def _migrations(url: str) -> DoctorCheck:
 
 
 def _api(
-    settings: Settings, stack: Stack | None, named: str | None, key: str | None
+    settings: Settings, stack: Stack | None, api_url: str | None, key: str | None
 ) -> Iterator[DoctorCheck]:
-    """Of the API that was named, else of that of this machine."""
-    url = (named or (stack.api_url if stack else "")).rstrip("/")
+    """The API at `api_url`, else that of this machine."""
+    url = (api_url or (stack.api_url if stack else "")).rstrip("/")
     if not url and settings.database_url is None:
-        yield _exposure(settings)
-        return  # The local stack does not run; that has been said.
+        yield _keys_of_settings(settings)
+        return  # another check says already that the local stack does not run
     url = url or api_address(settings.api_host, settings.api_port)
     health = fetch(f"{url}/healthz")
     lives = isinstance(health, dict) and "status" in health
@@ -390,12 +384,12 @@ def _api(
         fix=f"{UP}, start `python -m api`, or set SLUICE_URL to where it is",
     )
     if not lives:
-        if not named:
-            yield _exposure(settings)
+        if not api_url:
+            yield _keys_of_settings(settings)
         return
-    yield _exposure_of(settings, url)
-    if key is None and not named:
-        key = first_key(settings)  # The settings of this machine are those of its own API alone.
+    yield _keys_of_api(settings, url)
+    if key is None and not api_url:
+        key = first_key(settings)  # settings of this machine are not for an API elsewhere
     for path, read in (("/v1/workers", _workers), ("/v1/queues", _queues), ("/readyz", _readiness)):
         answer = fetch(f"{url}{path}", key, accept=(200, 503) if path == "/readyz" else (200,))
         yield from _read(url, path, answer, read)
@@ -404,12 +398,12 @@ def _api(
 def _read(
     url: str, path: str, answer: Any, read: Callable[[Any], list[DoctorCheck]]
 ) -> list[DoctorCheck]:
-    """What `read` makes of an answer; a string says why there is none."""
+    """The checks that `read` makes of an answer. A string is the reason why there is none."""
     if isinstance(answer, str):
         refused = "answers 401" in answer or "answers 403" in answer
         fix = "set SLUICE_API_KEY to a key of that API" if refused else "read the log of the API"
         name = "API key" if refused else f"API: {path}"
-        # Every path would say this of the key.
+        # Every path fails for the same key; it is reported once.
         return (
             []
             if refused and read is _queues
@@ -442,7 +436,7 @@ def _workers(answer: Any) -> list[DoctorCheck]:
 
 
 def _queues(answer: Any) -> list[DoctorCheck]:
-    """A pause is meant, and no fault; but whoever wonders why nothing happens has to know of it."""
+    """A paused queue is no fault, but it may be the reason why nothing happens."""
     names = " ".join(str(queue["name"]) for queue in answer["items"] if queue["paused"])
     detail = f"paused: {names}; `sluice queues resume {names}` goes on" if names else ""
     return [DoctorCheck(name="queues", ok=True, detail=detail or "none is paused")]
@@ -461,5 +455,5 @@ def _readiness(answer: Any) -> list[DoctorCheck]:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest parent that there is."""
+    """The path, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,7 +1,7 @@
-"""How a command ends where it has no result: exit codes, and the document of an error.
+"""Errors of commands: exit codes, and the JSON document of an error.
 
-`docs/cli.md` lists the codes for users. A command raises the errors of the client (`sluice.errors`)
-and, about this machine, those of `shared.errors`.
+`docs/cli.md` lists the codes for users. Commands raise the errors of the client (`sluice.errors`);
+those about this machine raise errors of `shared.errors`.
 """
 
 from enum import IntEnum
@@ -12,12 +12,12 @@ import sluice.errors
 from sluice import ApiError, ConnectionFailed, JobCancelled, JobEndedBadly, State, WaitTimeout
 
 ERRORS = (sluice.errors.SluiceError, shared.errors.SluiceError)
-"""What is raised on purpose, with a message for the person."""
+"""Errors whose message is for the user."""
 AnyError = sluice.errors.SluiceError | shared.errors.SluiceError
 
 
 class Interrupted(sluice.errors.SluiceError):
-    """Ctrl-C ended the waiting; the message says what goes on."""
+    """Ctrl-C ended the waiting. The message says what is still running."""
 
 
 class Exit(IntEnum):
@@ -34,10 +34,9 @@ class Exit(IntEnum):
     CLOSED_PIPE = 141
 
 
-OF_STATE: dict[str, Exit] = {State.FAILED: Exit.FAILED, State.CANCELLED: Exit.CANCELLED}
-"""For commands that end with a job; any other state is no error."""
+_EXIT_OF_STATE: dict[str, Exit] = {State.FAILED: Exit.FAILED, State.CANCELLED: Exit.CANCELLED}
 
-_OF_ERROR: tuple[tuple[type[AnyError], Exit], ...] = (
+_EXIT_OF_ERROR: tuple[tuple[type[AnyError], Exit], ...] = (
     (JobCancelled, Exit.CANCELLED),
     (WaitTimeout, Exit.TIMEOUT),
     (Interrupted, Exit.INTERRUPTED),
@@ -52,13 +51,18 @@ _OF_ERROR: tuple[tuple[type[AnyError], Exit], ...] = (
 )
 
 
-def of_error(error: AnyError) -> Exit:
+def exit_of_state(state: str) -> Exit:
+    """The exit code of a command that ends with a job or batch in this state."""
+    return _EXIT_OF_STATE.get(state, Exit.OK)
+
+
+def exit_of_error(error: AnyError) -> Exit:
     if isinstance(error, ApiError):
         if error.status == 404:
             return Exit.NOT_FOUND
         return Exit.UNREACHABLE if error.status >= 500 else Exit.REFUSED
-    for kind, code in _OF_ERROR:
-        if isinstance(error, kind):
+    for class_, code in _EXIT_OF_ERROR:
+        if isinstance(error, class_):
             return code
     return Exit.FAILED
 
@@ -66,8 +70,8 @@ def of_error(error: AnyError) -> Exit:
 def error_document(
     error: Exception, message: str, exit_code: int, *, type_: str | None = None
 ) -> dict[str, Any]:
-    """What `--json` runs say of an error, with all that it knows besides its message."""
-    # One name for all answers of the API, whose `status` tells them apart.
+    """The document of an error for `--json`, with all details of the error."""
+    # One type for all errors of the API; their `status` distinguishes them.
     name = ApiError.__name__ if isinstance(error, ApiError) else type(error).__name__
     entry: dict[str, Any] = {
         "type": type_ or name,

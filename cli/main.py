@@ -10,7 +10,7 @@ from importlib.metadata import version as installed_version
 import click
 from click.shell_completion import get_completion_class
 
-from cli.errors import ERRORS, AnyError, Exit, Interrupted, error_document, of_error
+from cli.errors import ERRORS, AnyError, Exit, Interrupted, error_document, exit_of_error
 from cli.options import CONTEXT, Group, Target, connection_options, json_option
 from cli.terminal.output import ClosedPipe, print_json, print_text, say, say_json, write_text
 
@@ -30,11 +30,11 @@ MODULES = {
     "logs": "stack", "search": "ask", "submit": "jobs", "queues": "stack", "workers": "stack",
     "watch": "sync",
 }  # fmt: skip
-"""Where a command is not in the module of its name. A module is imported when it is needed."""
+"""The modules of commands that have no module of their own. Modules are imported when needed."""
 
 
 class Root(Group):
-    """The commands by what they are about; `--json` may stand before them, too."""
+    """The commands in sections. `--json` may also stand before a command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = 0
@@ -139,13 +139,13 @@ sluice.add_command(version)
 
 
 def run(args: Sequence[str]) -> int:
-    """The exit code of one command line, its errors told on stderr."""
+    """Run one command line and return its exit code. Errors are written to stderr."""
     try:
         code = sluice.main(list(args), prog_name="sluice", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else Exit.OK
     except click.exceptions.NoArgsIsHelpError as error:
-        # A group alone asks for its commands, which is no error.
+        # The name of a group alone shows its commands, which is no error.
         print_text(error.format_message())
         return Exit.OK
     except click.ClickException as error:
@@ -157,13 +157,13 @@ def run(args: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _report(args, Interrupted("Interrupted."), Exit.INTERRUPTED)
     except ClosedPipe:
-        # The interpreter flushes stdout once more at its end, which must not fail again.
+        # The interpreter flushes stdout at its end; this must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.CLOSED_PIPE
     except ERRORS as error:
         if "--debug" in args:
             traceback.print_exc()
-        return _report(args, error, of_error(error))
+        return _report(args, error, exit_of_error(error))
     except Exception as error:
         if "--debug" in args:
             traceback.print_exc()
@@ -179,7 +179,7 @@ def run(args: Sequence[str]) -> int:
 def main() -> None:
     code = run(sys.argv[1:])
     if code == Exit.INTERRUPTED:
-        # The usual way out would wait for the uploads that other threads still have under way.
+        # sys.exit would wait for uploads that still run in other threads.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

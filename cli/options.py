@@ -1,10 +1,6 @@
-"""What commands have in common: connection options, `--json`, values, and what shells complete."""
+"""Options and groups that commands share: the connection, `--json`, completion in shells."""
 
-import csv
 import functools
-import json
-import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,16 +12,15 @@ from click.shell_completion import CompletionItem
 
 from cli.connection import connection
 from cli.terminal.output import first_words, say
-from shared.bounds import nfc
-from shared.filters import escaped
+from cli.values import name_and_value
 from shared.kinds.hf import TASKS
 from shared.providers import REFERENCE_FORMS, is_servable
 from sluice import Client, Retries
 
-# What the shell may offer for an argument: names and ids, as the API has them now.
+# Completion in shells: names and ids that the API has now.
 #
-# Whatever goes wrong (no API, no key, a slow answer) offers nothing, and says nothing: a
-# message would break into the line that is being typed.
+# After an error (no API, no key, a slow answer) nothing is offered and nothing printed: a message
+# would disturb the line that the user is typing.
 
 TIMEOUT_S = 1.0
 SHOWN_ITEMS = 50
@@ -33,7 +28,7 @@ _HELP_CELLS = 60
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 Offers = Iterable[tuple[str, str]]
-"""Values, and what is said beside them."""
+"""Values with their descriptions."""
 
 
 def _completer(offers: Callable[[Client, click.Context], Offers]) -> Completer:
@@ -42,9 +37,9 @@ def _completer(offers: Callable[[Client, click.Context], Offers]) -> Completer:
     ) -> list[CompletionItem]:
         try:
             params = {**ctx.find_root().params, **{k: v for k, v in ctx.params.items() if v}}
-            nothing_twice = Retries(connect_for_s=0, retry_for_s=0, busy_for_s=0)
+            no_retries = Retries(connect_for_s=0, retry_for_s=0, busy_for_s=0)
             address = connection(params.get("url"), params.get("api_key"))
-            with Client(*address, timeout_s=TIMEOUT_S, retries=nothing_twice) as client:
+            with Client(*address, timeout_s=TIMEOUT_S, retries=no_retries) as client:
                 matches = [
                     offer for offer in offers(client, ctx) if offer[0].startswith(incomplete)
                 ]
@@ -124,7 +119,7 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where the global options point."""
+    """The global options `--url` and `--api-key`."""
 
     url: str | None
     api_key: str | None
@@ -133,7 +128,7 @@ class Target:
 def served_models(
     _context: click.Context, _parameter: click.Parameter, models: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Click's callback for the models that a worker is to serve."""
+    """The callback of click for models that a worker serves."""
     for model in models:
         if not is_servable(model):
             raise click.BadParameter(
@@ -149,7 +144,7 @@ def json_option(function: Callable[P, int]) -> Callable[P, int]:
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--url` and `--api-key`, which are taken before and after a command's name."""
+    """`--url` and `--api-key`, which may stand before and after a command's name."""
     options = (
         click.option("--url", metavar="URL", help="The API; else SLUICE_URL, or the local stack."),
         click.option("--api-key", metavar="KEY", help="Else SLUICE_API_KEY, which `ps` hides."),
@@ -190,13 +185,7 @@ def variables_option(function: Callable[..., Any]) -> Callable[..., Any]:
     def read(
         _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
     ) -> dict[str, str]:
-        variables: dict[str, str] = {}
-        for pair in pairs:
-            name, equals, value = pair.partition("=")
-            if not equals or not name.strip():
-                raise click.BadParameter(f"{pair!r} does not read NAME=VALUE.")
-            variables[name.strip()] = value
-        return variables
+        return dict(map(name_and_value, pairs))
 
     return click.option(
         "--var", "variables", multiple=True, metavar="NAME=VALUE", callback=read,
@@ -223,7 +212,7 @@ def target(url: str | None, api_key: str | None) -> tuple[str | None, str | None
 
 
 class Group(click.Group):
-    """Commands whose descriptions are never cut off in the list of them."""
+    """A group whose list of commands shows their whole descriptions."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_section(ctx, formatter, "Commands", self.list_commands(ctx))
@@ -266,7 +255,7 @@ class ListByDefault(Group):
         )
 
     def _end_of_options(self, args: Sequence[str]) -> int:
-        """Where the first argument is that is neither an option nor the value of one."""
+        """The index of the first argument that is no option and no value of one."""
         with_value = {
             name
             for command in self.commands.values()
@@ -281,166 +270,7 @@ class ListByDefault(Group):
 
 
 def confirm(question: str) -> None:
-    """Ask before what cannot be undone; a script must say --yes."""
+    """Ask before an action that cannot be undone. Scripts have to pass --yes."""
     if not sys.stdin.isatty():
         raise click.UsageError("This cannot be undone. Confirm it with --yes.")
     click.confirm(question, abort=True, err=True)
-
-
-Value = str | int | float | bool
-
-
-def key_values(
-    _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
-) -> dict[str, Value | list[Any]]:
-    """`year=2024` is a number, `draft=true` a truth value, `year="2024"` and all else text.
-
-    A list is written as JSON: `tags=["new", "large"]`. A key in double quotes may hold anything:
-    `"a=b"=1`.
-    """
-    values: dict[str, Value | list[Any]] = {}
-    for pair in pairs:
-        key, text = _key_and_text(pair)
-        if nfc(key) in map(nfc, values):
-            raise click.BadParameter(f"{key!r} is given twice.")
-        items = _list(text)
-        values[key] = _value(text) if items is None else items
-    return values
-
-
-def filter_of(
-    _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, Any]:
-    """All of the filters together, as `shared/filters.py` reads them: `year>=2024`, `team != "x"`,
-    `team in office, desk`, `tags contains new`, or JSON such as `{"$or": [...]}`."""
-    parts = [_json_filter(text) if text.lstrip().startswith("{") else _one(text) for text in texts]
-    equal = [nfc(key) for part in parts for key, value in part.items() if not _is_compound(value)]
-    for key in equal:
-        if equal.count(key) > 1:
-            raise click.BadParameter(f"{key!r} cannot equal two values; write {key} in A, B.")
-    return parts[0] if len(parts) == 1 else {"$and": parts} if parts else {}
-
-
-_COMPARISON = re.compile(
-    r"""\s*(?P<key>"(?:[^"\\]|\\.)*"|[^"=<>!~].*?)??
-        (?:\s*(?P<sign>[<>=!~]{1,3})|\s+(?P<word>not\s+in|in|contains)(?=[\s([]))
-        \s*(?P<value>.*)""",
-    re.VERBOSE | re.DOTALL,
-)
-_OPERATORS = {
-    "=": "$eq", "==": "$eq", "!=": "$ne", ">": "$gt", ">=": "$gte", "<": "$lt", "<=": "$lte",
-    "in": "$in", "not in": "$nin", "contains": "$contains",
-}  # fmt: skip
-_ITEM = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)')
-
-
-def _one(text: str) -> dict[str, Any]:
-    comparison = _COMPARISON.fullmatch(text)
-    if comparison is None or not (comparison["key"] or "").strip():
-        raise click.BadParameter(
-            f"{text!r} does not read KEY=VALUE. A filter is written year=2024, year!=2024, "
-            "year>=2024 (also > < <=), 'team in office, desk', 'tags contains new', or as JSON: "
-            '\'{"$or": [{"year": 2024}, {"year": 2025}]}\'.'
-        )
-    sign = comparison["sign"] or " ".join(comparison["word"].split())
-    if sign not in _OPERATORS:
-        raise click.BadParameter(
-            f"{text!r} compares with {sign}, which is none of = != > >= < <=, in, not in and "
-            "contains. A key that holds such a sign is put in double quotes: '\"a>b\"=1'; so is a "
-            "value that begins with one: 'a=\"=1\"'."
-        )
-    key = comparison["key"].strip()
-    if key.startswith('"'):
-        key = _quoted(key, text)
-    operator, written = _OPERATORS[sign], comparison["value"].strip()
-    if not written and operator != "$eq":
-        raise click.BadParameter(f'{text!r} has no value; an empty text is written "".')
-    if operator in ("$in", "$nin"):
-        return {escaped(key): {operator: _items(written)}}
-    if _list(written) is not None:
-        raise click.BadParameter(
-            f"{text!r} compares with a list. Write '{key} in A, B' for one of several values, or "
-            f"'{key} contains A' for an item of a list."
-        )
-    value = _value(written)
-    return {escaped(key): value if operator == "$eq" else {operator: value}}
-
-
-def _items(text: str) -> list[Any]:
-    """`office, "A, B", 3`, in brackets or not; or a list as JSON."""
-    if (items := _list(text)) is not None:
-        return items
-    for brackets in ("()", "[]"):
-        if text.startswith(brackets[0]) and text.endswith(brackets[1]):
-            text = text[1:-1]
-    return [_value(item[1]) for item in _ITEM.finditer(text) if item[1]]
-
-
-def _json_filter(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r} begins as JSON and is none ({error}). A key that begins with a brace is put "
-            "in double quotes."
-        ) from error
-    assert isinstance(value, dict)
-    return value
-
-
-def _is_compound(value: Any) -> bool:
-    return isinstance(value, dict | list)
-
-
-def _quoted(key: str, text: str) -> str:
-    try:
-        return str(json.loads(key))
-    except ValueError as error:
-        raise click.BadParameter(f'{text!r} does not read "KEY"=VALUE.') from error
-
-
-def _key_and_text(pair: str) -> tuple[str, str]:
-    if pair.startswith('"'):
-        try:
-            key, end = json.JSONDecoder().raw_decode(pair)
-        except ValueError as error:
-            raise click.BadParameter(f'{pair!r} does not read "KEY"=VALUE.') from error
-        if not pair.startswith("=", end):
-            raise click.BadParameter(f'{pair!r} does not read "KEY"=VALUE.')
-        return str(key), pair[end + 1 :]
-    key, equals, text = pair.partition("=")
-    if not equals or not key.strip():
-        raise click.BadParameter(f"{pair!r} does not read KEY=VALUE.")
-    return key.strip(), text
-
-
-def column_names(
-    _ctx: click.Context, _param: click.Parameter, text: str | None
-) -> list[str] | None:
-    """Names by comma; one that holds a comma is put in double quotes."""
-    if text is None:
-        return None
-    names = next(csv.reader([text], skipinitialspace=True), [])
-    if not all(names) or not names:
-        raise click.BadParameter(f"{text!r} does not read NAME,NAME,…")
-    return names
-
-
-def _value(text: str) -> Value:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    if isinstance(value, float) and not math.isfinite(value):
-        return text
-    return value if isinstance(value, str | int | float | bool) else text
-
-
-def _list(text: str) -> list[Any] | None:
-    if not text.startswith("["):
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, list) else None

@@ -11,7 +11,6 @@ from cli.options import (
     complete_collections,
     complete_models,
     complete_prompts,
-    filter_of,
     sampling_options,
     variables_option,
     with_client,
@@ -26,6 +25,7 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.progress import finished_job, print_remarks, print_warnings, show_answer
+from cli.values import filter_of
 from shared.kinds.search import FETCH_LIMIT, NEIGHBOURS_LIMIT, SearchType
 from sluice import Answer, Client, Hit, Job
 from sluice.inputs import rag_input, search_input
@@ -128,8 +128,10 @@ def search(
       sluice search "parking" -c handbook --filter 'year>=2024' --filter 'team in office, desk'
     """
     where = collections[0] if len(collections) == 1 else collections
-    chosen = cast("SearchOptions", _chosen(type=type_, debug=debug or None, **options))
-    job_input = search_input(where, query, k=k, filter=conditions, search=chosen)
+    options = _without_none(type=type_, debug=debug or None, **options)
+    job_input = search_input(
+        where, query, k=k, filter=conditions, search=cast("SearchOptions", options)
+    )
     job = finished_job(client, "search", job_input, doing="Searching", timeout_s=timeout_s)
     hits = [Hit.model_validate(hit) for hit in client.result(job)["hits"]]
     if as_json:
@@ -151,12 +153,12 @@ def search(
     return 0
 
 
-def _chosen(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
 PASSAGE_CELLS = 100
-"""How much of a passage a pipe gets; a terminal gets what fits its line."""
+"""The length of a passage in a pipe. On a terminal it fills the line."""
 
 
 @click.command()
@@ -221,7 +223,7 @@ def ask(
         "k": k,
         "model": model,
         "filter": conditions,
-        "search": _chosen(type=type_, rerank=rerank, expand=expand),
+        "search": _without_none(type=type_, rerank=rerank, expand=expand),
         "parameters": parameters,
         "prompt": prompt if prompt_file is None else _prompt(prompt_file),
         "variables": variables,

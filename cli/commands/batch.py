@@ -1,4 +1,4 @@
-"""`sluice batch`: files of many requests, of which each line is a job."""
+"""`sluice batch`: files of many requests, each line a job."""
 
 import itertools
 import sys
@@ -12,8 +12,8 @@ from typing import Any, TextIO
 
 import click
 
-from cli.errors import OF_STATE, Exit, Interrupted
-from cli.options import ListByDefault, complete_batches, key_values, with_client
+from cli.errors import Exit, Interrupted, exit_of_state
+from cli.options import ListByDefault, complete_batches, with_client
 from cli.terminal.output import (
     ago,
     duration,
@@ -28,6 +28,7 @@ from cli.terminal.output import (
     write_text,
 )
 from cli.terminal.progress import watch_job
+from cli.values import key_values
 from shared.bounds import json_line
 from shared.vocabulary import Lane
 from sluice import Batch, Client
@@ -95,7 +96,7 @@ def submit(
     if timeout_s is not None and not wait:
         raise click.UsageError("--timeout is for --wait.")
     with _source(path) as source:
-        made = client.create_batch(
+        batch = client.create_batch(
             source,
             endpoint=endpoint,
             completion_window=window,
@@ -106,12 +107,12 @@ def submit(
             idempotency_key=idempotency_key,
         )
     if wait:
-        return _followed(client, made.id, timeout_s=timeout_s, as_json=as_json)
+        return _follow(client, batch.id, timeout_s=timeout_s, as_json=as_json)
     if as_json:
-        print_json(made)
+        print_json(batch)
     else:
-        print_text(made.id)
-        say(f"Submitted. Follow it with `sluice batch watch {made.id}`.")
+        print_text(batch.id)
+        say(f"Submitted. Follow it with `sluice batch watch {batch.id}`.")
     return Exit.OK
 
 
@@ -121,7 +122,7 @@ def submit(
 @with_client
 def watch(client: Client, *, batch_id: str, timeout_s: float | None, as_json: bool) -> int:
     """Follow a batch to its end: lines done, rate, time left. Ctrl-C leaves it running."""
-    return _followed(client, _whole(client, batch_id), timeout_s=timeout_s, as_json=as_json)
+    return _follow(client, _full_id(client, batch_id), timeout_s=timeout_s, as_json=as_json)
 
 
 @batch.command()
@@ -129,11 +130,11 @@ def watch(client: Client, *, batch_id: str, timeout_s: float | None, as_json: bo
 @with_client
 def show(client: Client, *, batch_id: str, as_json: bool) -> int:
     """How far a batch is, and what was wrong with its file."""
-    one = client.batch(_whole(client, batch_id))
+    batch = client.batch(_full_id(client, batch_id))
     if as_json:
-        print_json(one)
+        print_json(batch)
     else:
-        _show(one)
+        _show(batch)
     return Exit.OK
 
 
@@ -151,14 +152,14 @@ def list_batches(client: Client, *, limit: int, as_json: bool) -> int:
         ("id", "status", "done", "failed", "age" if for_person else "created", "endpoint"),
         [
             (
-                one.id,
-                one.status,
-                f"{one.lines.succeeded}/{one.lines.total}",
-                one.lines.failed,
-                ago(one.created_at).removesuffix(" ago") if for_person else one.created_at,
-                one.endpoint,
+                batch.id,
+                batch.status,
+                f"{batch.lines.succeeded}/{batch.lines.total}",
+                batch.lines.failed,
+                ago(batch.created_at).removesuffix(" ago") if for_person else batch.created_at,
+                batch.endpoint,
             )
-            for one in items
+            for batch in items
         ],
         flexible="endpoint",
     )
@@ -178,18 +179,18 @@ def list_batches(client: Client, *, limit: int, as_json: bool) -> int:
 def results(
     client: Client, *, batch_id: str, errors: bool, output: Path | None, as_json: bool
 ) -> int:
-    """The answers so far, as JSON lines. While the batch runs they come as lines ended; in the
-    end they have the order of its file."""
-    lines = client.batch_results(_whole(client, batch_id), errors=errors)
+    """The answers so far, as JSON lines. While the batch runs they come in the order in which
+    lines ended, and after its end in the order of its file."""
+    lines = client.batch_results(_full_id(client, batch_id), errors=errors)
     if output is not None:
-        with _whole_file(output) as stream:
+        with _replaced_file(output) as stream:
             count = 0
             for line in lines:
                 stream.write(f"{json_line(line)}\n")
                 count += 1
         say(f"Wrote {plural(count, 'line')} to {output}.")
     elif as_json:
-        # Piece by piece: there may be more of them than memory.
+        # One after the other: all of them may not fit into memory.
         write_text('{"items": [\n')
         for number, line in enumerate(lines):
             write_text("," if number else "")
@@ -206,11 +207,11 @@ def results(
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[TextIO]:
-    """The file at a path, which gets there when all of it is written."""
+def _replaced_file(path: Path) -> Iterator[TextIO]:
+    """A new file, which takes its place at the path when all of it is written."""
     new = path.resolve().with_name(f".{path.name}.new")
     is_special = path.exists() and not path.is_file()
-    # Half of a pair of surrogates is written as JSON escapes it.
+    # A lone surrogate is written in the escape of JSON.
     with (path if is_special else new).open(
         "w", encoding="utf-8", errors="backslashreplace"
     ) as stream:
@@ -230,12 +231,12 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
 @with_client
 def retry_failed(client: Client, *, batch_id: str, unfinished: bool, as_json: bool) -> int:
     """Run the lines again that have failed, and nothing else."""
-    one = client.retry_batch(_whole(client, batch_id), unfinished=unfinished)
+    batch = client.retry_batch(_full_id(client, batch_id), unfinished=unfinished)
     if as_json:
-        print_json(one)
+        print_json(batch)
     else:
-        left = one.lines.waiting + one.lines.running
-        say(f"{plural(left, 'line')} to run. Follow it with `sluice batch watch {one.id}`.")
+        left = batch.lines.waiting + batch.lines.running
+        say(f"{plural(left, 'line')} to run. Follow it with `sluice batch watch {batch.id}`.")
     return Exit.OK
 
 
@@ -244,18 +245,18 @@ def retry_failed(client: Client, *, batch_id: str, unfinished: bool, as_json: bo
 @with_client
 def cancel(client: Client, *, batch_id: str, as_json: bool) -> int:
     """Cancel the lines that are not done. The answers of the others stay."""
-    one = client.cancel_batch(_whole(client, batch_id))
+    batch = client.cancel_batch(_full_id(client, batch_id))
     if as_json:
-        print_json(one)
+        print_json(batch)
     else:
-        say(f"{one.id} is {one.status}; {plural(one.lines.succeeded, 'answer')} stay.")
+        say(f"{batch.id} is {batch.status}; {plural(batch.lines.succeeded, 'answer')} stay.")
     return Exit.OK
 
 
 @contextmanager
 def _source(path: str) -> Iterator[Path]:
-    """A file with the lines. What is read from a pipe is put into one: it may be large, and is sent
-    again where a connection breaks."""
+    """A file with the lines. A pipe is copied into one: it may be large, and an upload is repeated
+    if the connection breaks."""
     if path != "-" and Path(path).is_file():
         yield Path(path)
         return
@@ -274,54 +275,54 @@ def _source(path: str) -> Iterator[Path]:
         yield copy
 
 
-def _whole(client: Client, batch_id: str) -> str:
-    """Ids of OpenAI's API are taken, too."""
+def _full_id(client: Client, batch_id: str) -> str:
+    """The id of a batch, also from its beginning, or from the form of OpenAI's API."""
     return client.whole_id("job", batch_id.removeprefix("batch_"))
 
 
-def _followed(client: Client, batch_id: str, *, timeout_s: float | None, as_json: bool) -> int:
+def _follow(client: Client, batch_id: str, *, timeout_s: float | None, as_json: bool) -> int:
     try:
-        one = client.batch(batch_id)  # a job of another kind is none
-        if not as_json and not one.ended:
-            job = client.job(batch_id).model_copy(update={"waiting_for": one.waiting_for})
+        batch = client.batch(batch_id)  # raises NotFound for a job of another kind
+        if not as_json and not batch.ended:
+            job = client.job(batch_id).model_copy(update={"waiting_for": batch.waiting_for})
             watch_job(client, job, name="Lines", timeout_s=timeout_s)
-        one = client.wait_batch(batch_id, timeout_s=timeout_s)
+        batch = client.wait_batch(batch_id, timeout_s=timeout_s)
     except KeyboardInterrupt:
         raise Interrupted(
             f"The batch goes on. Cancel it with `sluice batch cancel {batch_id}`."
         ) from None
     if as_json:
-        print_json(one)
+        print_json(batch)
     else:
-        _show(one)
-    return OF_STATE.get(one.state, Exit.OK)
+        _show(batch)
+    return exit_of_state(batch.state)
 
 
-def _show(one: Batch) -> None:
-    print_fields([(name, value) for name, value in _fields(one) if value not in (None, "")])
+def _show(batch: Batch) -> None:
+    print_fields([(name, value) for name, value in _fields(batch) if value not in (None, "")])
 
 
-def _fields(one: Batch) -> Iterator[tuple[str, object]]:
-    counts = one.lines
-    yield "id", one.id
-    yield "status", one.status
-    yield "endpoint", one.endpoint
+def _fields(batch: Batch) -> Iterator[tuple[str, object]]:
+    counts = batch.lines
+    yield "id", batch.id
+    yield "status", batch.status
+    yield "endpoint", batch.endpoint
     yield "lines", counts.total
     for name in ("waiting", "running", "succeeded", "failed", "cancelled", "expired"):
         if count := getattr(counts, name):
             yield name, count
-    yield "position", one.position
-    if one.eta_s is not None:
-        yield "done in", duration(one.eta_s)
-    yield "waits for", one.waiting_for
-    if not one.ended:
-        yield "finish by", one.finish_by
-    yield "error", one.error.message if one.error else ""
-    for error in one.errors[:SHOWN_ERRORS]:
+    yield "position", batch.position
+    if batch.eta_s is not None:
+        yield "done in", duration(batch.eta_s)
+    yield "waits for", batch.waiting_for
+    if not batch.ended:
+        yield "finish by", batch.finish_by
+    yield "error", batch.error.message if batch.error else ""
+    for error in batch.errors[:SHOWN_ERRORS]:
         yield "", f"line {error.line}: {error.message}" if error.line else error.message
-    if (left := len(one.errors) - SHOWN_ERRORS) > 0:
+    if (left := len(batch.errors) - SHOWN_ERRORS) > 0:
         yield "", f"and {left} more; --json has all"
-    for warning in one.warnings:
+    for warning in batch.warnings:
         yield "warning", warning
     if counts.succeeded:
-        yield "answers", f"`sluice batch results {one.id}`"
+        yield "answers", f"`sluice batch results {batch.id}`"

@@ -21,21 +21,21 @@ from cli.terminal.progress import print_remarks, print_warnings, show_answer, wa
 from sluice import Client, Job
 from sluice.inputs import chat_input, user_messages
 
-# An interactive chat: lines of a terminal as the messages of one stored conversation.
-
 PROMPT = "> "
+NEW = "new"
 
 
-def talk(
+def chat_lines(
     client: Client,
     *,
     system: str | None,
     conversation_id: str | None,
     options: Mapping[str, Any],
 ) -> str | None:
-    """Until Ctrl-D; the id of the conversation, which is started with the first line.
+    """Answer lines of the terminal in one stored conversation until Ctrl-D; returns its id.
 
-    `options` are those of `chat_input`. A turn that fails or is cancelled does not end the chat.
+    The first line starts the conversation if there is none. `options` are those of `chat_input`. A
+    turn that fails or is cancelled does not end the chat.
     """
     with suppress(ImportError):
         import readline  # noqa: F401  # its import gives input() line editing and a history
@@ -67,9 +67,6 @@ def talk(
             say("\nCancelled. This turn is not part of the conversation.")
         except ERRORS as error:
             say(f"sluice: {error.message}")
-
-
-NEW = "new"
 
 
 @click.command()
@@ -133,15 +130,19 @@ def chat(
         "prompt": prompt,
         "variables": variables,
     }
-    known = None if conversation in (None, NEW) else client.whole_id("conversation", conversation)
+    conversation_id = (
+        None if conversation in (None, NEW) else client.whole_id("conversation", conversation)
+    )
     if text is None and prompt is None and sys.stdin.isatty():
         if as_json or not stdout().is_terminal:
             raise click.UsageError("Give a TEXT, or - to read one from standard input.")
-        if known is not None:
-            client.conversation(known)  # Not found is better told now than at the first line.
-        talked = talk(client, system=system, conversation_id=known, options=options)
-        if talked is not None:
-            say(f"Go on with `sluice chat --conversation {talked}`.")
+        if conversation_id is not None:
+            client.conversation(conversation_id)  # raises NotFound now, not at the first line
+        conversation_id = chat_lines(
+            client, system=system, conversation_id=conversation_id, options=options
+        )
+        if conversation_id is not None:
+            say(f"Go on with `sluice chat --conversation {conversation_id}`.")
         return 0
     messages: Sequence[Mapping[str, Any]] = ()
     if text is not None or prompt is None:
@@ -149,9 +150,9 @@ def chat(
     elif system is not None:
         raise click.UsageError("--system goes with a TEXT; --prompt alone is the user's message.")
     if conversation == NEW:
-        known = client.start_conversation().id
-        say(f"Conversation {known}")
-    job_input = chat_input(messages, conversation_id=known, **options)
+        conversation_id = client.start_conversation().id
+        say(f"Conversation {conversation_id}")
+    job_input = chat_input(messages, conversation_id=conversation_id, **options)
     job: Job = client.submit("chat", job_input, lane="interactive")
     if not as_json:
         job = show_answer(client, job, timeout_s=timeout_s)
@@ -161,7 +162,7 @@ def chat(
     with waiting("Waiting for the model") as show:
         job = client.wait(job.id, timeout_s=timeout_s, on_waiting=show).require_success()
     print_warnings(job)
-    print_json({"job_id": job.id, "conversation_id": known, **(job.result or {})})
+    print_json({"job_id": job.id, "conversation_id": conversation_id, **(job.result or {})})
     return 0
 
 
@@ -169,9 +170,9 @@ def _text(text: str | None) -> str:
     if text not in (None, "-"):
         return str(text)
     try:
-        read = sys.stdin.buffer.read().decode("utf-8")
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise click.UsageError(f"Standard input is no UTF-8 text ({error}).") from error
-    if not read.strip():
+    if not text.strip():
         raise click.UsageError("Standard input holds no text.")
-    return read
+    return text

@@ -53,10 +53,10 @@ def create(
       sluice collections create rules-ko \\
         --embedding-model intfloat/multilingual-e5-small
     """
-    made = client.put_collection(
+    collection = client.put_collection(
         name, embedding_model=embedding_model, dimension=dimension, distance=distance
     )
-    return _print_collection(made, as_json)
+    return _print_collection(collection, as_json)
 
 
 @collections.command()
@@ -73,10 +73,10 @@ def show(client: Client, *, name: str, as_json: bool) -> int:
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     """Delete a collection with its documents, their text and their vectors."""
-    # Not with --yes: a deletion that was cut off hides the collection, and may be repeated.
+    # Not with --yes: an interrupted deletion has hidden the collection, and may be repeated.
     if not yes:
-        there = client.collection(name)
-        confirm(f"Delete {name} with {plural(there.documents, 'document')}?")
+        count = client.collection(name).documents
+        confirm(f"Delete {name} with {plural(count, 'document')}?")
     with waiting(f"Deleting {name}") as show:
         job = client.delete_collection(name, on_waiting=show)
     if as_json:
@@ -94,7 +94,7 @@ def _print_collection(collection: Collection, as_json: bool) -> int:
     if as_json:
         print_json(collection)
         return 0
-    dimension = collection.dimension or "as yet unknown"  # known with the first document
+    dimension = collection.dimension or "as yet unknown"  # set by the first document
     print_fields(
         [
             ("name", collection.name),

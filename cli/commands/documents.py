@@ -97,7 +97,7 @@ def delete(
 ) -> int:
     """Delete a document, its text and its vectors."""
     document_id = document if collection else client.whole_id("document", document)
-    # Not with --yes: a deletion that was cut off hides the document, and may be repeated.
+    # Not with --yes: an interrupted deletion has hidden the document, and may be repeated.
     if collection is not None or not yes:
         record = _find(client, document_id, collection)
         document_id = record.id

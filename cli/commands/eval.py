@@ -1,4 +1,4 @@
-"""`sluice eval`: how well searches find what is known to be relevant, on a data set."""
+"""`sluice eval`: measures the quality of searches on a data set of judged queries."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 import click
 from pydantic import ValidationError
 
-from cli.errors import OF_STATE, Exit
+from cli.errors import exit_of_state
 from cli.evaluation.dataset import Dataset, read_dataset
 from cli.evaluation.page import Evaluation, heading_of, measures_of, page, title_of
 from cli.options import complete_collections, with_client
@@ -24,7 +24,7 @@ from cli.terminal.output import (
     say,
     stdout,
 )
-from cli.terminal.progress import bars, cancelled_when_left, print_warnings, watch_job
+from cli.terminal.progress import bars, cancel_if_left, print_warnings, watch_job
 from shared.bounds import shown
 from shared.kinds.eval import SEARCHES_LIMIT, Estimate, EvalResult
 from shared.kinds.search import SearchOptions
@@ -34,12 +34,12 @@ from sluice.sources import TextDocument
 
 BATCH_DOCUMENTS = 1000
 BATCH_BYTES = 4 * 2**20
-"""Of the texts of one ingest job."""
+"""The texts of one ingest job together."""
 SHOWN_ERRORS = 5
 
 
 def search_types() -> list[str]:
-    """What `type` of a search may be; the default one first."""
+    """The values of `type` of a search, the default first."""
     annotation = SearchOptions.model_fields["type"].annotation
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         types = [member.value for member in annotation]
@@ -85,7 +85,7 @@ def _search_options(
     help="Measure a search of these options; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--vs", "rivals", metavar="JSON", multiple=True, callback=_search_options,
+    "--vs", "compared", metavar="JSON", multiple=True, callback=_search_options,
     help="Compare the first search with one of these options; may be repeated.",
 )  # fmt: skip
 @click.option("--k", type=click.IntRange(10, 100), default=10, show_default=True,
@@ -115,7 +115,7 @@ def eval(
     collection: str | None,
     types: tuple[str, ...],
     searches: list[SearchOptions],
-    rivals: list[SearchOptions],
+    compared: list[SearchOptions],
     k: int,
     limit: int | None,
     seed: int,
@@ -140,27 +140,27 @@ def eval(
       sluice eval scifact/ --limit 300 --type hybrid --type lexical --json
       sluice eval judged.jsonl -c handbook --vs '{"rerank": "BAAI/bge-reranker-v2-m3"}'
     """
-    chosen = _chosen(types, searches, rivals)
+    measured = _searches(types, searches, compared)
     dataset = read_dataset(path, split=split)
     for remark in dataset.remarks:
         say(remark)
     sample = dataset.sample(limit, seed)
     name = collection or dataset.name
     if dataset.documents:
-        _put(client, name, dataset, embedding_model, chunk_size)
+        _ingest_documents(client, name, dataset, embedding_model, chunk_size)
     else:
-        makes = bool(embedding_model or chunk_size or delete)
-        _require_collection(path, collection, makes=makes)
+        is_changed = bool(embedding_model or chunk_size or delete)
+        _require_collection(path, collection, is_changed=is_changed)
     queries = "\n".join(query.model_dump_json(exclude_defaults=True) for query in sample.queries)
     with client.attached(queries.encode()) as upload:
         job_input = {
             "collection": name,
             "file_id": upload["file_id"],
-            "searches": [search.model_dump(mode="json") for search in chosen],
+            "searches": [search.model_dump(mode="json") for search in measured],
             "k": k,
         }
         job: Job = client.submit("eval", cast("EvalInput", job_input))
-        with cancelled_when_left(client, job.id):
+        with cancel_if_left(client, job.id):
             job = watch_job(client, job, name="Asking", timeout_s=timeout_s)
         job.require_success()
         result = EvalResult.model_validate(client.result(job))
@@ -178,24 +178,24 @@ def eval(
         print_json(_document(evaluation, job.id, job.warnings))
     else:
         _show(evaluation)
-    return OF_STATE.get(job.state, Exit.OK)
+    return exit_of_state(job.state)
 
 
-def _chosen(
-    types: Sequence[str], searches: Sequence[SearchOptions], rivals: Sequence[SearchOptions]
+def _searches(
+    types: Sequence[str], searches: Sequence[SearchOptions], compared: Sequence[SearchOptions]
 ) -> list[SearchOptions]:
-    """The searches to measure, the one first that the others are compared with."""
-    chosen = [*(SearchOptions.model_validate({"type": name}) for name in types), *searches]
-    if not chosen and not rivals:
-        chosen = _complete_types()
-    chosen = [*(chosen or [SearchOptions()]), *rivals]
-    if len(chosen) > SEARCHES_LIMIT:
+    """The searches to measure. The first is the one that the others are compared with."""
+    measured = [*(SearchOptions.model_validate({"type": name}) for name in types), *searches]
+    if not measured and not compared:
+        measured = _complete_types()
+    measured = [*(measured or [SearchOptions()]), *compared]
+    if len(measured) > SEARCHES_LIMIT:
         raise click.UsageError(f"At most {SEARCHES_LIMIT} searches are measured at once.")
-    return chosen
+    return measured
 
 
 def _complete_types() -> list[SearchOptions]:
-    """Those that need no other option."""
+    """The types of searches that need no other option."""
     complete = []
     for name in search_types():
         try:
@@ -205,13 +205,13 @@ def _complete_types() -> list[SearchOptions]:
     return complete
 
 
-def _require_collection(path: Path, collection: str | None, *, makes: bool) -> None:
-    """Of queries without documents. Raises UsageError."""
+def _require_collection(path: Path, collection: str | None, *, is_changed: bool) -> None:
+    """Check the options for a data set without documents. Raises UsageError."""
     if collection is None:
         raise click.UsageError(
             f"{path} has queries alone; name the collection that they are about with --collection."
         )
-    if makes:
+    if is_changed:
         raise click.UsageError(
             "--embedding-model, --chunk-size and --delete are for collections that this command "
             f"makes, and {path} has queries alone."
@@ -221,15 +221,15 @@ def _require_collection(path: Path, collection: str | None, *, makes: bool) -> N
 # The documents of a data set, in a collection of their own
 
 
-def _put(
+def _ingest_documents(
     client: Client,
     name: str,
     dataset: Dataset,
     embedding_model: str | None,
     chunk_size: int | None,
 ) -> None:
-    """Raises InvalidInput where the collection has other documents, which would be hits, too."""
-    _require_own(client, name, dataset)
+    """Raises InvalidInput if the collection has other documents, which could be hits, too."""
+    _require_no_others(client, name, dataset)
     if embedding_model is not None:
         client.put_collection(name, embedding_model=embedding_model)
     options = IngestOptions(
@@ -243,7 +243,7 @@ def _put(
                 name,
                 batch,
                 options=options,
-                on_advance=_counting_from(done, len(documents), show),
+                on_advance=_progress_from(done, len(documents), show),
             )
             done += len(batch)
             for error in report.errors[: max(0, SHOWN_ERRORS - failed)]:
@@ -259,7 +259,7 @@ def _put(
         )
 
 
-def _require_own(client: Client, name: str, dataset: Dataset) -> None:
+def _require_no_others(client: Client, name: str, dataset: Dataset) -> None:
     try:
         client.collection(name)
     except ApiError as error:
@@ -271,11 +271,11 @@ def _require_own(client: Client, name: str, dataset: Dataset) -> None:
         for document in client.documents(name)
         if document.source not in dataset.documents
     )
-    some = list(islice(others, 3))
-    if some:
+    first = list(islice(others, 3))
+    if first:
         raise InvalidInput(
             f"The collection {name} has documents that are not of the data set "
-            f"({', '.join(shown(source) for source in some)}), which would be found, too. Name "
+            f"({', '.join(shown(source) for source in first)}), which would be found, too. Name "
             "another one with --collection, and it is made."
         )
 
@@ -284,19 +284,20 @@ def _batches(documents: Sequence[TextDocument]) -> list[list[TextDocument]]:
     batches: list[list[TextDocument]] = []
     size = 0
     for document in documents:
-        own = len(document.text.encode())
-        if not batches or len(batches[-1]) == BATCH_DOCUMENTS or size + own > BATCH_BYTES:
+        text_bytes = len(document.text.encode())
+        if not batches or len(batches[-1]) == BATCH_DOCUMENTS or size + text_bytes > BATCH_BYTES:
             batches.append([])
             size = 0
         batches[-1].append(document)
-        size += own
+        size += text_bytes
     return batches
 
 
-def _counting_from(
+def _progress_from(
     first: int, total: int, show: Callable[[Advance], None]
 ) -> Callable[[Advance], None]:
-    """The progress of one batch as that of all; texts are sent with the job, and need no bar."""
+    """A callback that shows the progress of one batch as progress of all. Only the phase `ingest`
+    is shown: texts are sent with the job."""
 
     def count(advance: Advance) -> None:
         if advance.phase == "ingest":
@@ -305,22 +306,16 @@ def _counting_from(
     return count
 
 
-# What is printed
+# Output
 
 
 def _show(evaluation: Evaluation) -> None:
-    """A table of the searches, and one of the differences. A pipe gets each estimate with the ends
-    of its interval."""
+    """A table of the searches, and one of the differences."""
     result = evaluation.result
     names = measures_of(result)
     titles = [title_of(figures.search) for figures in result.searches]
     if not stdout().is_terminal:
-        for title, figures in zip(titles, result.searches, strict=True):
-            times = (figures.times.p50_ms, figures.times.p99_ms)
-            print_record(title, *_ends(figures.measures, names), *times)
-        for difference in result.differences:
-            title = f"{titles[difference.search]} - {titles[0]}"
-            print_record(title, *_ends(difference.measures, names))
+        _print_records(result, names, titles)
         return
     collection = evaluation.collection
     print_text(
@@ -334,7 +329,7 @@ def _show(evaluation: Evaluation) -> None:
         [
             [
                 title,
-                *(_written(figures.measures[name]) for name in names),
+                *(_with_interval(figures.measures[name]) for name in names),
                 f"{figures.times.p50_ms:.1f}",
                 f"{figures.times.p99_ms:.1f}",
             ]
@@ -348,29 +343,44 @@ def _show(evaluation: Evaluation) -> None:
         print_table(
             ["search", *map(heading_of, names)],
             [
-                [titles[difference.search], *(_signed(difference.measures[name]) for name in names)]
+                [
+                    titles[difference.search],
+                    *(_difference(difference.measures[name]) for name in names),
+                ]
                 for difference in result.differences
             ],
             flexible="search",
         )
 
 
-def _ends(estimates: Mapping[str, Estimate], names: Sequence[str]) -> list[float]:
+def _print_records(result: EvalResult, names: Sequence[str], titles: Sequence[str]) -> None:
+    """For a pipe: a line for each search and difference, with the bounds of each interval."""
+    for title, figures in zip(titles, result.searches, strict=True):
+        times = (figures.times.p50_ms, figures.times.p99_ms)
+        print_record(title, *_values_with_bounds(figures.measures, names), *times)
+    for difference in result.differences:
+        title = f"{titles[difference.search]} - {titles[0]}"
+        print_record(title, *_values_with_bounds(difference.measures, names))
+
+
+def _values_with_bounds(estimates: Mapping[str, Estimate], names: Sequence[str]) -> list[float]:
     ordered = [estimates[name] for name in names]
-    return [number for one in ordered for number in (one.value, one.low, one.high)]
+    return [
+        number for estimate in ordered for number in (estimate.value, estimate.low, estimate.high)
+    ]
 
 
-def _written(estimate: Estimate) -> str:
-    """With half of the interval's length."""
-    return f"{estimate.value:.3f} {_half(estimate)}"
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} {_half_interval(estimate)}"
 
 
-def _signed(estimate: Estimate) -> str:
-    sure = "*" if estimate.low > 0 or estimate.high < 0 else ""
-    return f"{estimate.value:+.3f}{sure} {_half(estimate)}"
+def _difference(estimate: Estimate) -> str:
+    """With a star if the interval does not contain zero."""
+    star = "*" if estimate.low > 0 or estimate.high < 0 else ""
+    return f"{estimate.value:+.3f}{star} {_half_interval(estimate)}"
 
 
-def _half(estimate: Estimate) -> str:
+def _half_interval(estimate: Estimate) -> str:
     return f"±{(estimate.high - estimate.low) / 2:.3f}".replace("±0.", "±.")
 
 

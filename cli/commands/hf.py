@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cli.options import column_names, complete_hf_tasks, with_client
+from cli.options import complete_hf_tasks, with_client
 from cli.terminal.output import (
     escaped,
     first_words,
@@ -21,23 +21,23 @@ from cli.terminal.output import (
     say,
     stdout,
 )
-from cli.terminal.progress import cancelled_when_left, print_warnings, watch_job
+from cli.terminal.progress import cancel_if_left, print_warnings, watch_job
+from cli.values import column_names, name_and_value
 from shared.hf.task import HfTask, OneToManyInput, PairInput, TableOutput, TextOutput, in_a_list
 from shared.kinds.hf import TASKS
 from sluice import Client, Job
 from sluice.inputs import hf_input
 
-# What the arguments of `sluice hf` are: texts, files, or standard input, put together as the
-# inputs of a task. Nothing here talks to the network.
+# Arguments: texts, files, or standard input become the inputs of a task.
 
 STDIN = "-"
 _FILE_NAME = re.compile(r"\S+(/|\.[A-Za-z]\w{0,4})")
-"""What one may have meant as a file."""
+"""A text that the user may have meant as the name of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedInputs:
-    """The inputs of a job, or the one input, and what each is called in what is printed."""
+    """The inputs of a job, or its only input, with their names in the output."""
 
     inputs: Any
     names: Sequence[str]
@@ -55,7 +55,7 @@ def read_inputs(
     sentences: Sequence[str] = (),
     lines: bool = False,
 ) -> NamedInputs:
-    """Raises UsageError for what the task cannot take, before anything is sent."""
+    """Raises UsageError for inputs that the task cannot take, before anything is sent."""
     shape = task.input
     if [*arguments, context, *sentences].count(STDIN) > 1:
         raise click.UsageError("Standard input can be read once only; give - once.")
@@ -77,13 +77,13 @@ def read_inputs(
     pairs = list(_input_texts(arguments, lines))
     values: list[Any] = [text for _, text in pairs]
     if isinstance(shape, PairInput) and context is not None:
-        second = _whole(context)
+        second = _text_of(context)
         values = [{shape.first: first, shape.second: second} for first in values]
     return _named_inputs(values, [name for name, _ in pairs], is_list=lines)
 
 
 def _of_shape(shape: type) -> str:
-    """The tasks whose inputs have this shape."""
+    """The names of the tasks whose inputs have this shape."""
     return " and ".join(name for name, task in TASKS.items() if isinstance(task.input, shape))
 
 
@@ -107,15 +107,15 @@ def _one_to_many(
 def _input_texts(arguments: Sequence[str], lines: bool) -> Iterator[tuple[str, str]]:
     """Names and texts; with `lines` a file has one text on each of its lines."""
     for argument in arguments:
-        text = _whole(argument)
-        if lines and _is_read(argument):
+        text = _text_of(argument)
+        if lines and _is_file(argument):
             yield from ((line, line) for line in text.splitlines() if line.strip())
         else:
-            yield (argument if _is_read(argument) else text), text
+            yield (argument if _is_file(argument) else text), text
 
 
-def _whole(argument: str) -> str:
-    if not _is_read(argument):
+def _text_of(argument: str) -> str:
+    if not _is_file(argument):
         if not argument.strip():
             raise click.UsageError("An INPUT is empty; give a text, a file, or -.")
         if _FILE_NAME.fullmatch(argument):
@@ -131,7 +131,7 @@ def _whole(argument: str) -> str:
 
 
 def _file(argument: str) -> Path | bytes:
-    if not _is_read(argument):
+    if not _is_file(argument):
         raise click.UsageError(f"There is no file {argument}; this task takes files, or -.")
     if argument != STDIN:
         return Path(argument)
@@ -150,8 +150,8 @@ def _bytes(argument: str) -> bytes:
         raise click.UsageError(f"Cannot read {argument}: {error.strerror or error}.") from error
 
 
-def _is_read(argument: str) -> bool:
-    """Whether it stands for a file or standard input, and not for itself."""
+def _is_file(argument: str) -> bool:
+    """Whether it is the name of a file, or `-`; else it is a text itself."""
     try:
         return argument == STDIN or Path(argument).is_file()
     except OSError:  # A text that is too long for a file's name.
@@ -162,7 +162,7 @@ def _name(argument: str) -> str:
     return "Standard input" if argument == STDIN else argument
 
 
-# The output of a Hugging Face task for a person; as JSON where it has another shape.
+# The output of a task for a person, or as JSON if it has another shape.
 
 _NAME_CELLS = 40
 
@@ -185,7 +185,7 @@ def show_output(task: HfTask, inputs: NamedInputs, output: Any) -> None:
 
 
 def _texts(shape: TextOutput, inputs: NamedInputs, output: Any) -> list[str]:
-    """One alone as it is; of many, a line for each in a pipe, and their names on a terminal."""
+    """The lines of one output, or a line for each of several; a terminal also shows their names."""
     if inputs.is_one:
         items = output if isinstance(output, list) else [output]
         return [line for item in items for line in (item[shape.field], *shape.details(item))]
@@ -225,13 +225,7 @@ def _parameters(
     _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
 ) -> dict[str, Any]:
     """`top_k=3` and `targets=["a"]` are JSON, `truncation=longest_first` is text."""
-    values = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.strip():
-            raise click.BadParameter(f"{pair!r} does not read NAME=VALUE.")
-        values[name.strip()] = _value(text)
-    return values
+    return {name: _value(text) for name, text in map(name_and_value, pairs)}
 
 
 def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> HfTask:
@@ -241,8 +235,8 @@ def _task(_ctx: click.Context, _param: click.Parameter, name: str) -> HfTask:
         raise click.BadParameter(f"{name!r} is none of: {', '.join(TASKS)}.") from None
 
 
-def _choosing() -> str:
-    """The tasks that choose from the caller's labels."""
+def _tasks_with_labels() -> str:
+    """The names of the tasks that choose from the caller's labels."""
     return " and ".join(
         name for name, task in TASKS.items() if _LABELS in task.parameters.model_fields
     )
@@ -269,7 +263,7 @@ def _choosing() -> str:
 )  # fmt: skip
 @click.option(
     "--labels", metavar="A,B,…", callback=column_names,
-    help=f"What {_choosing()} chooses from.",
+    help=f"What {_tasks_with_labels()} chooses from.",
 )  # fmt: skip
 @click.option("--lines", is_flag=True, help="Each line of a file is an input of its own.")
 @click.option(
@@ -305,7 +299,7 @@ def hf(
     """
     if labels is not None:
         if _LABELS not in task.parameters.model_fields:
-            raise click.UsageError(f"--labels is for {_choosing()}.")
+            raise click.UsageError(f"--labels is for {_tasks_with_labels()}.")
         parameters = {**parameters, _LABELS: labels}
     elif _LABELS in task.required_parameters - parameters.keys():
         raise click.UsageError(f"{task.name} chooses from labels; give --labels A,B,…")
@@ -314,14 +308,16 @@ def hf(
     named_inputs = read_inputs(
         task, inputs or (STDIN,), context=context, sentences=sentences, lines=lines
     )
-    with client.attached(named_inputs.inputs) as sent:
-        job_input = hf_input(task.name, sent, model=model, parameters=parameters, backend=backend)
+    with client.attached(named_inputs.inputs) as uploaded:
+        job_input = hf_input(
+            task.name, uploaded, model=model, parameters=parameters, backend=backend
+        )
         job: Job = client.submit("hf", job_input, lane="interactive")
-        with cancelled_when_left(client, job.id):
+        with cancel_if_left(client, job.id):
             if as_json:
                 job = client.wait(job.id, timeout_s=timeout_s)
             else:
-                # What answers a submit does not know yet what the job waits for.
+                # The answer to a submit does not have the reason of the waiting yet.
                 job = watch_job(client, client.job(job.id), name="Running", timeout_s=timeout_s)
         result = client.result(job.require_success())
     print_warnings(job)

@@ -9,9 +9,10 @@ from typing import Any, Literal, cast
 import click
 
 from cli.errors import Exit, Interrupted
-from cli.options import column_names, complete_collections, key_values, with_client
+from cli.options import complete_collections, with_client
 from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
 from cli.terminal.progress import bars
+from cli.values import column_names, key_values
 from shared import formats
 from shared.kinds.ingest import SplitterType
 from shared.vocabulary import Lane
@@ -27,7 +28,7 @@ from sluice import (
 from sluice.ingest import PARALLEL_UPLOADS
 from sluice.kinds import CsvOptions, HtmlOptions, Splitter
 from sluice.sources import (
-    LocalDocument,
+    RemoteDocument,
     TextDocument,
     discover,
     folder_documents,
@@ -136,22 +137,15 @@ def ingest(
       sluice ingest https://example.org/post.html -c blog --css-classes post-title,post-content
       sluice ingest --site https://docs.example.org/ -c docs --max-pages 500
     """
-    urls = [path for path in paths if is_url(path)]
-    if not urls and site:
-        raise InvalidInput("--site goes with a URL, such as https://docs.example.org/.")
-    if not site and (max_pages, max_depth) != (None, None):
-        raise InvalidInput("--max-pages and --max-depth go with --site.")
     discovery = discover(
         (path for path in paths if path != "-" and not is_url(path) and not is_folder_url(path)),
         root=root,
         suffixes=formats.suffixes(),
     )
-    documents: list[LocalDocument] = list(discovery.documents)
-    documents += folder_documents(path for path in paths if is_folder_url(path))
-    if site:
-        documents += site_documents(urls, max_pages=max_pages, max_depth=max_depth)
-    else:
-        documents += url_documents(urls)
+    documents = [
+        *discovery.documents,
+        *_remote_documents(paths, is_site=site, max_pages=max_pages, max_depth=max_depth),
+    ]
     if "-" in paths:
         documents.append(_standard_input(name))
     say_left_out(discovery.left_out, discovery.circular_links)
@@ -176,7 +170,7 @@ def ingest(
         on_existing=on_existing,
         on_duplicate=on_duplicate,
         metadata=metadata,
-        lane=cast("Any", lane),  # one of them: the option takes no other
+        lane=cast("Any", lane),  # a `Lane`, which the option has checked
     )
     jobs: list[Job] = []
     try:
@@ -201,8 +195,23 @@ def ingest(
     return Exit.FAILED if report.documents.failed else Exit.OK
 
 
+def _remote_documents(
+    paths: Sequence[str], *, is_site: bool, max_pages: int | None, max_depth: int | None
+) -> list[RemoteDocument]:
+    """The URLs among the paths. Raises InvalidInput for options that do not go together."""
+    urls = [path for path in paths if is_url(path)]
+    if not urls and is_site:
+        raise InvalidInput("--site goes with a URL, such as https://docs.example.org/.")
+    if not is_site and (max_pages, max_depth) != (None, None):
+        raise InvalidInput("--max-pages and --max-depth go with --site.")
+    folders = folder_documents(path for path in paths if is_folder_url(path))
+    if is_site:
+        return [*folders, *site_documents(urls, max_pages=max_pages, max_depth=max_depth)]
+    return [*folders, *url_documents(urls)]
+
+
 def say_left_out(left_out: Mapping[str, int], circular_links: Sequence[str]) -> None:
-    """What a search of folders has met and left."""
+    """Report the files and links in folders that are not ingested."""
     if left_out:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items())
         say(f"Left out {plural(sum(left_out.values()), 'file')} of other types ({kinds}).")
@@ -213,9 +222,9 @@ def say_left_out(left_out: Mapping[str, int], circular_links: Sequence[str]) -> 
 
 def say_failures(errors: Sequence[SourceError]) -> None:
     for error in errors[:SHOWN_ERRORS]:
-        # Most messages name the source already.
-        named = error.message.startswith(error.source)
-        say(f"Failed: {error.message if named else f'{error.source}: {error.message}'}")
+        # Most messages begin with the source.
+        has_source = error.message.startswith(error.source)
+        say(f"Failed: {error.message if has_source else f'{error.source}: {error.message}'}")
     if len(errors) > SHOWN_ERRORS:
         say(f"… and {len(errors) - SHOWN_ERRORS:,} more; --json lists all.")
 
@@ -224,7 +233,7 @@ def _standard_input(name: str) -> TextDocument:
     if sys.stdin.isatty():
         say("Reading a text from the terminal; end it with Ctrl-D.")
     try:
-        # Not `sys.stdin.read()`, which guesses by the locale.
+        # Not `sys.stdin.read()`, whose encoding depends on the locale.
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(

@@ -2,21 +2,18 @@
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.errors import OF_STATE, Exit, Interrupted
+from cli.errors import Exit, Interrupted, exit_of_state
 from cli.options import (
     ListByDefault,
     complete_batches,
     complete_collections,
     complete_jobs,
-    key_values,
     with_client,
 )
 from cli.terminal.output import (
@@ -32,6 +29,7 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.progress import eta, watch_job
+from cli.values import key_values, read_json_object
 from shared.kinds.registry import KINDS
 from shared.vocabulary import Lane
 from sluice import Client, InvalidInput, Job, State
@@ -90,7 +88,7 @@ def list_jobs(
     )
     shown = list(itertools.islice(newest, limit))
     if as_json:
-        print_json({"items": [_lean(job) for job in shown]})
+        print_json({"items": [_without_payload(job) for job in shown]})
         return 0
     print_table(
         ("id", "kind", "state", "progress", "age", "note"),
@@ -146,7 +144,7 @@ def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool
         for event in client.events(job_id, timeout_s=timeout_s):
             print_json_line(event)
             if event.event == "end":
-                return OF_STATE.get(Job.model_validate(event.data).state, Exit.OK)
+                return exit_of_state(Job.model_validate(event.data).state)
         return Exit.OK
     try:
         job = watch_job(client, client.job(job_id), timeout_s=timeout_s)
@@ -155,7 +153,7 @@ def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool
             f"Stopped watching; the job goes on. Cancel it with `sluice jobs cancel {job_id}`."
         ) from None
     show_job(job)
-    return OF_STATE.get(job.state, Exit.OK)
+    return exit_of_state(job.state)
 
 
 @jobs.command()
@@ -163,7 +161,7 @@ def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool
 @with_client
 def cancel(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     """Cancel queued or running jobs."""
-    return _print_states([client.cancel(job_id) for job_id in _whole(client, job_ids)], as_json)
+    return _print_states([client.cancel(job_id) for job_id in _full_ids(client, job_ids)], as_json)
 
 
 @jobs.command()
@@ -171,11 +169,11 @@ def cancel(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
 @with_client
 def retry(client: Client, *, job_ids: tuple[str, ...], as_json: bool) -> int:
     """Run failed or cancelled jobs again."""
-    return _print_states([client.retry(job_id) for job_id in _whole(client, job_ids)], as_json)
+    return _print_states([client.retry(job_id) for job_id in _full_ids(client, job_ids)], as_json)
 
 
-def _whole(client: Client, job_ids: tuple[str, ...]) -> list[str]:
-    """All of them, before anything is changed."""
+def _full_ids(client: Client, job_ids: tuple[str, ...]) -> list[str]:
+    """All ids are looked up before anything is changed."""
     return [client.whole_id("job", job_id) for job_id in job_ids]
 
 
@@ -203,19 +201,16 @@ def _print_states(changed: list[Job], as_json: bool) -> int:
 
 
 def show_job(job: Job) -> None:
-    """On a terminal what can be read, in a pipe all of it."""
-    answer = answer_of(job)
-    if not stdout().is_terminal:
-        print_fields([(name, value) for name, value in _lines(job, whole=True) if value])
-        return
-    print_fields([(name, value) for name, value in _lines(job, whole=False) if value])
-    if answer:
+    """A summary on a terminal, all fields in a pipe."""
+    is_person = stdout().is_terminal
+    print_fields([(name, value) for name, value in _fields(job, is_whole=not is_person) if value])
+    if is_person and (answer := answer_of(job)):
         print_text()
         print_text(answer)
 
 
 def _row(job: Job, *, for_person: bool) -> tuple[object, ...]:
-    """A person gets it in so few words that it fits 80 columns beside the id."""
+    """A row of the table. For a person it is short enough to fit 80 columns with the id."""
     created = job.created_at
     progress = _progress(job)
     if for_person:
@@ -224,12 +219,12 @@ def _row(job: Job, *, for_person: bool) -> tuple[object, ...]:
     return job.id, job.kind, job.state, progress, age, _note(job)
 
 
-def _lean(job: Job) -> dict[str, Any]:
+def _without_payload(job: Job) -> dict[str, Any]:
     return job.model_dump(mode="json", exclude={"input", "result"})
 
 
-def _lines(job: Job, *, whole: bool) -> Iterator[tuple[str, object]]:
-    """`whole` is for programs; a person is shown what can be read."""
+def _fields(job: Job, *, is_whole: bool) -> Iterator[tuple[str, object]]:
+    """Names and values. `is_whole` is for programs; else long values are cut off."""
     yield "id", job.id
     yield "kind", job.kind
     yield "state", str(job.state)
@@ -246,16 +241,16 @@ def _lines(job: Job, *, whole: bool) -> Iterator[tuple[str, object]]:
         yield "warning", warning
     if job.result_url:
         yield "result", f"`sluice jobs result {job.id}` fetches it"
-    elif whole and isinstance(job.result, dict):
+    elif is_whole and isinstance(job.result, dict):
         for key, value in job.result.items():
             yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     elif isinstance(job.result, dict):
         for key, value in job.result.items():
-            # Long lists (embeddings, hits) are for pipes and --json.
+            # Long lists (embeddings, hits) are shown in pipes and by --json alone.
             yield key, len(value) if isinstance(value, list) else _short(value)
     elif job.result is not None:
         text = json.dumps(job.result, ensure_ascii=False)
-        yield "result", text if whole else first_words(text, _RESULT_CELLS)
+        yield "result", text if is_whole else first_words(text, _RESULT_CELLS)
 
 
 def _short(value: object) -> str:
@@ -334,7 +329,7 @@ def submit(
         raise click.UsageError("--timeout is for --wait; --job-timeout bounds the job itself.")
     job: Job = client.submit_untyped(
         kind,
-        _input(source),
+        read_json_object(source),
         lane=lane,
         metadata=metadata or None,
         timeout_s=job_timeout_s,
@@ -359,28 +354,4 @@ def submit(
     else:
         print_text(job.id)
         say(f"Submitted. Follow it with `sluice jobs watch {job.id}`.")
-    return OF_STATE.get(job.state, Exit.OK)
-
-
-def _input(source: str) -> dict[str, Any]:
-    try:
-        if source.lstrip().startswith("{"):
-            where, text = "INPUT", source
-        elif source == "-":
-            if sys.stdin.isatty():
-                say("Reading the input as JSON from the terminal; end it with Ctrl-D.")
-            where, text = "Standard input", sys.stdin.buffer.read().decode("utf-8-sig")
-        else:
-            where, text = source, Path(source).read_bytes().decode("utf-8-sig")
-        value = json.loads(text)
-    except OSError as error:
-        raise click.UsageError(f"Cannot read {source}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{source} is no UTF-8 text ({error}).") from error
-    except ValueError as error:
-        raise click.UsageError(f"{where} is no JSON: {error}.") from error
-    except RecursionError as error:
-        raise click.UsageError(f"{where} is nested too deep.") from error
-    if not isinstance(value, dict):
-        raise click.UsageError(f"{where} must be a JSON object, the `input` of the job.")
-    return value
+    return exit_of_state(job.state)

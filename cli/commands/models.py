@@ -9,13 +9,14 @@ from cli.errors import Exit, Interrupted
 from cli.options import ListByDefault, confirm, with_client
 from cli.terminal.output import print_fields, print_json, print_table, print_text, stdout
 from cli.terminal.progress import watch_job
+from cli.values import name_and_value
 from shared.modelfiles.modelfile import Description, Value, read_modelfile, values_of
 from sluice import Client, Job
 from sluice.inputs import create_input, delete_input, of_ollama, pull_input
 from sluice.kinds import ModelInput
 
-OF_NAMED = ("ADAPTER", "LICENSE", "MESSAGE")
-"""Instructions that jobs of the kind `model` do not know."""
+NAMED_MODEL_INSTRUCTIONS = ("ADAPTER", "LICENSE", "MESSAGE")
+"""Instructions for named models alone, which jobs of the kind `model` cannot carry out."""
 _DOING = {"pull": "Pulling", "create": "Creating", "delete": "Deleting"}
 _DONE = {"pull": "Pulled", "create": "Created", "delete": "Deleted"}
 _SHOWN = ("from", "details", "capabilities", "parameters", "system", "template", "messages")
@@ -45,7 +46,7 @@ def list_models(client: Client, *, as_json: bool) -> int:
 @click.argument("reference")
 @with_client
 def show(client: Client, *, reference: str, as_json: bool) -> int:
-    """One model; of those of Ollama, what that server tells of it."""
+    """One model, for a model of Ollama with the details of its server."""
     is_short = "/" not in reference and reference not in {m.reference for m in client.models()}
     model = client.model(of_ollama(reference) if is_short else reference)
     if as_json:
@@ -109,20 +110,20 @@ def create(
       sluice models create helpdesk --from llama3.2 --system "Two sentences at most."
       sluice models create helpdesk --file Modelfile --parameter temperature=0.2
     """
-    described = Description() if path is None else read_modelfile(_read(path))
-    for instruction in (name for name in OF_NAMED if name in described.lines):
-        raise described.wrong(
+    description = Description() if path is None else read_modelfile(_read(path))
+    for instruction in (name for name in NAMED_MODEL_INSTRUCTIONS if name in description.lines):
+        raise description.wrong(
             instruction, f"{instruction} is for named models: `sluice models define`"
         )
-    origin = from_ or described.from_
+    origin = from_ or description.from_
     if origin is None:
         raise click.UsageError("Say what it is made from: --from MODEL, or FROM in the --file.")
     job_input = create_input(
         name,
         origin,
-        system=described.system if system is None else system,
-        template=described.template if template is None else template,
-        parameters={**described.parameters, **_parameters(pairs)},
+        system=description.system if system is None else system,
+        template=description.template if template is None else template,
+        parameters={**description.parameters, **_parameters(pairs)},
     )
     return _carry_out(client, job_input, as_json)
 
@@ -207,11 +208,7 @@ def _carry_out(client: Client, job_input: ModelInput, as_json: bool) -> int:
 
 
 def _parameters(pairs: tuple[str, ...]) -> dict[str, Value]:
-    split = [pair.partition("=") for pair in pairs]
-    for pair, (key, equals, _) in zip(pairs, split, strict=True):
-        if not key.strip() or not equals:
-            raise click.BadParameter(f"{pair!r} does not read KEY=VALUE.", param_hint="--parameter")
-    return values_of([(key.strip(), value) for key, _, value in split])
+    return values_of([name_and_value(pair, hint="--parameter") for pair in pairs])
 
 
 def _read(path: str) -> str:

@@ -18,6 +18,7 @@ from cli.terminal.output import (
     print_text,
     say,
 )
+from cli.values import name_and_value
 from sluice import Client, Prompt, PromptVariable
 
 _WORDS_CELLS = 60
@@ -97,10 +98,8 @@ def put(
     variables: dict[str, dict[str, Any]] = {}
     for field, pairs in (("default", defaults), ("description", descriptions)):
         for pair in pairs:
-            variable, equals, text = pair.partition("=")
-            if not equals or not variable:
-                raise click.BadParameter(f"{pair!r} does not read NAME=VALUE.")
-            variables.setdefault(variable.strip(), {})[field] = text
+            variable, text = name_and_value(pair)
+            variables.setdefault(variable, {})[field] = text
     prompt = client.put_prompt(
         name, template, description=description, variables=variables, make_current=not draft
     )
@@ -155,7 +154,7 @@ def diff(client: Client, *, name: str, from_: int | None, to: int | None, as_jso
         ("~", difference.changed),
     ):
         for variable in variables:
-            print_text(f"{sign} {_described(variable)}")
+            print_text(f"{sign} {_variable_line(variable)}")
     if difference.template:
         print_text(difference.template.removesuffix("\n"))
     elif not (difference.added or difference.removed or difference.changed):
@@ -216,7 +215,7 @@ def _print(prompt: Prompt, as_json: bool) -> int:
         ("current", prompt.current),
         ("latest", prompt.latest),
         ("about", prompt.description),
-        *(("variable", _described(variable)) for variable in prompt.variables),
+        *(("variable", _variable_line(variable)) for variable in prompt.variables),
     ]
     print_fields([(name, value) for name, value in fields if value])
     print_text()
@@ -224,7 +223,7 @@ def _print(prompt: Prompt, as_json: bool) -> int:
     return 0
 
 
-def _described(variable: PromptVariable) -> str:
+def _variable_line(variable: PromptVariable) -> str:
     about = f": {variable.description}" if variable.description else ""
     if variable.default is None:
         return f"{variable.name}{about}"

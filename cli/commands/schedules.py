@@ -1,15 +1,15 @@
-"""`sluice schedules`: jobs that are submitted again and again."""
+"""`sluice schedules`: jobs that are submitted regularly."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import ListByDefault, confirm, key_values, with_client
+from cli.options import ListByDefault, confirm, with_client
 from cli.terminal.output import print_fields, print_json, print_table, print_text, say
+from cli.values import key_values, read_json_object
 from shared.vocabulary import Lane
-from sluice import Client, InvalidInput, Schedule
+from sluice import Client, Schedule
 
 SHOWN_CHARS = 400
 
@@ -30,9 +30,9 @@ def list_schedules(client: Client, *, as_json: bool) -> int:
     print_table(
         ("name", "kind", "cron", "timezone", "next", "last"),
         [
-            (one.name, one.kind, one.cron, one.timezone,
-             "paused" if one.paused else one.next_at, one.last_at)
-            for one in items
+            (schedule.name, schedule.kind, schedule.cron, schedule.timezone,
+             "paused" if schedule.paused else schedule.next_at, schedule.last_at)
+            for schedule in items
         ],
         flexible="cron",
     )  # fmt: skip
@@ -66,7 +66,7 @@ def put(
     metadata: dict[str, Any],
     as_json: bool,
 ) -> int:
-    """Make or replace a schedule of jobs of KIND with this input: a JSON file, or JSON itself.
+    """Make or replace a schedule of jobs of KIND. INPUT is a JSON file, JSON itself, or -.
 
     CRON has five fields: minute, hour, day of the month, month, day of the week; or it is @hourly,
     @daily, @weekly, @monthly or @yearly. While a job is open, no other one of its schedule begins.
@@ -76,7 +76,7 @@ def put(
       sluice schedules put docs "0 6 * * MON-FRI" ingest docs.json --timezone Asia/Seoul
       sluice schedules put clean @daily erase '{"collection": "scratch"}'
     """
-    job: dict[str, Any] = {"kind": kind, "input": _input(source)}
+    job: dict[str, Any] = {"kind": kind, "input": read_json_object(source)}
     if lane is not None:
         job["lane"] = lane
     if metadata:
@@ -98,7 +98,7 @@ def show(client: Client, *, name: str, as_json: bool) -> int:
 @click.argument("name")
 @with_client
 def pause(client: Client, *, name: str, as_json: bool) -> int:
-    """Submit no jobs until it is resumed."""
+    """Submit no jobs until the schedule is resumed."""
     _show(client.pause_schedule(name), as_json=as_json)
     return 0
 
@@ -107,7 +107,7 @@ def pause(client: Client, *, name: str, as_json: bool) -> int:
 @click.argument("name")
 @with_client
 def resume(client: Client, *, name: str, as_json: bool) -> int:
-    """Go on from now; what was due meanwhile is not made up for."""
+    """Submit jobs again from now on. Times that passed during the pause are skipped."""
     _show(client.resume_schedule(name), as_json=as_json)
     return 0
 
@@ -131,7 +131,7 @@ def run(client: Client, *, name: str, as_json: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
-    """Submit no more of its jobs; those that there are stay."""
+    """Delete a schedule. Its jobs stay."""
     if not yes:
         confirm(f"Delete the schedule {name}?")
     client.delete_schedule(name)
@@ -140,24 +140,6 @@ def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     else:
         say(f"Deleted {name}.")
     return 0
-
-
-def _input(source: str) -> dict[str, Any]:
-    text = source if source.lstrip().startswith("{") else _file(source)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"The input is not JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise InvalidInput('The input is a JSON object, such as {"collection": "docs"}.')
-    return value
-
-
-def _file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"Cannot read {path}: {error}.") from error
 
 
 def _compact(value: Any) -> str:

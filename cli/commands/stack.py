@@ -1,8 +1,8 @@
-"""What the jobs run on: `sluice up`, `down`, `status`, `logs`, `doctor`, `migrate`, `queues`,
-`workers`.
+"""The commands for running Sluice: `sluice up`, `down`, `status`, `logs`, `doctor`, `migrate`,
+`queues`, `workers`.
 
-What these do is elsewhere (`cli/stack/up.py`, `cli/doctor.py`, `shared/database/engine.py`), and
-imported only by the command that needs it: the others start faster without.
+The work is done elsewhere (`cli/stack/up.py`, `cli/doctor.py`, `shared/database/engine.py`). Each
+command imports only the modules that it needs, so that the others start faster.
 """
 
 import os
@@ -137,7 +137,7 @@ def show_workers(items: list[Worker]) -> None:
 
 
 def paused_remark(items: list[Queue]) -> str | None:
-    """What is paused, and how it goes on; None where nothing is."""
+    """A sentence about paused queues; None if there are none."""
     names = " ".join(queue.name for queue in items if queue.paused)
     return f"Paused: {names}. `sluice queues resume {names}` goes on." if names else None
 
@@ -152,7 +152,7 @@ def _print_states(client: Client, names: tuple[str, ...], as_json: bool) -> int:
     return 0
 
 
-# `sluice logs`: what the parts of the local stack have written, and what they write.
+# `sluice logs`: the log files of the local stack, and new lines in them
 
 FOLLOW_PAUSE_S = 0.25
 
@@ -183,12 +183,13 @@ def logs(*, names: tuple[str, ...], follow: bool, lines: int, as_json: bool) -> 
     """
     files = _files()
     if unknown := [name for name in names if name not in files]:
-        there = ", ".join(files) or "none; nothing has run there yet"
+        parts = ", ".join(files) or "none; nothing has run there yet"
         raise NotFound(
-            f"There is no log of {', '.join(unknown)} under {_folder()}. Parts with one: {there}."
+            f"There is no log of {', '.join(unknown)} under {_log_folder()}. "
+            f"Parts with one: {parts}."
         )
     if not files:
-        raise NotFound(f"There are no logs under {_folder()}: no stack has run there.")
+        raise NotFound(f"There are no logs under {_log_folder()}: no stack has run there.")
     shown = names or tuple(files)
     prefix_cells = max(map(len, shown)) if len(shown) > 1 else 0
     with ExitStack() as stack:
@@ -206,7 +207,7 @@ def logs(*, names: tuple[str, ...], follow: bool, lines: int, as_json: bool) -> 
 
 
 class _Tail:
-    """A log file as it grows. When it is full it becomes another file, and a new one begins."""
+    """A growing log file. A full one is renamed, and a new one begins."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -234,7 +235,7 @@ class _Tail:
         try:
             return self._path.stat().st_ino != os.fstat(self._file.fileno()).st_ino
         except OSError:
-            return False  # for the moment between the two
+            return False  # between the renaming and the new file
 
     def _whole_lines(self) -> Iterator[str]:
         while data := self._file.readline():
@@ -253,13 +254,13 @@ def _show(name: str, line: str, prefix_cells: int, as_json: bool) -> None:
         write_text(f"{clean(line)}\n")
 
 
-def _folder() -> Path:
+def _log_folder() -> Path:
     return client_settings().home_path / "logs"
 
 
 def _files() -> dict[str, Path]:
-    """The newest file of each part, by its name."""
-    return {path.stem: path for path in sorted(_folder().glob("*.log"))}
+    """The current log file of each part, by the part's name."""
+    return {path.stem: path for path in sorted(_log_folder().glob("*.log"))}
 
 
 @click.command()
@@ -339,9 +340,9 @@ def status(*, url: str | None, api_key: str | None, as_json: bool) -> int:
     parts = [] if url or client_settings().url else _parts()
     try:
         with Client(*connection(url, api_key), notify=say) as client:
-            document = _of_api(client)
+            document = _api_status(client)
     except ConnectionFailed:
-        # The parts say why; the error alone would not.
+        # The states of the parts say why the API does not answer.
         if as_json and parts:
             print_json({"ready": False, "parts": _part_rows(parts)})
         elif parts:
@@ -413,13 +414,13 @@ def _parts() -> "list[PartStatus]":
     return [] if stack is None else stack_status(stack)
 
 
-def _of_api(client: Client) -> dict[str, Any]:
+def _api_status(client: Client) -> dict[str, Any]:
     ready = client.ready()
     document: dict[str, Any] = {"url": client.url, "ready": ready.ready, "checks": ready.checks}
     try:
         document |= {"queues": client.queues(), "workers": client.workers()}
     except ApiError as error:
-        # With the database away there is nothing to count; the checks above say so.
+        # Without the database there are no counts; the checks above say so.
         if error.status < 500 or ready.ready:
             raise
         document |= {"queues": [], "workers": []}

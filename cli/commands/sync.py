@@ -11,9 +11,10 @@ import click
 
 from cli.commands.ingest import say_failures, say_left_out
 from cli.errors import Exit, Interrupted
-from cli.options import complete_collections, key_values, with_client
+from cli.options import complete_collections, with_client
 from cli.terminal.output import jsonable, plural, print_json, print_json_line, print_text, say
 from cli.terminal.progress import bars
+from cli.values import key_values
 from shared import formats
 from sluice import (
     ApiError,

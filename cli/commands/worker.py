@@ -1,7 +1,7 @@
-"""`sluice worker`: one worker of this machine in the foreground, as `python -m workers` runs it.
+"""`sluice worker`: one worker of this machine in the foreground.
 
-It becomes that program. With no SLUICE_DATABASE_URL but a local stack that runs under SLUICE_HOME,
-it joins that one: a worker with another model, beside those of `sluice up`.
+The process executes `python -m workers`. Without SLUICE_DATABASE_URL, the worker joins the local
+stack that runs under SLUICE_HOME, beside the workers of `sluice up`.
 """
 
 import os
@@ -45,7 +45,7 @@ def generate(
 ) -> int:
     """A worker that generates: it holds or asks the models that it serves."""
     arguments = [argument for model in models for argument in ("--model", model)]
-    _become("generate", [*arguments, *_on(device)], concurrency, name)
+    _execute_worker("generate", [*arguments, *_device_arguments(device)], concurrency, name)
     return 0
 
 
@@ -58,7 +58,7 @@ def hf(*, device: str | None, concurrency: int | None, name: str | None) -> int:
 
     --concurrency is its number of processes, each of which holds its own models.
     """
-    _become("hf", _on(device), concurrency, name)
+    _execute_worker("hf", _device_arguments(device), concurrency, name)
     return 0
 
 
@@ -70,23 +70,25 @@ def cpu(*, concurrency: int | None, name: str | None) -> int:
 
     --concurrency is its number of processes.
     """
-    _become("cpu", [], concurrency, name)
+    _execute_worker("cpu", [], concurrency, name)
     return 0
 
 
-def _on(device: str | None) -> Sequence[str]:
+def _device_arguments(device: str | None) -> Sequence[str]:
     return () if device is None else ("--device", device)
 
 
-def _become(role: str, arguments: Sequence[str], concurrency: int | None, name: str | None) -> None:
-    """Never returns: this process is the worker from here on."""
+def _execute_worker(
+    role: str, arguments: Sequence[str], concurrency: int | None, name: str | None
+) -> None:
+    """Replace this process by the worker. Never returns."""
     if missing := [module for module in PACKAGES["worker"] if find_spec(module) is None]:
         raise ConfigurationError(
             f"A worker needs packages that are not installed ({', '.join(missing)}): "
             f"{how_to_install('worker')}, with 'gpu' in the place of 'worker' for 4-bit models."
         )
     environment = _environment(load_settings())
-    # A process keeps its id when it becomes another program.
+    # exec keeps the process id.
     name = name or f"{role}-{os.getpid()}@{socket.gethostname()}"
     argv = [sys.executable, "-P", "-m", "workers", role, "--name", name, *arguments]
     if concurrency is not None:
@@ -105,7 +107,7 @@ def _environment(settings: Settings) -> Mapping[str, str]:
     stack = find_stack(settings.home_path)
     if stack is None:
         raise ConfigurationError(
-            "A worker has to be told where the servers are: set SLUICE_DATABASE_URL, "
+            "A worker needs the addresses of the servers: set SLUICE_DATABASE_URL, "
             "SLUICE_REDIS_URL, for cpu and hf SLUICE_STORAGE_URL, and for cpu SLUICE_CHROMA_URL. "
             "Or start everything on this machine with `sluice up`; no stack runs under "
             f"{settings.home_path}."

@@ -1,7 +1,7 @@
-"""A data set: documents, and queries of which is known what is relevant.
+"""Data sets for evaluations: documents, and queries with their relevant documents.
 
-Read from a SQuAD file, a BEIR folder, or a list of judged queries (JSONL), whose documents lie in a
-collection already. What cannot be read raises InvalidInput, which names the place and the remedy.
+A data set is a SQuAD file, a BEIR folder, or a list of judged queries (JSONL) whose documents are
+in a collection already. A fault raises InvalidInput, which names its place and the remedy.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ FORMS = (
     "qrels/*.tsv), or a list of judged queries (*.jsonl)"
 )
 SPLITS = ("test", "dev")
-"""Of several qrels, which is taken where none is named."""
+"""The preferred qrels of a folder with several, if the user names none."""
 LIMIT_QUERIES = 1_000_000
 _NAME = re.compile(r"[^a-zA-Z0-9._-]+")
 _SHORTEST_NAME, _LONGEST_NAME = 3, 63
@@ -32,9 +32,9 @@ _SHORTEST_NAME, _LONGEST_NAME = 3, 63
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """`documents` are texts by name; none where the queries judge a collection of one's own.
+    """`documents` are texts by name; empty if they are in the user's own collection.
 
-    `remarks` say what was left out.
+    `remarks` say which parts were left out.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Dataset:
     remarks: Sequence[str] = field(default=())
 
     def sample(self, count: int | None, seed: int) -> "Dataset":
-        """With at most so many queries, drawn at random, in their order; the same for a seed."""
+        """The data set with at most `count` queries, drawn at random, in their order."""
         if count is None or count >= len(self.queries):
             return self
         drawn = sorted(random.Random(seed).sample(range(len(self.queries)), count))
@@ -68,7 +68,7 @@ def read_dataset(path: Path, *, split: str | None) -> Dataset:
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
-    """The one JSON object of a file; None where it has none, or several lines of them."""
+    """The only JSON object of a file; None if there is none, or several."""
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -109,7 +109,7 @@ def _squad(path: Path, value: Mapping[str, Any]) -> Dataset:
     unanswerable = 0
     for name, paragraph in _paragraphs(path, value):
         context = _text(paragraph, "context", f"{path}, {name}")
-        # Paragraphs that come twice are one document, or a hit could be the wrong one of two.
+        # Equal paragraphs become one document: a hit could be the wrong one of two.
         name = names.setdefault(context, name)
         documents[name] = context
         for number, question in enumerate(_list(paragraph, "qas", f"{path}, {name}")):

@@ -1,8 +1,7 @@
-"""The page of an evaluation: one HTML file that needs no other, with plots in SVG.
+"""The page of an evaluation: one HTML file without other files or scripts, with plots in SVG.
 
-It shows what `sluice eval` prints, how far down relevant hits stand, how long searches took, and
-which queries found nothing. Light and dark by the reader's settings. Whatever comes from data is
-escaped; there is no script.
+It shows the output of `sluice eval`, the ranks of relevant hits, the times of searches, and the
+queries with the worst hits. Light or dark by the reader's settings. All data are escaped.
 """
 
 import json
@@ -19,17 +18,17 @@ from shared.kinds.search import SearchOptions
 from sluice import Collection
 
 WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 210, 96, 24, 26
-"""Of plots, in their own units."""
+"""Sizes of plots, in their own units."""
 COLOURS = 8
 QUERIES_SHOWN = 200
 SHOWN_CELLS = 600
-"""Of a query; what a Latin letter takes is a cell, and a Korean syllable two."""
+"""The length of a query. A Latin letter takes one cell, a Korean syllable two."""
 TITLES = {"mrr": "MRR", "ndcg": "nDCG"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured: the queries of `dataset` in the order of those of `result`."""
+    """A result with its data set. The queries of both have the same order."""
 
     dataset: Dataset
     path: str
@@ -38,7 +37,7 @@ class Evaluation:
 
 
 def title_of(search: SearchOptions) -> str:
-    """Its type, and what else was chosen."""
+    """The type of the search and its options that are not defaults."""
     chosen = search.model_dump(mode="json", exclude_defaults=True) | {"type": None}
     others = [f"{key} {_value(value)}" for key, value in chosen.items() if value is not None]
     return ", ".join([str(search.model_dump(mode="json")["type"]), *others])
@@ -50,7 +49,7 @@ def heading_of(measure: str) -> str:
 
 
 def measures_of(result: EvalResult) -> list[str]:
-    """The measures that there are figures of, in the order in which they are shown."""
+    """The measures of the result, in the order in which they are shown."""
     return [name for name in measure_names(result.k) if name in result.searches[0].measures]
 
 
@@ -133,8 +132,8 @@ def _value(value: object) -> str:
 
 
 def _share(places: Sequence[Sequence[int]], at_most: int) -> float:
-    """Of queries whose first relevant hit stands at this place or before."""
-    return sum(bool(one) and one[0] <= at_most for one in places) / max(len(places), 1)
+    """The share of queries whose first relevant hit has at most this rank."""
+    return sum(bool(ranks) and ranks[0] <= at_most for ranks in places) / max(len(places), 1)
 
 
 def _steps(k: int) -> list[int]:
@@ -150,7 +149,7 @@ def _estimates_plot(
     label: str,
     signed: bool = False,
 ) -> str:
-    """A row for each estimate: a dot, a line for its interval, and its value."""
+    """A plot with a row for each estimate: a dot, a line for its interval, and its value."""
     low, high = _bounds([one for _, rows in groups for _, _, one in rows]) if signed else (0, 1)
 
     def at(value: float) -> float:
@@ -182,13 +181,13 @@ def _estimates_plot(
 
 
 def _bounds(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    """Around the intervals and zero."""
+    """A range around zero that contains all intervals."""
     reach = max([0.01, *(abs(end) for one in estimates for end in (one.low, one.high))]) * 1.05
     return -reach, reach
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, four to nine of them."""
+    """Four to nine round numbers."""
     step = 10 ** math.floor(math.log10(high - low))
     while (high - low) / step < 4:
         step /= 2 if (high - low) / step > 2 else 5
@@ -206,7 +205,7 @@ def _curves_plot(
     unit: str,
     scale: Callable[[float], float] = float,
 ) -> str:
-    """A line for each search; y is a share."""
+    """A plot with a line for each search; y is a share."""
     left, right, bottom = 44, 16, HEAD + 220
     first, last = scale(ticks[0][0]), scale(ticks[-1][0])
 
@@ -251,7 +250,7 @@ def _times_plot(result: EvalResult, titles: Sequence[str]) -> str:
     curves = []
     for figures in result.searches:
         ordered = sorted(max(time, 0.01) for time in figures.times_ms)
-        # A hundred points show as much as a million.
+        # A hundred points look the same as a million.
         places = sorted({round(n * (len(ordered) - 1) / 100) for n in range(101)})
         curves.append([(ordered[place], (place + 1) / len(ordered)) for place in places])
     shortest = min(curve[0][0] for curve in curves)
@@ -310,7 +309,7 @@ def _measures_table(result: EvalResult, titles: Sequence[str]) -> str:
 
 
 def _queries(evaluation: Evaluation, titles: Sequence[str]) -> Iterator[str]:
-    """Those that a search does not answer with its first hit, the worst first."""
+    """The queries whose first hit is not relevant in some search, the worst first."""
     firsts = [
         [places[n][0] if places[n] else None for places in
          (figures.places for figures in evaluation.result.searches)]

@@ -1,9 +1,8 @@
-"""Becomes another program that ends when its parent does.
+"""A script that starts another program in its own process, which ends when the parent does.
 
-Run as a script with `python -I -S`, never imported by the parts it starts: it drops to a user,
-asks the kernel for a signal at the parent's death (which a change of user would cancel, hence the
-order), and replaces itself. The pid stays the same, so whoever started it watches the program.
-`launch_argv` makes its command line.
+Run with `python -I -S`. It changes to a user, asks the kernel for a signal at the parent's death
+(in this order, for a change of user would cancel that), and calls exec. The pid stays the same.
+`launch_argv` makes the command line.
 """
 
 import ctypes
@@ -31,10 +30,10 @@ def launch_argv(
     account: Account | None = None,
     parent_signal: signal.Signals = signal.SIGTERM,
 ) -> list[str]:
-    """The command line that runs `argv` through this shim, as a child of this process."""
+    """The command line that runs `argv` through this script, as a child of this process."""
     user = f"{account.uid}:{account.gid}" if account else "-"
-    own = [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
-    return [*own, str(os.getpid()), str(int(parent_signal)), user, *argv]
+    script = [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
+    return [*script, str(os.getpid()), str(int(parent_signal)), user, *argv]
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +48,7 @@ def main(arguments: list[str]) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != int(parent):
         sys.exit("the parent ended before the program began")
-    # Python ignores these two, and what is ignored stays so across exec.
+    # Python ignores these two signals, and exec would keep that.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:

@@ -1,8 +1,8 @@
-"""One log stream of many processes: prefixed lines on the terminal, plain lines in one file each.
+"""The log of all parts: prefixed lines on the terminal, and a file of plain lines for each part.
 
-Writing never blocks the caller on the terminal: lines that a stalled terminal does not take are
-dropped from it (the files have them), and a terminal that is gone is forgotten. Files are bounded:
-at `FILE_BYTES` a file becomes `<name>.log.1`, and so on up to `FILES_KEPT`.
+The terminal never blocks the caller: lines that it does not take in time are dropped there (the
+files have them), and a closed terminal is not used any more. Files are bounded: at `FILE_BYTES` a
+file becomes `<name>.log.1`, and so on up to `FILES_KEPT`.
 """
 
 import os
@@ -22,11 +22,11 @@ CONSOLE_LINES = 10_000
 COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 OWN_NAME = "sluice"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-"""Colours and the like: for terminals, not for files and pipes."""
+"""Escape sequences, such as colours, which are removed for files and pipes."""
 
 
 class LogFile:
-    """A file of lines with a bounded size. A full disk loses lines, never the program."""
+    """A file of lines with a bounded size. On a full disk lines are lost without an error."""
 
     def __init__(self, path: Path, *, limit_bytes: int = FILE_BYTES) -> None:
         self._path = path
@@ -57,7 +57,7 @@ class LogFile:
 
 
 class Console:
-    """Writes lines to a terminal or pipe from a thread of its own."""
+    """Writes lines to a terminal or pipe in a thread of its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -70,29 +70,29 @@ class Console:
             self._lines.put_nowait(line)
 
     def close(self, timeout_s: float = 2) -> None:
-        """Write what waits, but do not wait for a terminal that takes nothing."""
+        """Write the waiting lines, but do not wait for a terminal that takes none."""
         with suppress(queue.Full):
             self._lines.put(None, timeout=timeout_s)
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        gone = False
+        is_closed = False
         while (line := self._lines.get()) is not None:
-            if gone:
+            if is_closed:
                 continue
             try:
                 self._print(line)
             except (OSError, ValueError):
-                gone = True
-                self._forget()
+                is_closed = True
+                self._discard()
 
     def _print(self, line: str) -> None:
         encoding = self._stream.encoding or "utf-8"
         self._stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
         self._stream.flush()
 
-    def _forget(self) -> None:
-        # What is still buffered would fail once more when the interpreter ends.
+    def _discard(self) -> None:
+        # Buffered text would fail once more when the interpreter ends.
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -100,7 +100,7 @@ class Console:
 
 
 class LogStream:
-    """The lines of all parts. `console=None` keeps them in the files only."""
+    """The lines of all parts. With `console=None` they are written to files only."""
 
     def __init__(
         self,
@@ -122,14 +122,14 @@ class LogStream:
         return self._folder / f"{name}.log"
 
     def write(self, name: str, line: str, *, show: bool = True) -> None:
-        """One line of a part; `show=False` keeps it off the console."""
+        """Log one line of a part; with `show=False` only in its file."""
         plain = ESCAPES.sub("", line)
         self._record(name, plain)
         if show and self._console is not None and self._parts_on_console:
             self._console.write(f"{self._prefix(name)} {line if self._colour else plain}")
 
     def say(self, line: str) -> None:
-        """One line of the stack itself, for the person in front of it."""
+        """Log one line of the stack itself, also on the console."""
         self._record(OWN_NAME, f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {line}")
         if self._console is not None:
             self._console.write(f"{self._prefix(OWN_NAME)} {line}")

@@ -1,6 +1,6 @@
 """Sluice's own parts of the local stack: the API, the workers and beat, each `python -m ...`.
 
-They are told where everything is through `SLUICE_*` variables, as they would be on other machines.
+They get the addresses of the servers through `SLUICE_*` variables, as on other machines.
 """
 
 import os
@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import shared
-from cli.stack.servers import QUIET, http_ready, sweeper_ready, worker_ready
+from cli.stack.readiness import http_ready, sweeper_ready, worker_ready
+from cli.stack.servers import QUIET
 from cli.stack.stackfile import Part, Stack
 from shared.config import EXTRACTIVE, Settings
 
-# The GPUs of this machine, as the NVIDIA driver's own program lists them: no torch in here.
-
 _TIMEOUT_S = 20
-"""A driver that sleeps takes seconds to answer the first time."""
+"""Of `nvidia-smi`: an idle driver takes seconds to answer the first time."""
 
 
 def cuda_devices() -> int:
-    """How many CUDA devices processes of this one see; 0 where the driver is not there."""
+    """The number of CUDA devices that child processes see; 0 without a driver. Uses no torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
@@ -59,16 +58,16 @@ class ServerAddresses:
 
 
 def api_address(host: str, port: int) -> str:
-    """How this machine reaches the API; one that listens everywhere listens here, too."""
-    here = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+    """The URL of the API for this machine. An API that listens everywhere is at loopback."""
+    local = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerCounts:
-    """How many workers of each sort; `models` and `device` are for those that generate.
+    """The numbers of workers. `models` and `device` are for generation workers.
 
-    Without `models` each serves what `python -m workers generate` serves by itself.
+    Without `models` each serves the default of `python -m workers generate`.
     """
 
     cpu_workers: int = 1
@@ -80,7 +79,7 @@ class WorkerCounts:
 def program_parts(
     settings: Settings, addresses: ServerAddresses, workers: WorkerCounts
 ) -> list[Part]:
-    """The API, as many workers of each sort as asked for, and beat."""
+    """The API, the workers, and beat."""
     env = _environment(settings, addresses) | _default_model(settings, workers)
     key = first_key(settings)
     api = Part(
@@ -96,7 +95,7 @@ def program_parts(
         argv=_python("workers", "beat"),
         ready=lambda _pid: sweeper_ready(addresses.api_url, key),
         env=env,
-        # A webhook that is under way may take this long.
+        # A webhook that is being sent may take this long.
         stop_grace_s=settings.webhook_timeout_s + 5,
         hint="read its log; it sweeps, and sends webhooks.",
     )
@@ -117,17 +116,17 @@ def _numbers(count: int) -> range:
 
 
 def _default_model(settings: Settings, workers: WorkerCounts) -> dict[str, str]:
-    """What is served is what answers where a job names no model, unless a setting says so."""
-    whole = [model for model in workers.models if "/" in model or model == EXTRACTIVE]
-    if not whole or "generation_model" in settings.model_fields_set:
+    """The first served model is the default of jobs without a model, unless a setting has one."""
+    references = [model for model in workers.models if "/" in model or model == EXTRACTIVE]
+    if not references or "generation_model" in settings.model_fields_set:
         return {}
-    return {"SLUICE_GENERATION_MODEL": whole[0]}
+    return {"SLUICE_GENERATION_MODEL": references[0]}
 
 
 def _devices(settings: Settings, workers: WorkerCounts) -> list[tuple[str, ...]]:
-    """The arguments for each generation worker: several share out the GPUs, one to each.
+    """The arguments for each generation worker. Several get one GPU each.
 
-    A single one may spread a large model over all of them.
+    A single worker may use all GPUs for a large model.
     """
     device = workers.device or settings.generation_device
     count = cuda_devices() if device == AUTO and workers.gpu_workers > 1 else 0
@@ -137,7 +136,7 @@ def _devices(settings: Settings, workers: WorkerCounts) -> list[tuple[str, ...]]
 
 
 def first_key(settings: Settings) -> str | None:
-    """A key that the API of these settings accepts, where it asks for one."""
+    """A key that the API of these settings accepts, or None if it needs none."""
     return next((secret.get_secret_value() for _, secret in settings.api_secrets), None)
 
 
@@ -150,14 +149,14 @@ def _worker(
     key: str | None,
 ) -> Part:
     part_name = f"{kind}-{number}"
-    # Several machines may share a database, and workers are known in it by name.
+    # The database knows workers by name, and several machines may share it.
     worker_name = f"{part_name}@{socket.gethostname()}"
     return Part(
         name=part_name,
         argv=_python("workers", kind, "--name", worker_name, *arguments),
         ready=lambda pid: worker_ready(addresses.api_url, worker_name, pid, key),
         env=env,
-        # Models are loaded, and may be fetched first: gigabytes, where they generate.
+        # A model is loaded, and may have to be downloaded first; generation models have gigabytes.
         ready_timeout_s=180 if kind == "cpu" else 1800,
         stop_grace_s=15,
         hint="read the log; `sluice doctor` checks the packages and the models.",
@@ -177,7 +176,7 @@ def _environment(settings: Settings, addresses: ServerAddresses) -> dict[str, st
 
 
 def stack_environment(stack: Stack) -> dict[str, str]:
-    """What tells one more worker where the servers of a running stack are."""
+    """The environment of one more worker for a running stack."""
     return {
         **common_environment(),
         "SLUICE_HOME": str(stack.home),
@@ -188,7 +187,7 @@ def stack_environment(stack: Stack) -> dict[str, str]:
 
 
 def common_environment() -> dict[str, str]:
-    # Found wherever the stack was started from; `-P` keeps that folder's own `api/` out.
+    # Parts are started with `-P`, so that an `api/` in the working directory is not imported.
     root = str(Path(shared.__file__).resolve().parent.parent)
     proxies = {
         name: ",".join(filter(None, [os.environ.get(name), LOOPBACK]))

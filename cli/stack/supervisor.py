@@ -1,8 +1,8 @@
-"""Starts parts, keeps them up, stops them. Knows nothing of what the parts are.
+"""The supervisor: starts parts, restarts them, and stops them. It knows no particular part.
 
-A part that ends is started again with exponential backoff, on its own: the others run on. A part
-that does not become ready when it is first started is an error (`StartFailed`); after that it is
-waited for, however long it takes. `stop` ends the groups in the reverse order of their start.
+A part that ends is restarted with exponential backoff; the others run on. A part that does not
+become ready at its first start is an error (`StartFailed`); after a restart it is waited for
+without a limit. `stop` ends the groups in the reverse order of their start.
 """
 
 import asyncio
@@ -18,12 +18,11 @@ from cli.stack.logs import LogStream
 from cli.stack.stackfile import Part, PartReport, PartState, find_process, kill_session, send
 from shared.errors import SluiceError
 
-# One child process on an asyncio loop: its lines as they come, its end at once.
+# Child processes on an asyncio loop
 #
-# The end is a readable pidfd and the output a readable pipe, so nothing polls. The child has
-# its own session; `kill` ends the whole of it. Start children from the main thread only: the
-# signal that the kernel sends them at the parent's death is tied to the thread that started
-# them.
+# The end of a child is a readable pidfd and its output a readable pipe, so nothing polls. A child
+# has its own session, and `kill` ends all of it. Start children in the main thread only: the kernel
+# sends the signal at the parent's death when the starting thread ends.
 
 LINE_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
@@ -57,7 +56,7 @@ class Child:
             os.close(write_end)
         self.pid = self._popen.pid
         process = find_process(self.pid)
-        # It may have ended already; as it is not reaped yet, no other process has its pid.
+        # It may have ended already. It is not reaped yet, so no other process has its pid.
         self.started_ticks = process.started_ticks if process else 0
         os.set_blocking(self._output, False)
         self._loop.add_reader(self._output, self._read)
@@ -69,15 +68,15 @@ class Child:
             send(self.pid, part.stop_signal)
 
     def kill(self) -> None:
-        """End the session at once, the leader's descendants included."""
+        """Kill all processes of the session."""
         if self.started_ticks:
             kill_session(self.pid, self.started_ticks)
 
     async def wait(self) -> int:
-        """Its exit code, once it has ended and all it wrote has been passed on."""
+        """The exit code, when it has ended and all its output has been passed on."""
         code = await asyncio.shield(self.exited)
         self.kill()
-        # Only a descendant that left the session could still hold the pipe.
+        # A descendant that has left the session may keep the pipe open.
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._drained), DRAIN_S)
         self._close_output()
@@ -115,12 +114,12 @@ class Timing:
     backoff_base_s: float = 0.2
     backoff_cap_s: float = 10
     stable_after_s: float = 30
-    """A part that stayed up so long begins again with the shortest backoff."""
+    """After running for so long, a part is restarted with the shortest backoff again."""
     ready_pause_s: float = 0.05
     ready_pause_cap_s: float = 1
 
     def backoff_s(self, failures: int) -> float:
-        """How long to wait after so many failures in a row."""
+        """The pause after this number of failures in a row."""
         doubled: float = self.backoff_base_s * 2 ** min(failures - 1, 30)
         return min(self.backoff_cap_s, doubled)
 
@@ -159,7 +158,7 @@ class Supervisor:
         self._stop = asyncio.Event()
 
     async def start(self, parts: Sequence[Part]) -> bool:
-        """Start these side by side; True once all are ready, False if a stop was asked for.
+        """Start the parts at the same time; True when all are ready, False after a stop request.
 
         Raises StartFailed for the first that does not become ready.
         """
@@ -184,20 +183,20 @@ class Supervisor:
         return not self._stop.is_set()
 
     def request_stop(self) -> None:
-        """Make `start` and `until_stop` return; nothing is restarted from here on."""
+        """Make `start` and `until_stop` return. Nothing is restarted from now on."""
         self._stop.set()
 
     async def until_stop(self) -> None:
         await self._stop.wait()
 
     async def stop(self) -> None:
-        """End all parts and wait for them; a part that outlives its grace is killed."""
+        """End all parts and wait for them. A part that takes longer than its grace is killed."""
         self._stop.set()
         for group in reversed(self._groups):
             await asyncio.gather(*(self._end(run) for run in group))
 
     def kill(self) -> None:
-        """End all parts at once. `stop` still has to be awaited."""
+        """Kill all parts. `stop` still has to be awaited."""
         self._stop.set()
         for run in self._runs():
             if run.child is not None:
@@ -223,7 +222,7 @@ class Supervisor:
         return [run for group in self._groups for run in group]
 
     async def _keep(self, run: _PartRun) -> None:
-        """Run the part again and again until a stop is asked for."""
+        """Run the part, and restart it, until a stop request."""
         clock = asyncio.get_running_loop().time
         failures = 0
         while not self._stop.is_set():
@@ -245,7 +244,7 @@ class Supervisor:
         self._set(run, PartState.STOPPED, run.detail)
 
     async def _once(self, run: _PartRun) -> str:
-        """Start the part, watch it until it ends, and say how it ended."""
+        """Run the part once; returns how it ended, in words."""
         part = run.part
         try:
             run.child = child = Child(part, lambda line: self._take_line(run, line))
@@ -267,7 +266,7 @@ class Supervisor:
         self._log.write(run.part.name, line, show=not quiet)
 
     async def _watch(self, run: _PartRun, pid: int) -> None:
-        """Ask until the part is ready; give up only where it never was."""
+        """Check until the part is ready. Before the first time it was ready, there is a limit."""
         part, clock = run.part, asyncio.get_running_loop().time
         began, pause_s = clock(), self._timing.ready_pause_s
         while (reason := await asyncio.to_thread(_reason_not_ready, part, pid)) is not None:
@@ -313,5 +312,5 @@ class Supervisor:
 def _reason_not_ready(part: Part, pid: int) -> str | None:
     try:
         return part.ready(pid)
-    except Exception as error:  # A check that breaks must not take the part's keeper with it.
+    except Exception as error:  # a failing check must not end the task that keeps the part
         return f"{type(error).__name__}: {error}"

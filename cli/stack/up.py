@@ -1,8 +1,8 @@
-"""The local stack as a whole: what `sluice up` runs.
+"""The local stack as a whole, for `sluice up` and `sluice down`.
 
 `run_stack` prepares home, starts PostgreSQL, Redis and Chroma (each unless its URL is set),
-migrates, starts the API, the workers and beat, and stays until it is told to stop: Ctrl-C or
-SIGTERM end all in order, a second Ctrl-C at once. Call it on the main thread.
+migrates, starts the API, the workers and beat, and waits for a stop request: Ctrl-C or SIGTERM end
+all parts in order, a second Ctrl-C kills them. Call it in the main thread.
 """
 
 import asyncio
@@ -19,26 +19,22 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cli.stack.logs import Console, LogStream
+from cli.stack.ports import free_ports, hold_api_port
 from cli.stack.programs import ServerAddresses, WorkerCounts, program_parts
+from cli.stack.readiness import chroma_ready, database_ready, redis_ready
 from cli.stack.servers import (
     chroma_part,
-    chroma_ready,
     chroma_url,
-    database_ready,
-    free_ports,
-    hold_api_port,
     new_password,
     postgres_part,
     postgres_url,
     prepare,
     redis_part,
-    redis_ready,
     redis_url,
 )
 from cli.stack.stackfile import (
     Part,
     PartReport,
-    PartStatus,
     Stack,
     StackState,
     find_process,
@@ -51,7 +47,6 @@ from cli.stack.stackfile import (
     send,
     session_members,
     stack_lock,
-    stack_status,
     wait_for_exit,
     write_stack,
 )
@@ -59,17 +54,16 @@ from cli.stack.supervisor import Supervisor
 from shared.config import Settings
 from shared.errors import ConfigurationError, SluiceError
 
-# Runs a function in a process of its own that outlives this one, once it says that it is
-# ready.
+# A background process
 
 READY = b"\0"
 
 
 def run_detached(body: Callable[[TextIO, Callable[[], None]], int], errors: Path) -> int:
-    """Call `body(stream, ready)` in a background process; pass on what it writes to the stream.
+    """Call `body(stream, ready)` in a background process, and copy its stream to stdout.
 
-    Returns 0 as soon as it calls `ready`, which closes the stream, and otherwise its exit code.
-    Call it before any thread is started. Ctrl-C meanwhile ends the other process, too.
+    Returns 0 as soon as it calls `ready`, which closes the stream; else its exit code. Call it
+    before any thread is started. Ctrl-C before that ends the background process, too.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -77,20 +71,20 @@ def run_detached(body: Callable[[TextIO, Callable[[], None]], int], errors: Path
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _become(body, write_end, errors)
+        _run_child(body, write_end, errors)
     os.close(write_end)
     try:
-        is_ready = _pass_on(read_end)
+        is_ready = _copy_output(read_end)
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGTERM)
-        is_ready = _pass_on(read_end)
+        is_ready = _copy_output(read_end)
     finally:
         os.close(read_end)
     return 0 if is_ready else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _pass_on(read_end: int) -> bool:
-    """Copy until the other side is ready or gone; True if ready."""
+def _copy_output(read_end: int) -> bool:
+    """Copy until the background process is ready or has ended; True if it is ready."""
     while data := os.read(read_end, 4096):
         sys.stdout.write(data.removesuffix(READY).decode(errors="replace"))
         sys.stdout.flush()
@@ -99,10 +93,10 @@ def _pass_on(read_end: int) -> bool:
     return False
 
 
-def _become(
+def _run_child(
     body: Callable[[TextIO, Callable[[], None]], int], write_end: int, errors: Path
 ) -> None:
-    """The new process. Never returns: the caller's stack is not its own."""
+    """The code of the background process. Never returns."""
     code = 1
     try:
         os.setsid()
@@ -113,7 +107,7 @@ def _become(
         stream = os.fdopen(write_end, "w", encoding="utf-8")  # `ready` closes it
 
         def ready() -> None:
-            # Nobody may be there any more to hear it.
+            # The parent may have ended.
             with suppress(OSError):
                 stream.write(READY.decode())
                 stream.close()
@@ -128,14 +122,12 @@ def _become(
         os._exit(code)
 
 
-# What a local stack of these settings consists of: which servers it runs itself, and where.
-#
-# Making a plan makes what the parts need on disk. It starts nothing that stays.
+# The plan of a stack: which servers it runs itself, and their addresses
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Servers first, then what needs them."""
+    """The parts of a stack. The programs are started after the servers that they need."""
 
     servers: tuple[Part, ...]
     programs: tuple[Part, ...]
@@ -143,7 +135,7 @@ class Plan:
 
 
 def make_home(home: Path) -> None:
-    """The folders under home; only the owner sees what is in them."""
+    """Make the folders under home, which only their owner can read."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (run_folder(home), home / "logs", home / "files"):
@@ -165,7 +157,7 @@ def make_plan(
     device: str | None = None,
     say: Callable[[str], None],
 ) -> Plan:
-    """Decide everything before anything is started. Takes seconds the first time."""
+    """Plan all parts, and make the files that they need. Takes seconds the first time."""
     home = settings.home_path
     _require_configured_servers(settings)
     if api_port != settings.api_port:
@@ -236,16 +228,16 @@ def _require(name: str, reason: str | None) -> None:
         )
 
 
-# Stops a stack from another process, and what a killed supervisor left behind.
+# Stopping a stack from another process, and the parts that a killed supervisor has left
 
 LEFTOVER_GRACE_S = 10.0
 LOCK_PAUSE_S = 0.2
 
 
 def stop_stack(home: Path, timeout_s: float = 60) -> bool:
-    """End the stack under this home and wait for it; True if there was one, or leftovers of one.
+    """Stop the stack under this home; True if there was one, or parts left of one.
 
-    In order first; what is still there after `timeout_s` is killed.
+    Parts that still run after `timeout_s` are killed.
     """
     deadline = time.monotonic() + timeout_s
     stack = _stack_or_starting(home, deadline)
@@ -258,7 +250,7 @@ def stop_stack(home: Path, timeout_s: float = 60) -> bool:
             send(stack.pid, signal.SIGKILL)
             wait_for_exit(stack.pid, LEFTOVER_GRACE_S)
     stopped: list[str] = []
-    left = read_stack(home)  # An orderly end has removed it.
+    left = read_stack(home)  # None after a normal end
     if left is not None:
         stopped = stop_leftovers(left)
         with stack_lock(home) as held:
@@ -268,7 +260,7 @@ def stop_stack(home: Path, timeout_s: float = 60) -> bool:
 
 
 def stop_leftovers(stack: Stack, say: Callable[[str], None] = lambda _: None) -> list[str]:
-    """End the parts that outlived their supervisor, latest first; returns their names."""
+    """End the parts that run without their supervisor, the latest first; returns their names."""
     if stack.machine != machine():
         return []
     return [part.name for part in reversed(stack.parts) if _stop_leftover(part, say)]
@@ -289,7 +281,7 @@ def _stop_leftover(part: PartReport, say: Callable[[str], None]) -> bool:
 
 
 def _stack_or_starting(home: Path, deadline: float) -> Stack | None:
-    """The noted stack; a supervisor that has yet to note one is waited for."""
+    """The stack of the stack file. Waits for a supervisor that has not written the file yet."""
     while run_folder(home).is_dir():
         stack = read_stack(home)
         if stack is not None:
@@ -301,7 +293,7 @@ def _stack_or_starting(home: Path, deadline: float) -> Stack | None:
     return None
 
 
-__all__ = ["PartStatus", "Stack", "find_stack", "run_stack", "stack_status", "stop_stack"]
+# Running a stack
 
 INTERRUPTED = 130
 OTHER_STACK_S = 300.0
@@ -318,12 +310,12 @@ def run_stack(
     detach: bool = False,
     on_ready: Callable[[Stack], None] | None = None,
 ) -> int:
-    """Run the stack until it is told to stop; returns the exit code.
+    """Run the stack until a stop request; returns the exit code.
 
-    0: stopped in order, or another one runs already under this home (its URL is printed); 1: it
-    could not be started (the reason is printed); 130: stopped before it was ready. With `detach`
-    it runs in the background, and 0 means that it is ready. `on_ready` is called once the
-    stack is ready, also where it was so before; in the foreground on a thread of its own.
+    0: stopped in order, or a stack already runs under this home (its URL is printed); 1: it could
+    not be started (the reason is printed); 130: stopped before it was ready. With `detach` it runs
+    in the background, and 0 means that it is ready. `on_ready` is called when the stack is ready,
+    also if it was so before; in the foreground in a thread of its own.
     """
     home = settings.home_path
     if sys.platform != "linux":
@@ -383,12 +375,12 @@ class _StackRun:
         self.started: Callable[[], None] | None = None
 
     def run(self) -> int:
-        """Run the stack if no other process does; else wait until that one is ready."""
+        """Run the stack, unless another process does; then wait until that one is ready."""
         deadline = time.monotonic() + OTHER_STACK_S
         while True:
             with stack_lock(self._home) as held:
                 if held:
-                    self._clear()
+                    self._remove_leftovers()
                     return asyncio.run(self._supervise())
             stack = find_stack(self._home)
             if stack is not None and stack.state == StackState.READY:
@@ -403,7 +395,7 @@ class _StackRun:
                 )
             time.sleep(OTHER_STACK_PAUSE_S)
 
-    def _clear(self) -> None:
+    def _remove_leftovers(self) -> None:
         left = read_stack(self._home)
         if left is not None:
             stop_leftovers(left, self._log.say)
@@ -478,7 +470,7 @@ class _StackRun:
             return
         try:
             write_stack(self._stack(self._plan))
-        except OSError as error:  # A full disk; the parts matter more.
+        except OSError as error:  # such as a full disk, which must not stop the parts
             self._log.say(f"the stack file could not be written: {error}")
 
     def _stack(self, plan: Plan) -> Stack:
@@ -499,5 +491,5 @@ class _StackRun:
 
     def _report_ready(self, stack: Stack) -> None:
         if self._on_ready is not None:
-            # What it does may take long, and must not keep the parts from being looked after.
+            # It may take long, and must not block the supervisor.
             threading.Thread(target=self._on_ready, args=(stack,), daemon=True).start()

@@ -1,8 +1,8 @@
-"""What the CLI writes: results to stdout, everything else to stderr.
+"""The output of the CLI: results on stdout, everything else on stderr.
 
-A terminal gets tables and colours (none with `NO_COLOR`); a pipe gets tab-separated lines in full
-length, one for each record; `--json` gets one document. Widths are those of the terminal's cells,
-so that Korean lines up. Nothing here knows the API.
+A terminal gets tables and colours (none with `NO_COLOR`). A pipe gets one tab-separated line for
+each record, not shortened. `--json` gets one document. Widths are counted in terminal cells, so
+that Korean text lines up. The API is unknown here.
 """
 
 import json
@@ -20,22 +20,22 @@ from rich.text import Text
 
 # Escape sequences of a document or a server must not reach the terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# What ends a line or a field for some reader of a pipe, or would reach a terminal behind it.
+# Characters that end a line or a field for a reader of the pipe, or control a terminal behind it.
 _UNPIPED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\]")
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
-"""The same in JSON, where the others are escaped anyway."""
+"""The same characters in JSON, which escapes the others itself."""
 _ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}
 _GAP = "  "
 _FLEXIBLE_CELLS = 10
-"""Less than so much of a text tells nothing; then each row becomes a block."""
+"""The minimum width of a shortened column; else each row becomes a block."""
 
 
 class ClosedPipe(Exception):
-    """The reader of the output has gone. No OSError, for which click would leave by itself."""
+    """The reader of the output has closed it. Not an OSError, for which click would exit."""
 
 
 class _Pipe(Console):
-    """rich, too, would leave by itself; `cli/main.py` decides."""
+    """A console that raises ClosedPipe, where rich would exit."""
 
     def on_broken_pipe(self) -> None:
         raise ClosedPipe
@@ -50,12 +50,12 @@ def stderr() -> Console:
 
 
 def say(message: str, *, style: str = "") -> None:
-    """A message to the person; never part of the result."""
+    """A message on stderr; never part of the result."""
     stderr().print(Text(clean(message), style=style), soft_wrap=True)
 
 
 def say_json(value: Any) -> None:
-    """For programs that read stderr: one line, one document."""
+    """A JSON document on one line of stderr, for programs that read it."""
     line = json.dumps(jsonable(value), ensure_ascii=True)
     try:
         sys.stderr.write(line + "\n")
@@ -65,13 +65,13 @@ def say_json(value: Any) -> None:
 
 
 def print_text(text: str = "", *, style: str = "") -> None:
-    """A line of the result. A terminal wraps it at words, a pipe gets it whole."""
+    """A line of the result, wrapped at words on a terminal."""
     console = stdout()
     console.print(Text(clean(text), style=style), soft_wrap=not console.is_terminal)
 
 
 def write_text(text: str) -> None:
-    """A piece of the result, shown at once."""
+    """A piece of the result, without a line end, written at once."""
     encoding = sys.stdout.encoding or "utf-8"
     _write(clean(text).encode(encoding, "replace").decode(encoding), end="")
 
@@ -88,11 +88,11 @@ def print_json_line(value: Any) -> None:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, flexible: str | None = None
 ) -> None:
-    """A table on a terminal; tab-separated lines without a head elsewhere, to be cut and sorted.
+    """A table on a terminal; in a pipe, tab-separated lines without a header.
 
-    Where a table is too wide, the column `flexible` is shortened with an ellipsis, and no other
-    one; where that is not enough, each row becomes a block of lines. Numbers (int) and moments are
-    formatted for a person on a terminal, and plain elsewhere.
+    If the table is too wide, only the column `flexible` is shortened, with an ellipsis; if that is
+    not enough, each row becomes a block of lines. On a terminal integers and times are formatted
+    for a person.
     """
     console = stdout()
     if not console.is_terminal:
@@ -123,7 +123,7 @@ def print_table(
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """The properties of one thing, each with its name; a pipe gets a record for each."""
+    """The fields of one object with their names; in a pipe, one line for each."""
     console = stdout()
     if not console.is_terminal:
         for name, value in fields:
@@ -134,7 +134,7 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 
 def print_record(*values: object) -> None:
-    """One line, its values between tabs; what would break it up is escaped as in `\\n`."""
+    """One line of tab-separated values. Tabs and line ends in values are escaped, as in `\\n`."""
     _write("\t".join(escaped(_plain(value)) for value in values))
 
 
@@ -158,12 +158,12 @@ def clean(text: str) -> str:
 
 
 def _shown(value: object, *, lines: bool = False) -> str:
-    """A value for a person, on one line unless it may have several."""
+    """A value for a person. With `lines` it may have several lines."""
     if isinstance(value, datetime):
         return ago(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    # What is composed takes the cells that it shows; parts of syllables would be counted twice.
+    # In NFD the parts of a Korean syllable would be counted as cells of their own.
     text = unicodedata.normalize("NFC", clean("" if value is None else str(value)))
     return text.replace("\t", "  ") if lines else " ".join(text.split())
 
@@ -192,7 +192,7 @@ def _padded(text: str, width: int, *, right: bool) -> str:
 def _fitting(
     columns: Sequence[str], cells: Sequence[Sequence[str]], flexible: int | None, width: int
 ) -> list[int] | None:
-    """A width for each column; None where they do not fit beside each other."""
+    """A width for each column; None if they do not fit beside each other."""
     widths = [_widest([column, *(row[n] for row in cells)]) for n, column in enumerate(columns)]
     missing = sum(widths) + len(_GAP) * (len(columns) - 1) - width
     if missing <= 0:
@@ -207,7 +207,7 @@ def _fitting(
 
 
 def _print_block(console: Console, fields: Sequence[tuple[str, str]], name_cells: int) -> None:
-    """Names and values, whole; a value that finds no room beside its name stands below it."""
+    """Names and whole values. A value that does not fit beside its name is written below it."""
     for name, value in fields:
         room = console.width - name_cells - len(_GAP)
         words = _widest(value.split())
@@ -224,7 +224,7 @@ def _print_block(console: Console, fields: Sequence[tuple[str, str]], name_cells
 
 
 def _wrapped(console: Console, text: str, cells: int) -> list[str]:
-    """Lines broken at words, and within a word only where that alone is too long."""
+    """The lines of a text, broken at words; only a word longer than a line is broken itself."""
     return [line.plain.rstrip() for line in Text(text).wrap(console, max(cells, 1))]
 
 
@@ -259,7 +259,7 @@ def duration(seconds: float) -> str:
 def _write(line: str, *, end: str = "\n") -> None:
     try:
         sys.stdout.write(line + end)
-        # A watcher's lines are wanted now, and a closed pipe is noticed here.
+        # Lines are read while the command runs, and a closed pipe must be noticed here.
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise ClosedPipe from error
@@ -267,7 +267,7 @@ def _write(line: str, *, end: str = "\n") -> None:
 
 def _json(value: Any, *, indent: int | None = None) -> str:
     text = json.dumps(jsonable(value), ensure_ascii=_ascii_only(), indent=indent)
-    # Half of a pair of surrogates cannot be written but as JSON escapes it.
+    # A lone surrogate can be written only in the escape of JSON.
     return text.translate(_JSON_ESCAPES).encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,6 +1,6 @@
-"""A job on the terminal while it runs: its progress on stderr, its answer as it comes on stdout.
+"""A running job on the terminal: its progress on stderr, its answer on stdout while it is written.
 
-Progress is a bar with rate and remaining time, or a line now and then.
+Progress is a bar with rate and remaining time on a terminal, else a line every ten seconds.
 """
 
 import json
@@ -57,7 +57,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def bars(names: Mapping[Phase, str] = _NAMES) -> Iterator[Callable[[Advance], None]]:
-    """What to call with each `Advance`."""
+    """Yields a callback that shows each `Advance`."""
     console = stderr()
     if not console.is_terminal:
         yield _lines(names)
@@ -88,9 +88,9 @@ def bars(names: Mapping[Phase, str] = _NAMES) -> Iterator[Callable[[Advance], No
 
 @contextmanager
 def waiting(what: str) -> Iterator[OnReason]:
-    """A sign of life on a terminal, for what has no measure of progress.
+    """A spinner on a terminal, for work without a measure of progress.
 
-    Yields what to call with the reason of the waiting when it changes.
+    Yields a callback for the reason of the waiting, when it changes.
     """
     console = stderr()
     if not console.is_terminal:
@@ -105,7 +105,7 @@ def waiting(what: str) -> Iterator[OnReason]:
 
 
 def _lines(names: Mapping[Phase, str]) -> Callable[[Advance], None]:
-    """For logs: a line every ten seconds."""
+    """A callback for logs: a line every ten seconds."""
     last = time.monotonic()
 
     def show(advance: Advance) -> None:
@@ -119,17 +119,16 @@ def _lines(names: Mapping[Phase, str]) -> Callable[[Advance], None]:
     return show
 
 
-# Watching a job on the terminal until it ends: its place in the queue, its state, its
-# progress.
+# Watching a job: its place in the queue, its state, its progress
 
 
 def watch_job(
     client: Client, job: Job, *, name: str | None = None, timeout_s: float | None = None
 ) -> Job:
-    """The ended job, however it did. Ctrl-C leaves it running.
+    """Show a job until it ends; returns the ended job, in any state. Ctrl-C leaves it running.
 
-    `name` stands before its bar, for a command that says itself what it does; else each change of
-    its state is told.
+    `name` is the title of the bar, for a command that reports its end itself. Without it, each
+    change of state is reported.
     """
     with bars({"ingest": name or job.kind.capitalize()}) as advance:
         if job.progress is not None and job.progress.total:
@@ -153,24 +152,23 @@ def eta(job: Job) -> str:
     return "" if job.eta_s is None else f", done in about {duration(job.eta_s)}"
 
 
-# A job's answer on the terminal as it comes: its text on stdout, runs of tools on stderr.
+# The answer of a job: its text on stdout, tool runs on stderr
 
 _TOOL_CELLS = 100
 _DIM = "dim"
 _QUICK_S = 1.0
-"""What ends in this time is answered at once; what takes longer is known by its id, and watched."""
+"""How long a submit waits for the end of its job. After that, the job is watched by its id."""
 
 
 def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> Job:
-    """The job, which has succeeded; all text of its answer has been written, and a line end.
+    """Write the answer while it comes, and a line end; returns the job, which has succeeded.
 
-    The job is cancelled where its reader goes: at Ctrl-C, or when the pipe is closed. Raises
-    `JobFailed`, `JobCancelled` or `WaitTimeout`.
+    Ctrl-C and a closed pipe cancel the job. Raises `JobFailed`, `JobCancelled` or `WaitTimeout`.
     """
     writer = _StreamWriter()
     stream = client.stream(job.id, timeout_s=timeout_s)
-    with cancelled_when_left(client, job.id):
-        first = _awaited(client, job.id, stream)
+    with cancel_if_left(client, job.id):
+        first = _first_item(client, job.id, stream)
         with client.reasons(job.id, by_line(writer.remark)):
             for item in chain([first], stream):
                 if isinstance(item, TextPiece):
@@ -185,7 +183,7 @@ def show_answer(client: Client, job: Job, *, timeout_s: float | None = None) -> 
 
 
 def print_remarks(result: Mapping[str, Any] | None) -> None:
-    """What is to be known of a job's answer besides its text."""
+    """Remarks about a job's answer, such as that it was cut off."""
     result = result or {}
     if result.get("finish_reason") == "length":
         say("(Cut off at max_tokens; --max-tokens allows more.)", style="dim")
@@ -198,7 +196,7 @@ def print_remarks(result: Mapping[str, Any] | None) -> None:
 
 
 def print_warnings(job: Job) -> None:
-    """What a job has left out or cut off; never part of its result."""
+    """The warnings of a job, on stderr."""
     for warning in job.warnings:
         say(f"Warning: {warning}", style="yellow")
 
@@ -211,7 +209,7 @@ def finished_job(
     doing: str,
     timeout_s: float | None,
 ) -> Job:
-    """A new job of the lane of those who wait, once it has succeeded, its warnings told."""
+    """Submit a job in the lane `interactive` and wait for its success. Prints its warnings."""
     started = time.monotonic()
     with waiting(doing) as show:
         wait_s = _QUICK_S if timeout_s is None or timeout_s > _QUICK_S else None
@@ -228,7 +226,7 @@ def finished_job(
 
 
 class _StreamWriter:
-    """Text of different turns is kept on different lines; so is what is told between."""
+    """Writes texts of different steps, and remarks between them, on different lines."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -250,20 +248,20 @@ class _StreamWriter:
                 self._at_line_start = True
 
     def remark(self, text: str) -> None:
-        """In the middle of a text; where both go to a terminal, on a line of its own."""
+        """A message in the middle of a text; on a terminal, on a line of its own."""
         with self._lock:
             if not self._at_line_start and stdout().is_terminal:
                 say("")
             say(text)
 
 
-def _awaited(client: Client, job_id: str, stream: Iterator[StreamItem]) -> StreamItem:
-    """The first thing that the job tells; a sign of life, and the reason, are shown until then."""
-    # What answers a submit does not know yet what the job waits for.
-    known = client.job(job_id).waiting_for
+def _first_item(client: Client, job_id: str, stream: Iterator[StreamItem]) -> StreamItem:
+    """The first item of the stream. Until then a spinner shows why the job waits."""
+    # The answer to a submit does not have the reason yet.
+    reason = client.job(job_id).waiting_for
     with waiting("Waiting for the model") as show:
-        show(known)
-        with client.reasons(job_id, show, known=known):
+        show(reason)
+        with client.reasons(job_id, show, known=reason):
             return next(stream)
 
 
@@ -278,8 +276,8 @@ def _show_run(run: ToolRun) -> None:
 
 
 @contextmanager
-def cancelled_when_left(client: Client, job_id: str) -> Iterator[None]:
-    """A job whose reader goes is cancelled: at Ctrl-C, or when the pipe is closed."""
+def cancel_if_left(client: Client, job_id: str) -> Iterator[None]:
+    """Cancel the job at Ctrl-C, or when the pipe is closed."""
     try:
         yield
     except (KeyboardInterrupt, ClosedPipe):

@@ -1,11 +1,11 @@
 """Every call of the HTTP API, typed in and out, written once for both clients.
 
-They are coroutines. `AsyncClient` has them as they are; `Client` runs the same ones over a
+They are coroutines. `AsyncClient` has them unchanged; `Client` runs the same coroutines over a
 transport that blocks (`sluice/transport.py`). Whole tasks (`ask`, `chat`, `ingest`, …) are in
 `sluice/client.py`.
 
-`timeout_s` of a call is how long it may take, with all its tries; where a call waits for the end of
-a job, how long it waits. In `submit` it is the job's own, and `call_timeout_s` the call's.
+`timeout_s` bounds a call with all its retries, or the waiting where a call waits for a job. In
+`submit` it is the time limit of the job itself; `call_timeout_s` bounds the call there.
 """
 
 import io
@@ -69,24 +69,24 @@ from sluice.transport import Background, Transport
 
 PAGE_ITEMS = 100
 UNNAMED = "input"
-"""What bytes are called that are uploaded for one job."""
+"""The name of bytes that are uploaded for one job."""
 
 BATCH_NAME = "batch.jsonl"
-"""What bytes are called that are the lines of a batch."""
+"""The name of bytes that are uploaded as the lines of a batch."""
 
 _CLOSE_POLL_S = 0.2
-"""How often a batch is looked at whose files are being written."""
+"""The pause between two looks at a batch whose files are being written."""
 _SILENCE_S = 60.0
 _UPLOAD_TRIES = 3
-"""A server may close the connection on a body it refuses; sending it for a minute is no use."""
+"""A server may close the connection on a body that it refuses; more tries would not help."""
 _ERASE_WAIT_S = 2
-"""What a deletion waits for is not known before its first answer."""
+"""Short, since only the answer to a deletion says what it waits for."""
 _PREFIX = re.compile(r"[0-9a-fA-F-]+")
-_SHORTEST, _DIGITS = 4, 32
+_MIN_PREFIX_DIGITS, _ID_DIGITS = 4, 32
 _SHOWN_IDS = 3
 _QUERY_CHARS, _QUERY_NAMES = 4000, 100
-# The usual name for these differs between systems, and some systems know none.
-_TYPES = {
+# `mimetypes` differs between systems for these, and some systems know none of them.
+_CONTENT_TYPES = {
     ".csv": "text/csv",
     ".htm": "text/html",
     ".html": "text/html",
@@ -107,24 +107,24 @@ J = TypeVar("J", bound=Job)
 
 
 def silent(_message: str) -> None:
-    """For clients whose program wants to know nothing of what they wait for."""
+    """The default of `notify`: nothing is reported."""
 
 
 class Calls(Generic[J]):
-    """Calls over one transport; `notify` is called with a sentence about what is waited for.
+    """Calls over one transport. `notify` gets a sentence when a call has to wait for something.
 
-    `known` makes of an answer a job that knows the client (`sluice/jobs.py`).
+    `bind` makes an answer a job that has this client and its calls (`sluice/jobs.py`).
     """
 
     def __init__(
         self,
         transport: Transport,
         notify: Callable[[str], None],
-        known: Callable[[Job], J],
+        bind: Callable[[Job], J],
     ) -> None:
         self.transport = transport
         self.notify = notify
-        self._known = known
+        self._bind = bind
 
     @property
     def url(self) -> str:
@@ -147,11 +147,11 @@ class Calls(Generic[J]):
         wait_s: float | None = None,
         call_timeout_s: float | None = None,
     ) -> J:
-        """A new job. With `wait_s` the answer is held back until it ends, at most so long.
+        """Submit a job. With `wait_s` the server answers when the job ends, or after this time.
 
         `timeout_s` is how long the job may run, `call_timeout_s` how long this call may take.
-        `run_after` without a time zone is local time. `submit` is the same with the types of the
-        kinds; this one is for a kind or an input that is known at run time only.
+        `run_after` without a time zone is local time. `submit` is the same with types for each
+        kind; use this one where the kind or the input is known at run time only.
         """
         optional: dict[str, Any] = {
             "lane": lane,
@@ -175,18 +175,19 @@ class Calls(Generic[J]):
             wait_s=wait_s or 0.0,
             timeout_s=call_timeout_s,
         )
-        return self._known(await self._with_result(Job.model_validate(answer)))
+        return self._bind(await self._with_result(Job.model_validate(answer)))
 
     async def submit_batch(
         self, jobs: Sequence[NewJob], *, timeout_s: float | None = None
     ) -> list[str]:
-        """Up to 1,000 jobs, all or none; each is a body of `POST /v1/jobs`. Returns their ids.
+        """Submit up to 1,000 jobs, all or none; returns their ids. Each is a body of
+        `POST /v1/jobs`.
 
-        The API knows no key for a batch, so it is not repeated when its answer is lost: that
-        raises `ConnectionBroken`.
+        This call has no idempotency key, so it is not repeated when its answer is lost: it raises
+        `ConnectionBroken` then.
         """
         body = {"jobs": [dict(job) for job in jobs]}
-        ids = await self.transport.listed(
+        ids = await self.transport.json_list(
             "POST", "/v1/jobs/batch", name="ids", body=body, safe=False, timeout_s=timeout_s
         )
         return [str(job_id) for job_id in ids]
@@ -194,15 +195,15 @@ class Calls(Generic[J]):
     async def job(
         self, job_id: str, *, with_result: bool = False, timeout_s: float | None = None
     ) -> J:
-        """The job as it is now; `with_result` also fetches one that is too large for that view."""
-        job = await self._get(Job, f"/v1/jobs/{part(job_id)}", timeout_s)
-        return self._known(await self._with_result(job, timeout_s) if with_result else job)
+        """The job as it is now; with `with_result` also a result that is too large to be in it."""
+        job = await self._get(Job, f"/v1/jobs/{segment(job_id)}", timeout_s)
+        return self._bind(await self._with_result(job, timeout_s) if with_result else job)
 
     async def result(self, job: Job, *, timeout_s: float | None = None) -> Any:
-        """What a job has ended with, also where that is too large for the job's own view."""
+        """The result of a job, fetched separately where it is too large for the job itself."""
         if job.result is not None or job.result_url is None:
             return job.result
-        path = f"/v1/jobs/{part(job.id)}/result"
+        path = f"/v1/jobs/{segment(job.id)}/result"
         return await self.transport.json("GET", path, timeout_s=timeout_s)
 
     async def _with_result(self, job: Job, timeout_s: float | None = None) -> Job:
@@ -217,8 +218,8 @@ class Calls(Generic[J]):
         return event.model_copy(update={"data": event.data | {"result": job.result}})
 
     async def erase_job(self, job_id: str, *, timeout_s: float | None = None) -> None:
-        """Forget a job that has ended, with its input and result."""
-        await self.transport.request("DELETE", f"/v1/jobs/{part(job_id)}", timeout_s=timeout_s)
+        """Delete a job that has ended, with its input and result."""
+        await self.transport.request("DELETE", f"/v1/jobs/{segment(job_id)}", timeout_s=timeout_s)
 
     async def jobs(
         self,
@@ -231,8 +232,8 @@ class Calls(Generic[J]):
         page_items: int = PAGE_ITEMS,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[J, None]:
-        """Newest first, page by page. `dead=True`: those that have used up their attempts.
-        `batch`: the lines of the batch with this id, which are else left out.
+        """Newest first, page by page. `dead=True`: only jobs that have used up their attempts.
+        `batch`: only the lines of this batch, which are left out otherwise.
 
         `timeout_s` is for each page.
         """
@@ -245,12 +246,12 @@ class Calls(Generic[J]):
         }
         async with aclosing(self._pages(Job, "/v1/jobs", params, page_items, timeout_s)) as jobs:
             async for job in jobs:
-                yield self._known(job)
+                yield self._bind(job)
 
     async def events(
         self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
     ) -> AsyncGenerator[Event, None]:
-        """What happens to a job, up to and with `end`, which has its result; resumes by itself."""
+        """The events of a job up to `end`, which has its result. A broken stream is resumed."""
         events = follow(self.transport, job_id, last_event_id=last_event_id, timeout_s=timeout_s)
         async with aclosing(events):
             async for event in events:
@@ -259,9 +260,9 @@ class Calls(Generic[J]):
     async def stream(
         self, job_id: str, *, last_event_id: str | None = None, timeout_s: float | None = None
     ) -> AsyncGenerator[StreamItem, None]:
-        """The text of a job's answer as it comes, its runs of tools, and at last the ended job.
+        """The text of a job's answer as it is written, its tool runs, and at last the ended job.
 
-        However often the connection breaks, each character comes once.
+        Each character comes once, also when the connection breaks.
         """
         reader = EventReader(is_whole=last_event_id is None)
         events = self.events(job_id, last_event_id=last_event_id, timeout_s=timeout_s)
@@ -278,10 +279,10 @@ class Calls(Generic[J]):
         on_event: OnEvent | None = None,
         on_waiting: OnReason | None = None,
     ) -> J:
-        """The job once it has ended, however. Raises `WaitTimeout`; the job then goes on.
+        """The job when it has ended, in whatever state. Raises `WaitTimeout`; the job then goes on.
 
-        `on_waiting`, else `notify` of the client, is called with what the job waits for: by
-        `Client` in another thread.
+        `on_waiting`, or else `notify` of the client, gets the reason why the job waits. `Client`
+        calls it in another thread.
         """
         if on_waiting is None and self.notify is not silent:
             on_waiting = by_line(self.notify)
@@ -291,43 +292,43 @@ class Calls(Generic[J]):
                 if on_event is not None:
                     on_event(event)
                 if event.event == "end":
-                    return self._known(Job.model_validate(event.data))
+                    return self._bind(Job.model_validate(event.data))
         return await self.job(job_id, with_result=True)
 
     @asynccontextmanager
     async def reasons(
         self, job_id: str, on_waiting: OnReason, *, known: str | None = None
     ) -> AsyncIterator[None]:
-        """Within its block `on_waiting` is called with what the job waits for, at each change.
+        """Within the block, call `on_waiting` whenever the reason changes why the job waits.
 
-        By `Client` in another thread. `known` is the reason that needs no call.
+        `Client` calls it in another thread. `known` is a reason that was reported already.
         """
 
         async def read() -> Job | Batch:
-            path = f"/v1/jobs/{part(job_id)}"
+            path = f"/v1/jobs/{segment(job_id)}"
             job = Job.model_validate(await self.transport.json("GET", path, retry=False))
             if job.kind != "batch" or job.ended:
                 return job
-            # What its lines wait for.
-            path = f"/v1/batches/{part(job_id)}"
+            # The job of a batch does not say what its lines wait for.
+            path = f"/v1/batches/{segment(job_id)}"
             return Batch.model_validate(await self.transport.json("GET", path, retry=False))
 
         def work(background: Background) -> Coroutine[Any, Any, None]:
             return report_reasons(read, on_waiting, background, known=known)
 
-        async with self.transport.beside(work):
+        async with self.transport.in_background(work):
             yield
 
     async def cancel(self, job_id: str, *, timeout_s: float | None = None) -> J:
-        """Queued, it ends at once; running, it stops soon: `wait` for its end."""
-        answer = await self._post(f"/v1/jobs/{part(job_id)}/cancel", timeout_s)
-        return self._known(Job.model_validate(answer))
+        """A queued job ends at once. A running one stops soon: `wait` for its end."""
+        answer = await self._post(f"/v1/jobs/{segment(job_id)}/cancel", timeout_s)
+        return self._bind(Job.model_validate(answer))
 
     async def retry(self, job_id: str, *, timeout_s: float | None = None) -> J:
         """Redrive a failed or cancelled job."""
-        # Repeating it blindly could redrive a job that has failed again meanwhile.
-        answer = await self._post(f"/v1/jobs/{part(job_id)}/retry", timeout_s, safe=False)
-        return self._known(Job.model_validate(answer))
+        # Not repeated: it could redrive a job that has failed again meanwhile.
+        answer = await self._post(f"/v1/jobs/{segment(job_id)}/retry", timeout_s, safe=False)
+        return self._bind(Job.model_validate(answer))
 
     # Batches
 
@@ -345,11 +346,11 @@ class Calls(Generic[J]):
         idempotency_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Batch:
-        """Run each line of a JSONL file as a job: of a path or bytes, or of an upload `file_id`.
+        """Run each line of a JSONL file as a job: a path, bytes, or the `file_id` of an upload.
 
-        A line reads `{"custom_id": "1", "url": "/v1/embed", "body": {...}}`; with an `endpoint`
-        all lines name that one. What is not done by `finish_by`, or within the `completion_window`
-        (`24h`), expires. `max_attempts` is that of each line.
+        A line reads `{"custom_id": "1", "url": "/v1/embed", "body": {...}}`. With `endpoint`, all
+        lines must name that URL. Lines that are not done by `finish_by`, or within the
+        `completion_window` (`24h`), expire. `max_attempts` is for each line.
         """
         if (source is None) == (file_id is None):
             raise InvalidInput("Give either a file or the file_id of an upload.")
@@ -375,8 +376,8 @@ class Calls(Generic[J]):
         return Batch.model_validate(answer)
 
     async def batch(self, batch_id: str, *, timeout_s: float | None = None) -> Batch:
-        """How far it is, with its place in the queue."""
-        return await self._get(Batch, f"/v1/batches/{part(batch_id)}", timeout_s)
+        """The batch as it is now, with its progress and its place in the queue."""
+        return await self._get(Batch, f"/v1/batches/{segment(batch_id)}", timeout_s)
 
     def batches(
         self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
@@ -385,7 +386,7 @@ class Calls(Generic[J]):
         return self._pages(Batch, "/v1/batches", {}, page_items, timeout_s)
 
     async def wait_batch(self, batch_id: str, *, timeout_s: float | None = None) -> Batch:
-        """The batch once it has ended, however, and its files are written. Raises `WaitTimeout`."""
+        """The batch when it has ended and its files are written. Raises `WaitTimeout`."""
         started = time.monotonic()
         await self.wait(batch_id, timeout_s=timeout_s)
         while True:
@@ -399,39 +400,38 @@ class Calls(Generic[J]):
     async def batch_results(
         self, batch_id: str, *, errors: bool = False, timeout_s: float | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The answers so far, or with `errors` the lines that have ended without one: each with
-        its `custom_id`. While the batch runs they come as lines ended, later in their order.
+        """The answers so far, each with its `custom_id`; or with `errors` the lines without one.
 
-        `timeout_s` is how long the server may be silent.
+        They come in the order in which lines ended, and after the end of the batch in the order
+        of its file. `timeout_s` is how long the server may be silent.
         """
-        path = f"/v1/batches/{part(batch_id)}/{'errors' if errors else 'results'}"
-        begun: list[bytes] = []
+        path = f"/v1/batches/{segment(batch_id)}/{'errors' if errors else 'results'}"
+        line_parts: list[bytes] = []
         try:
             silence_s = timeout_s or _SILENCE_S
             async with self.transport.stream(path, headers={}, silence_s=silence_s) as chunks:
                 async for chunk in chunks:
                     *ends, rest = chunk.split(b"\n")
                     for end in ends:
-                        yield json.loads(b"".join((*begun, end)))
-                        begun.clear()
-                    begun.append(rest)
+                        yield json.loads(b"".join((*line_parts, end)))
+                        line_parts.clear()
+                    line_parts.append(rest)
         except httpx.TransportError as error:
             raise ConnectionBroken(f"The answers of batch {batch_id} broke off: {error}") from error
 
     async def cancel_batch(self, batch_id: str, *, timeout_s: float | None = None) -> Batch:
-        """The lines that are not done end within 2 s; the answers of the others stay."""
+        """Cancel the lines that are not done, within 2 s. The answers of the others stay."""
         return Batch.model_validate(
-            await self._post(f"/v1/batches/{part(batch_id)}/cancel", timeout_s)
+            await self._post(f"/v1/batches/{segment(batch_id)}/cancel", timeout_s)
         )
 
     async def retry_batch(
         self, batch_id: str, *, unfinished: bool = False, timeout_s: float | None = None
     ) -> Batch:
-        """Run the failed lines again; with `unfinished` also those that were cancelled or have
-        expired."""
+        """Run the failed lines again; with `unfinished`, also cancelled and expired ones."""
         answer = await self.transport.json(
             "POST",
-            f"/v1/batches/{part(batch_id)}/retry",
+            f"/v1/batches/{segment(batch_id)}/retry",
             body={"lines": "unfinished" if unfinished else "failed"},
             safe=False,
             timeout_s=timeout_s,
@@ -449,7 +449,7 @@ class Calls(Generic[J]):
         distance: str | None = None,
         timeout_s: float | None = None,
     ) -> Collection:
-        """Create a collection; the same again changes nothing, a different one is refused."""
+        """Create a collection. Repeating the call changes nothing; other values are refused."""
         body = {
             "embedding_model": embedding_model,
             "dimension": dimension,
@@ -457,14 +457,14 @@ class Calls(Generic[J]):
         }
         answer = await self.transport.json(
             "PUT",
-            f"/v1/collections/{part(name)}",
+            f"/v1/collections/{segment(name)}",
             body={key: value for key, value in body.items() if value is not None},
             timeout_s=timeout_s,
         )
         return Collection.model_validate(answer)
 
     async def collection(self, name: str, *, timeout_s: float | None = None) -> Collection:
-        return await self._get(Collection, f"/v1/collections/{part(name)}", timeout_s)
+        return await self._get(Collection, f"/v1/collections/{segment(name)}", timeout_s)
 
     def collections(
         self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
@@ -474,22 +474,22 @@ class Calls(Generic[J]):
     async def delete_collection(
         self, name: str, *, timeout_s: float | None = None, on_waiting: OnReason | None = None
     ) -> J:
-        """The `erase` job, succeeded: the documents, their text and their vectors are gone."""
-        return await self._erase(f"/v1/collections/{part(name)}", timeout_s, on_waiting)
+        """Erase a collection with text and vectors. Returns the `erase` job, which succeeded."""
+        return await self._erase(f"/v1/collections/{segment(name)}", timeout_s, on_waiting)
 
     def documents(
         self, collection: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
     ) -> AsyncGenerator[Document, None]:
-        path = f"/v1/collections/{part(collection)}/documents"
+        path = f"/v1/collections/{segment(collection)}/documents"
         return self._pages(Document, path, {}, page_items, timeout_s)
 
     async def document(self, document_id: str, *, timeout_s: float | None = None) -> Document:
-        return await self._get(Document, f"/v1/documents/{part(document_id)}", timeout_s)
+        return await self._get(Document, f"/v1/documents/{segment(document_id)}", timeout_s)
 
     def chunks(
         self, document_id: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
     ) -> AsyncGenerator[Chunk, None]:
-        path = f"/v1/documents/{part(document_id)}/chunks"
+        path = f"/v1/documents/{segment(document_id)}/chunks"
         return self._pages(Chunk, path, {}, page_items, timeout_s)
 
     async def find_chunks(
@@ -500,15 +500,15 @@ class Calls(Generic[J]):
         ids: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> list[Chunk]:
-        """The chunks with these ids, and those of the documents with these sources, in any order.
+        """The chunks with these ids, and the chunks of the documents with these sources.
 
-        What is not there is left out. `timeout_s` is for each page.
+        In any order; missing ones are left out. `timeout_s` is for each page.
         """
-        path = f"/v1/collections/{part(collection)}/chunks"
+        path = f"/v1/collections/{segment(collection)}/chunks"
         chunks: dict[str, Chunk] = {}
         for name, values in (("source", sources), ("id", ids)):
-            for some in _fitting(values):
-                pages = self._pages(Chunk, path, {name: some}, PAGE_ITEMS, timeout_s)
+            for batch in _query_batches(values):
+                pages = self._pages(Chunk, path, {name: batch}, PAGE_ITEMS, timeout_s)
                 chunks |= {chunk.id: chunk async for chunk in pages}
         return list(chunks.values())
 
@@ -519,7 +519,7 @@ class Calls(Generic[J]):
         timeout_s: float | None = None,
         on_waiting: OnReason | None = None,
     ) -> J:
-        return await self._erase(f"/v1/documents/{part(document_id)}", timeout_s, on_waiting)
+        return await self._erase(f"/v1/documents/{segment(document_id)}", timeout_s, on_waiting)
 
     # Files
 
@@ -543,7 +543,7 @@ class Calls(Generic[J]):
 
     async def _send(self, name: str, stream: IO[bytes], timeout_s: float | None) -> StoredFile:
         suffix = Path(name).suffix.lower()
-        content_type = _TYPES.get(suffix) or mimetypes.guess_type(name)[0]
+        content_type = _CONTENT_TYPES.get(suffix) or mimetypes.guess_type(name)[0]
         answer = await self.transport.json(
             "POST",
             "/v1/files",
@@ -554,24 +554,24 @@ class Calls(Generic[J]):
         return StoredFile.model_validate(answer)
 
     async def file(self, file_id: str, *, timeout_s: float | None = None) -> StoredFile:
-        return await self._get(StoredFile, f"/v1/files/{part(file_id)}", timeout_s)
+        return await self._get(StoredFile, f"/v1/files/{segment(file_id)}", timeout_s)
 
     async def delete_file(self, file_id: str, *, timeout_s: float | None = None) -> None:
-        path = f"/v1/files/{part(file_id)}"
+        path = f"/v1/files/{segment(file_id)}"
         await self.transport.request("DELETE", path, timeout_s=timeout_s)
 
     async def files_by_hash(
         self, sha256: Sequence[str], *, timeout_s: float | None = None
     ) -> list[StoredFile]:
-        """The stored files with one of these hashes (hexadecimal), in any order.
+        """The stored files with one of these SHA-256 hashes (hexadecimal), in any order.
 
-        `timeout_s` is for each fifty of them.
+        `timeout_s` is for each request of 50 hashes.
         """
         files: list[StoredFile] = []
-        # Fifty hashes make a URL of 4 KB, which also proxies with small buffers let through.
+        # 50 hashes make a URL of 4 KB, which also passes proxies with small buffers.
         for start in range(0, len(sha256), 50):
             params = {"sha256": list(sha256[start : start + 50])}
-            items = await self.transport.listed(
+            items = await self.transport.json_list(
                 "GET", "/v1/files", params=params, timeout_s=timeout_s
             )
             files += [StoredFile.model_validate(item) for item in items]
@@ -579,16 +579,16 @@ class Calls(Generic[J]):
 
     @asynccontextmanager
     async def attached(self, inputs: Any, *, timeout_s: float | None = None) -> AsyncIterator[Any]:
-        """The inputs of a job, with every `Path` and all bytes in them uploaded, and replaced by
-        what the API knows them by. After the block they are deleted.
+        """The inputs of a job, with each `Path` and all bytes uploaded and replaced by a file id.
+        The uploads are deleted after the block.
 
-        Every one is an upload of its own, whatever lies in the storage already, so that no other
-        job can be using it. After a failure it stays, for the job may be redriven or go on.
-        `timeout_s` is for each upload.
+        Each is uploaded anew, even if the same file is stored already: no other job uses it then.
+        After an error the uploads stay, because the job may go on or be redriven. `timeout_s` is
+        for each upload.
         """
         ids: list[str] = []
 
-        async def sent(value: Any) -> Any:
+        async def upload(value: Any) -> Any:
             if not isinstance(value, bytes | Path):
                 return value
             name = UNNAMED if isinstance(value, bytes) else None
@@ -597,17 +597,17 @@ class Calls(Generic[J]):
 
         try:
             if isinstance(inputs, list):
-                named: Any = [await sent(value) for value in inputs]
+                uploaded: Any = [await upload(value) for value in inputs]
             else:
-                named = await sent(inputs)
+                uploaded = await upload(inputs)
         except BaseException:
             await self._delete_files(ids)
             raise
-        yield named
+        yield uploaded
         await self._delete_files(ids)
 
     async def _delete_files(self, ids: Sequence[str]) -> None:
-        """What cannot be deleted harms nobody."""
+        """Errors are ignored: a file that stays does no harm."""
         for file_id in ids:
             with suppress(SluiceError):
                 await self.delete_file(file_id)
@@ -615,7 +615,7 @@ class Calls(Generic[J]):
     async def _erase(self, path: str, timeout_s: float | None, on_waiting: OnReason | None) -> J:
         headers = {"Prefer": f"wait={_ERASE_WAIT_S}"}
         answer = await self.transport.json("DELETE", path, headers=headers, wait_s=_ERASE_WAIT_S)
-        job = self._known(Job.model_validate(answer))
+        job = self._bind(Job.model_validate(answer))
         if not job.ended:
             job = await self.wait(job.id, timeout_s=timeout_s, on_waiting=on_waiting)
         return job.require_success()
@@ -626,18 +626,18 @@ class Calls(Generic[J]):
         return await self._all(Model, "/v1/models", timeout_s)
 
     async def model(self, reference: str, *, timeout_s: float | None = None) -> ModelDetails:
-        """One model; of those of Ollama, what that server says of it."""
+        """One model, for a model of Ollama with the details that its server has."""
         path = f"/v1/models/{quote(reference, safe='/')}"
         return await self._get(ModelDetails, path, timeout_s)
 
     async def pull_model(
         self, name: str, *, timeout_s: float | None = None, on_event: OnEvent | None = None
     ) -> J:
-        """Have the Ollama server fetch a model; the job, succeeded.
+        """Have the Ollama server fetch a model. Returns the job, which succeeded.
 
-        `name` is `ollama/llama3.2` or, shorter, `llama3.2`.
+        `name` is `ollama/llama3.2`, or `llama3.2` for short.
         """
-        return await self._change(pull_input(name), timeout_s, on_event)
+        return await self._run_model_job(pull_input(name), timeout_s, on_event)
 
     async def create_model(
         self,
@@ -650,14 +650,14 @@ class Calls(Generic[J]):
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
     ) -> J:
-        """Have the Ollama server make a model of another one, in the place of one of that name."""
+        """Have the Ollama server make a model from another, replacing one of the same name."""
         job_input = create_input(
             name, from_, system=system, template=template, parameters=parameters or {}
         )
-        return await self._change(job_input, timeout_s, on_event)
+        return await self._run_model_job(job_input, timeout_s, on_event)
 
     async def delete_model(self, name: str, *, timeout_s: float | None = None) -> J:
-        return await self._change(delete_input(name), timeout_s, None)
+        return await self._run_model_job(delete_input(name), timeout_s, None)
 
     async def define_model(
         self,
@@ -670,9 +670,9 @@ class Calls(Generic[J]):
         parameters: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> ModelDetails:
-        """Make or replace a named model: a preset over any model, used by its name from then on.
+        """Make or replace a named model: a preset over any model, which jobs then use by its name.
 
-        `modelfile` is a description in Ollama's form; the others go before what it says.
+        `modelfile` is a description in Ollama's format; the other arguments override it.
         """
         fields = {
             "modelfile": modelfile, "from": from_, "system": system, "template": template,
@@ -688,7 +688,7 @@ class Calls(Generic[J]):
         path = f"/v1/models/{quote(name, safe='/')}"
         await self.transport.request("DELETE", path, timeout_s=timeout_s)
 
-    async def _change(
+    async def _run_model_job(
         self, job_input: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
     ) -> J:
         job = await self.submit_untyped("model", job_input, lane="interactive")
@@ -704,9 +704,9 @@ class Calls(Generic[J]):
         summarize: bool = False,
         timeout_s: float | None = None,
     ) -> Conversation:
-        """With `summarize`, what finds no room in the model's window later is summed up."""
+        """With `summarize`, messages that no longer fit into the model's window are summarized."""
         body = {"metadata": dict(metadata or {}), "summarize": summarize}
-        # Repeating it blindly could start two.
+        # Not repeated: it could start two conversations.
         answer = await self.transport.json(
             "POST", "/v1/conversations", body=body, safe=False, timeout_s=timeout_s
         )
@@ -721,25 +721,25 @@ class Calls(Generic[J]):
     async def conversation(
         self, conversation_id: str, *, timeout_s: float | None = None
     ) -> Conversation:
-        path = f"/v1/conversations/{part(conversation_id)}"
+        path = f"/v1/conversations/{segment(conversation_id)}"
         return await self._get(Conversation, path, timeout_s)
 
     async def conversation_messages(
         self, conversation_id: str, *, timeout_s: float | None = None
     ) -> Sequence[ConversationMessage]:
         """All of them, oldest first. `timeout_s` is for each page."""
-        path = f"/v1/conversations/{part(conversation_id)}/messages"
+        path = f"/v1/conversations/{segment(conversation_id)}/messages"
         pages = self._pages(ConversationMessage, path, {}, PAGE_ITEMS, timeout_s)
         return [message async for message in pages]
 
     async def erase_conversation(
         self, conversation_id: str, *, timeout_s: float | None = None
     ) -> None:
-        """With all its messages. Jobs of it that are open end, and are not stored."""
-        path = f"/v1/conversations/{part(conversation_id)}"
+        """Erase a conversation with its messages. Its open jobs end, and are not stored in it."""
+        path = f"/v1/conversations/{segment(conversation_id)}"
         await self.transport.request("DELETE", path, timeout_s=timeout_s)
 
-    # Prompts
+    # Schedules
 
     async def put_schedule(
         self,
@@ -750,42 +750,46 @@ class Calls(Generic[J]):
         timezone: str = "UTC",
         timeout_s: float | None = None,
     ) -> Schedule:
-        """Make or replace a schedule; `job` is a body of `POST /v1/jobs`: kind, input, …"""
+        """Make or replace a schedule. `job` is a body of `POST /v1/jobs`: kind, input, …"""
         body = {"cron": cron, "timezone": timezone, "job": dict(job)}
-        path = f"/v1/schedules/{part(name)}"
+        path = f"/v1/schedules/{segment(name)}"
         answer = await self.transport.json("PUT", path, body=body, timeout_s=timeout_s)
         return Schedule.model_validate(answer)
 
     async def schedule(self, name: str, *, timeout_s: float | None = None) -> Schedule:
-        return await self._get(Schedule, f"/v1/schedules/{part(name)}", timeout_s)
+        return await self._get(Schedule, f"/v1/schedules/{segment(name)}", timeout_s)
 
     def schedules(
         self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
     ) -> AsyncGenerator[Schedule, None]:
-        """By name, page by page."""
+        """Ordered by name, page by page."""
         return self._pages(Schedule, "/v1/schedules", {}, page_items, timeout_s)
 
     async def pause_schedule(self, name: str, *, timeout_s: float | None = None) -> Schedule:
-        """No job is submitted until it is resumed."""
-        path = f"/v1/schedules/{part(name)}/pause"
+        """Submit no jobs until the schedule is resumed."""
+        path = f"/v1/schedules/{segment(name)}/pause"
         answer = await self.transport.json("POST", path, safe=True, timeout_s=timeout_s)
         return Schedule.model_validate(answer)
 
     async def resume_schedule(self, name: str, *, timeout_s: float | None = None) -> Schedule:
-        """Go on from now; what was due meanwhile is not made up for."""
-        path = f"/v1/schedules/{part(name)}/resume"
+        """Submit jobs again from now on. Times that passed during the pause are skipped."""
+        path = f"/v1/schedules/{segment(name)}/resume"
         answer = await self.transport.json("POST", path, safe=True, timeout_s=timeout_s)
         return Schedule.model_validate(answer)
 
     async def run_schedule(self, name: str, *, timeout_s: float | None = None) -> str:
-        """Submit its job now; the id of the job. Not while the last one is open."""
-        path = f"/v1/schedules/{part(name)}/run"
+        """Submit the job of a schedule now. Returns its id. Refused while the last one is open."""
+        path = f"/v1/schedules/{segment(name)}/run"
         answer = await self.transport.json("POST", path, safe=False, timeout_s=timeout_s)
         return str(answer["job_id"])
 
     async def delete_schedule(self, name: str, *, timeout_s: float | None = None) -> None:
-        """Its jobs stay."""
-        await self.transport.request("DELETE", f"/v1/schedules/{part(name)}", timeout_s=timeout_s)
+        """Delete a schedule. Its jobs stay."""
+        await self.transport.request(
+            "DELETE", f"/v1/schedules/{segment(name)}", timeout_s=timeout_s
+        )
+
+    # Prompts
 
     async def put_prompt(
         self,
@@ -797,33 +801,33 @@ class Calls(Generic[J]):
         make_current: bool = True,
         timeout_s: float | None = None,
     ) -> Prompt:
-        """Store a version of a prompt; the newest one, if it holds the same. `variables` may have a
-        `description` and a `default` for each."""
+        """Store a new version of a prompt, unless the newest one is the same. `variables` may have
+        a `description` and a `default` for each variable."""
         body = {
             "template": template,
             "description": description,
             "variables": {key: dict(spec) for key, spec in (variables or {}).items()},
             "make_current": make_current,
         }
-        path = f"/v1/prompts/{part(name)}"
+        path = f"/v1/prompts/{segment(name)}"
         answer = await self.transport.json("PUT", path, body=body, timeout_s=timeout_s)
         return Prompt.model_validate(answer)
 
     async def prompt(self, name: str, *, timeout_s: float | None = None) -> Prompt:
         """The current version, or the one that `name@3` names."""
-        return await self._get(Prompt, f"/v1/prompts/{part(name)}", timeout_s)
+        return await self._get(Prompt, f"/v1/prompts/{segment(name)}", timeout_s)
 
     def prompts(
         self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
     ) -> AsyncGenerator[Prompt, None]:
-        """The current version of each, by name, page by page."""
+        """The current version of each prompt, ordered by name, page by page."""
         return self._pages(Prompt, "/v1/prompts", {}, page_items, timeout_s)
 
     def prompt_versions(
         self, name: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
     ) -> AsyncGenerator[Prompt, None]:
         """Newest first, page by page."""
-        path = f"/v1/prompts/{part(name)}/versions"
+        path = f"/v1/prompts/{segment(name)}/versions"
         return self._pages(Prompt, path, {}, page_items, timeout_s)
 
     async def diff_prompt(
@@ -834,10 +838,10 @@ class Calls(Generic[J]):
         *,
         timeout_s: float | None = None,
     ) -> PromptDifference:
-        """What the newest version changes of the one before, or one version of another."""
+        """The difference between two versions: by default the newest and the one before it."""
         answer = await self.transport.json(
             "GET",
-            f"/v1/prompts/{part(name)}/diff",
+            f"/v1/prompts/{segment(name)}/diff",
             params={"from": from_, "to": to},
             timeout_s=timeout_s,
         )
@@ -846,12 +850,12 @@ class Calls(Generic[J]):
     async def roll_back_prompt(
         self, name: str, version: int | None = None, *, timeout_s: float | None = None
     ) -> Prompt:
-        """Make a version the current one; the one before it, unless one is named."""
+        """Make an earlier version the current one: by default the one before the current one."""
         answer = await self.transport.json(
             "POST",
-            f"/v1/prompts/{part(name)}/rollback",
+            f"/v1/prompts/{segment(name)}/rollback",
             body={} if version is None else {"version": version},
-            # Repeating it blindly could go back twice.
+            # Without a version it is not repeated: it could go back twice.
             safe=version is not None,
             timeout_s=timeout_s,
         )
@@ -864,18 +868,18 @@ class Calls(Generic[J]):
         *,
         timeout_s: float | None = None,
     ) -> str:
-        """The text that a prompt makes of values. No model runs."""
+        """The text of a prompt with these values for its variables. No model runs."""
         answer = await self.transport.json(
             "POST",
-            f"/v1/prompts/{part(name)}/render",
+            f"/v1/prompts/{segment(name)}/render",
             body={"variables": dict(variables or {})},
             timeout_s=timeout_s,
         )
         return str(answer["text"])
 
     async def delete_prompt(self, name: str, *, timeout_s: float | None = None) -> None:
-        """With all its versions. Jobs that were submitted with it are not affected."""
-        await self.transport.request("DELETE", f"/v1/prompts/{part(name)}", timeout_s=timeout_s)
+        """Delete a prompt with all its versions. Jobs that were submitted with it go on."""
+        await self.transport.request("DELETE", f"/v1/prompts/{segment(name)}", timeout_s=timeout_s)
 
     # Queues, workers, and the system itself
 
@@ -883,26 +887,26 @@ class Calls(Generic[J]):
         return await self._all(Queue, "/v1/queues", timeout_s)
 
     async def pause(self, queue: str, *, timeout_s: float | None = None) -> None:
-        """Let no step of this queue start; what runs goes on."""
-        await self._post(f"/v1/queues/{part(queue)}/pause", timeout_s)
+        """Start no more steps of this queue. Running steps go on."""
+        await self._post(f"/v1/queues/{segment(queue)}/pause", timeout_s)
 
     async def resume(self, queue: str, *, timeout_s: float | None = None) -> None:
-        await self._post(f"/v1/queues/{part(queue)}/resume", timeout_s)
+        await self._post(f"/v1/queues/{segment(queue)}/resume", timeout_s)
 
     async def workers(self, *, timeout_s: float | None = None) -> list[Worker]:
         return await self._all(Worker, "/v1/workers", timeout_s)
 
     async def whole_id(self, type: str, prefix: str, *, timeout_s: float | None = None) -> str:
-        """The id of the one job, document, file or conversation that begins so.
+        """The whole id of the one job, document, file or conversation that begins with `prefix`.
 
-        What is no beginning of an id, or of none, is given back as it is, for the API to refuse.
-        Raises `NotFound` where several begin so.
+        A `prefix` that is no beginning of an id is returned unchanged, for the API to refuse it.
+        Raises `NotFound` if several ids begin with it.
         """
         digits = prefix.replace("-", "")
-        if not _PREFIX.fullmatch(prefix) or not _SHORTEST <= len(digits) < _DIGITS:
+        if not _PREFIX.fullmatch(prefix) or not _MIN_PREFIX_DIGITS <= len(digits) < _ID_DIGITS:
             return prefix
         params = {"type": type, "prefix": prefix}
-        items = await self.transport.listed("GET", "/v1/ids", params=params, timeout_s=timeout_s)
+        items = await self.transport.json_list("GET", "/v1/ids", params=params, timeout_s=timeout_s)
         ids = [str(item["id"]) for item in items]
         if len(ids) > 1:
             raise NotFound(
@@ -917,19 +921,19 @@ class Calls(Generic[J]):
         return answer.status_code == 200
 
     async def ready(self, *, timeout_s: float | None = None) -> Readiness:
-        """Whether everything that jobs need is there, part by part."""
+        """Whether all parts that jobs need are ready, with a check for each."""
         answer = await self.transport.json(
             "GET", "/readyz", accept_status=(503,), timeout_s=timeout_s
         )
         return Readiness.model_validate(answer)
 
-    # What they are made of
+    # Requests and pages
 
     async def _get(self, shape: type[W], path: str, timeout_s: float | None) -> W:
         return shape.model_validate(await self.transport.json("GET", path, timeout_s=timeout_s))
 
     async def _all(self, shape: type[W], path: str, timeout_s: float | None) -> list[W]:
-        items = await self.transport.listed("GET", path, timeout_s=timeout_s)
+        items = await self.transport.json_list("GET", path, timeout_s=timeout_s)
         return [shape.model_validate(item) for item in items]
 
     async def _post(self, path: str, timeout_s: float | None, *, safe: bool = True) -> Any:
@@ -956,21 +960,21 @@ class Calls(Generic[J]):
                 return
 
 
-def _fitting(names: Sequence[str]) -> Iterator[list[str]]:
-    """The names in parts that a URL has room for, also before proxies with small buffers."""
-    some: list[str] = []
+def _query_batches(names: Sequence[str]) -> Iterator[list[str]]:
+    """The names in batches that fit into a URL, also for proxies with small buffers."""
+    batch: list[str] = []
     length = 0
     for name in names:
-        size = len(part(name)) + len("&source=")
-        if some and (length + size > _QUERY_CHARS or len(some) == _QUERY_NAMES):
-            yield some
-            some, length = [], 0
-        some.append(name)
+        size = len(segment(name)) + len("&source=")
+        if batch and (length + size > _QUERY_CHARS or len(batch) == _QUERY_NAMES):
+            yield batch
+            batch, length = [], 0
+        batch.append(name)
         length += size
-    if some:
-        yield some
+    if batch:
+        yield batch
 
 
-def part(value: str) -> str:
-    """A name as one part of a path, whatever is in it."""
+def segment(value: str) -> str:
+    """A name as one segment of a URL path, with all special characters escaped."""
     return quote(value, safe="")

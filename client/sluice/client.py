@@ -4,9 +4,9 @@
         sluice.ingest("handbook", ["docs/"])
         print(sluice.ask("handbook", "How do I renew my pass?").answer)
 
-Both have the same methods with the same arguments. Each is written once, as a coroutine: a call of
-the API in `sluice/calls.py`, a whole task here. `Client` runs these coroutines over a transport
-that blocks.
+Both have the same methods with the same arguments. Each method is written once, as a coroutine:
+single calls of the API in `sluice/calls.py`, tasks of several calls here. `Client` runs these
+coroutines over a transport that blocks.
 
 Every submit carries an `Idempotency-Key`, so that a repeated request is the same job. Errors are
 those of `sluice.errors`, all of them `SluiceError`.
@@ -35,7 +35,15 @@ import httpx
 
 from sluice.calls import Calls, J, silent
 from sluice.errors import ConnectionFailed, WaitTimeout
-from sluice.ingest import PARALLEL_UPLOADS, Advance, IngestOptions, IngestReport, ingest_documents
+from sluice.ingest import (
+    PARALLEL_UPLOADS,
+    Advance,
+    IngestOptions,
+    IngestReport,
+    IngestRun,
+    ignore,
+    ingest_documents,
+)
 from sluice.inputs import Messages, Tools, chat_input, hf_input, rag_input, search_input
 from sluice.jobs import AsyncClientJob, ClientJob
 from sluice.kinds import (
@@ -69,14 +77,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCAL = "sluice.local"
-"""Entry points of this group are functions that return the URL and the key (or None) of an API on
-this machine; Sluice itself has one, for its local stack."""
+"""Group of entry points: functions that return the URL and the key (or None) of an API on this
+machine. Sluice itself has one for its local stack."""
 _PREFER_S = 20.0
-"""How long one answer is held back; what takes longer is followed through its events."""
+"""How long a submit waits for the end of its job. Longer jobs are followed by their events."""
 
 
 class Tasks(Calls[J], Generic[J]):
-    """Whole tasks beside the calls: submit, wait, and the result."""
+    """Tasks of several calls: submit a job, wait for it, and return its result."""
 
     async def ingest(
         self,
@@ -100,12 +108,11 @@ class Tasks(Calls[J], Generic[J]):
         wait: bool = True,
         timeout_s: float | None = None,
     ) -> IngestReport:
-        """Files, folders, globs, URLs, and `texts` by name into a collection, made where it is
-        missing; and all pages of `sites`, which the server reads from their URLs on.
+        """Ingest files, folders, globs, URLs, and `texts` by name; and all pages of `sites`.
 
-        Documents are named as their paths are given, or with `root` by their paths from there on.
-        A file that is refused is an entry in the report's `errors`. Raises `JobFailed`,
-        `JobCancelled` or `WaitTimeout` for the job as a whole.
+        A missing collection is made. The name of a document is its path as it was written, or its
+        path relative to `root`. A file that is refused is an entry in the report's `errors`.
+        Raises `JobFailed`, `JobCancelled` or `WaitTimeout` for the job as a whole.
         """
         named = [str(path) for path in paths]
         local = [path for path in named if not (is_url(path) or is_folder_url(path))]
@@ -152,20 +159,16 @@ class Tasks(Calls[J], Generic[J]):
     ) -> IngestReport:
         """`ingest` for documents that were discovered before (`sluice/sources.py`).
 
-        `refused` is reported with what the server refuses. The callbacks are called in this thread.
+        The errors in `refused` become part of the report. Callbacks are called in this thread.
         """
-        return await ingest_documents(
-            self,
-            collection,
-            documents,
+        run = IngestRun(
             options=options or IngestOptions(),
-            refused=refused,
             parallel_uploads=parallel_uploads,
-            wait=wait,
             timeout_s=timeout_s,
-            on_advance=on_advance or _ignore,
-            on_submit=on_submit or _ignore,
+            on_advance=on_advance or ignore,
+            on_submit=on_submit or ignore,
         )
+        return await ingest_documents(self, collection, documents, run, refused=refused, wait=wait)
 
     async def sync(
         self,
@@ -183,26 +186,29 @@ class Tasks(Calls[J], Generic[J]):
         on_advance: Callable[[Advance], object] | None = None,
         on_submit: Callable[[Job], object] | None = None,
     ) -> SyncReport:
-        """Make the collection what folders and files are, or a site or a bucket: what is new is
-        added, what has changed is replaced, what has vanished is erased.
+        """Make the collection equal to files and folders, a site or a bucket: new documents are
+        added, changed ones replaced, and missing ones erased.
 
-        Raises `InvalidInput`, and erases nothing, where more than a share of the documents has
-        vanished. With `dry_run` nothing is changed.
+        Raises `InvalidInput`, and erases nothing, if more than `max_erased_share` of the documents
+        are missing. With `dry_run` nothing is changed.
         """
+        run = IngestRun(
+            options=options or IngestOptions(),
+            parallel_uploads=parallel_uploads,
+            timeout_s=timeout_s,
+            on_advance=on_advance or ignore,
+            on_submit=on_submit or ignore,
+        )
         return await sync_documents(
             self,
             collection,
             [str(path) for path in paths],
-            options=options or IngestOptions(),
+            run,
             root=root,
             is_dry_run=dry_run,
             max_erased_share=max_erased_share,
             suffixes=suffixes,
             max_pages=max_pages,
-            parallel_uploads=parallel_uploads,
-            timeout_s=timeout_s,
-            on_advance=on_advance or _ignore,
-            on_submit=on_submit or _ignore,
         )
 
     async def search(
@@ -217,7 +223,7 @@ class Tasks(Calls[J], Generic[J]):
     ) -> list[Hit]:
         """The passages of one or several collections that answer a query, best first.
 
-        `search` are its other options, such as {"type": "lexical"} or {"expand": 1}.
+        `search` has the other options, such as {"type": "lexical"} or {"expand": 1}.
         """
         job_input = search_input(collection, query, k=k, filter=filter, search=search)
         result = await self._result("search", job_input, timeout_s)
@@ -233,9 +239,9 @@ class Tasks(Calls[J], Generic[J]):
         search: SearchOptions | None = None,
         timeout_s: float | None = None,
     ) -> list[Hit]:
-        """The passages whose vectors are nearest to one of the collection's model.
+        """The passages nearest to `vector`, which must be of the collection's embedding model.
 
-        `search` are options of the types similarity (unless it says otherwise), mmr and
+        `search` has options of the types similarity (the default here), mmr and
         similarity_score_threshold.
         """
         options = cast("SearchOptions", {"type": "similarity", **(search or {})})
@@ -255,10 +261,10 @@ class Tasks(Calls[J], Generic[J]):
         search: SearchOptions | None = None,
         timeout_s: float | None = None,
     ) -> list[list[Hit]]:
-        """The hits of each query, in their order, by one job."""
+        """The hits of each query, in the order of the queries, from one job."""
         job_input = search_input(collection, list(queries), k=k, filter=filter, search=search)
         result = await self._result("search", job_input, timeout_s)
-        return [[Hit.model_validate(hit) for hit in one["hits"]] for one in result["results"]]
+        return [[Hit.model_validate(hit) for hit in answer["hits"]] for answer in result["results"]]
 
     async def ask(
         self,
@@ -278,8 +284,8 @@ class Tasks(Calls[J], Generic[J]):
     ) -> Answer:
         """An answer from the documents of a collection, with its citations.
 
-        `search` are options as of `search`; `prompt` is a template with the places {context} and
-        {question}, or the name of a stored one, whose `variables` may be given; `parameters` are
+        `search` has the options of `Client.search`. `prompt` is a template with {context} and
+        {question} in it, or the name of a stored prompt with its `variables`. `parameters` are
         such as max_tokens and temperature.
         """
         job_input = rag_input(
@@ -312,8 +318,8 @@ class Tasks(Calls[J], Generic[J]):
     ) -> ChatAnswer:
         """A model's answer to a text, to messages, or to a stored prompt with its variables.
 
-        `tools` are names (calculator, fetch_url, search_collection:NAME) or whole specs. To get
-        the text as it comes, `submit` the job and `stream` it.
+        `tools` are names (calculator, fetch_url, search_collection:NAME) or complete specs. To get
+        the text while it is written, `submit` the job and `stream` it.
         """
         job_input = chat_input(
             messages,
@@ -335,7 +341,7 @@ class Tasks(Calls[J], Generic[J]):
         input_type: Literal["query", "passage"] | None = None,
         timeout_s: float | None = None,
     ) -> Embeddings:
-        """`input_type` says what the texts are, for models that have a prompt for each."""
+        """The vectors of texts. `input_type` matters for models with a prompt for each type."""
         job_input: dict[str, Any] = {"texts": list(texts)}
         if model is not None:
             job_input["model"] = model
@@ -353,14 +359,16 @@ class Tasks(Calls[J], Generic[J]):
         backend: Literal["local", "hub"] = "local",
         timeout_s: float | None = None,
     ) -> Any:
-        """The output of a Hugging Face task, as the inference API has it.
+        """The output of a Hugging Face task, in the format of the inference API.
 
-        One input gives one output, a list of them a list. An image or audio is bytes or a `Path`,
-        uploaded for as long as the job needs it. `notify` is called with the warnings of the job.
+        One input gives one output, and a list of inputs a list of outputs. An image or audio is
+        bytes or a `Path`; it is uploaded until the job has ended. `notify` gets the job's warnings.
         """
-        async with self.attached(inputs) as sent:
-            job_input = hf_input(task, sent, model=model, parameters=parameters, backend=backend)
-            job = await self._finished("hf", job_input, timeout_s)
+        async with self.attached(inputs) as uploaded:
+            job_input = hf_input(
+                task, uploaded, model=model, parameters=parameters, backend=backend
+            )
+            job = await self._run_job("hf", job_input, timeout_s)
             result = await self.result(job)
         for warning in job.warnings:
             self.notify(warning)
@@ -369,14 +377,12 @@ class Tasks(Calls[J], Generic[J]):
     async def _result(
         self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
-        job = await self._finished(kind, job_input, timeout_s)
+        job = await self._run_job(kind, job_input, timeout_s)
         result: dict[str, Any] = await self.result(job)
         return result or {}
 
-    async def _finished(
-        self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
-    ) -> J:
-        """Submit in the lane of those who wait, and wait."""
+    async def _run_job(self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None) -> J:
+        """Submit in the lane `interactive`, and wait for success."""
         started = time.monotonic()
         wait_s = _PREFER_S if timeout_s is None else min(_PREFER_S, timeout_s)
         job = await self.submit_untyped(kind, job_input, lane="interactive", wait_s=wait_s)
@@ -394,15 +400,11 @@ class Tasks(Calls[J], Generic[J]):
 BlockingTasks = Tasks[ClientJob[Any]]
 
 
-def _ignore(_: object) -> None:
-    """For callbacks that nobody has set."""
-
-
 class AsyncClient(Tasks[AsyncClientJob[Any]]):
     """A connection to one API for asyncio: `Client` with `await`, `async for` and `async with`.
 
-    It belongs to one event loop. To cancel a task that awaits a method cancels no job. An iterator
-    that is not read to its end is closed with `contextlib.aclosing`.
+    It belongs to one event loop. Cancelling a task that awaits a method does not cancel the job.
+    Close an iterator that is not read to its end with `contextlib.aclosing`.
     """
 
     def __init__(
@@ -417,8 +419,8 @@ class AsyncClient(Tasks[AsyncClientJob[Any]]):
     ) -> None:
         notify = notify or silent
         options = _options(url, api_key, timeout_s, retries, notify, limits)
-        known: Callable[[Job], AsyncClientJob[Any]] = functools.partial(AsyncClientJob.of, self)
-        super().__init__(AsyncTransport(**options), notify, known)
+        bind: Callable[[Job], AsyncClientJob[Any]] = functools.partial(AsyncClientJob.of, self)
+        super().__init__(AsyncTransport(**options), notify, bind)
 
     submit: AsyncSubmit = cast("AsyncSubmit", Tasks.submit_untyped)
 
@@ -459,7 +461,7 @@ def _blocking_iterator(
 
 
 def blocking_items(items: AsyncGenerator[R, None]) -> Iterator[R]:
-    """What a generator over a `BlockingTransport` yields; it is closed with this one."""
+    """The items of a generator over a `BlockingTransport`, which is closed with this one."""
     try:
         while True:
             try:
@@ -476,21 +478,21 @@ def _blocking_block(
 ) -> Callable[Concatenate["Client", P], AbstractContextManager[R]]:
     @functools.wraps(call)
     def run(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[R]:
-        return _entered(call(client.tasks, *args, **kwargs))
+        return _blocking_context(call(client.tasks, *args, **kwargs))
 
     _show_result(run, AbstractContextManager)
     return run
 
 
 def _show_result(run: Callable[..., object], shape: Any) -> None:
-    """For `help` and `inspect`, which would show what the coroutine has; editors read the types."""
+    """Let `help` and `inspect` show the blocking result type instead of the coroutine's."""
     signature = inspect.signature(run)
     content = get_args(signature.return_annotation)[0]
     vars(run)["__signature__"] = signature.replace(return_annotation=shape[content])
 
 
 @contextmanager
-def _entered(block: AbstractAsyncContextManager[R]) -> Iterator[R]:
+def _blocking_context(block: AbstractAsyncContextManager[R]) -> Iterator[R]:
     value = drive(block.__aenter__())
     try:
         yield value
@@ -504,11 +506,10 @@ def _entered(block: AbstractAsyncContextManager[R]) -> Iterator[R]:
 class Client:
     """A connection to one API: `url`, else `SLUICE_URL`, else the stack that runs on this machine.
 
-    The key is `api_key`, else `SLUICE_API_KEY`. The stack is looked for where Sluice itself is
-    installed, too (`docs/settings.md`). `timeout_s` bounds each answer, `retries` how long failing
-    calls are repeated; `notify` is called with a sentence when the client waits for something;
-    `limits` are those of the connection pool.
-    Threads may share a client.
+    The key is `api_key`, else `SLUICE_API_KEY`. The local stack is only found where Sluice itself
+    is installed (`docs/settings.md`). `timeout_s` bounds each answer, and `retries` says how long
+    failing calls are repeated. `notify` gets a sentence when a call has to wait for something.
+    `limits` are those of the connection pool. Threads may share a client.
     """
 
     def __init__(
@@ -523,8 +524,8 @@ class Client:
     ) -> None:
         notify = notify or silent
         options = _options(url, api_key, timeout_s, retries, notify, limits)
-        known: Callable[[Job], ClientJob[Any]] = functools.partial(ClientJob.of, self)
-        self.tasks = BlockingTasks(BlockingTransport(**options), notify, known)
+        bind: Callable[[Job], ClientJob[Any]] = functools.partial(ClientJob.of, self)
+        self.tasks = BlockingTasks(BlockingTransport(**options), notify, bind)
 
     @property
     def url(self) -> str:
@@ -645,7 +646,7 @@ def _options(
 
 
 def _connection(url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """A key that belongs to a URL which was looked up is not sent to another one."""
+    """The URL and the key. The key of a local stack is only used with the URL of that stack."""
     if api_key is None:
         api_key = os.environ.get("SLUICE_API_KEY") or None
     url = url or os.environ.get("SLUICE_URL")

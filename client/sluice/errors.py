@@ -1,4 +1,4 @@
-"""What can go wrong between a program and the API. All are `SluiceError`, each with a `message`."""
+"""The errors of the client. All are `SluiceError`, each with a `message`."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -53,31 +53,31 @@ class ApiError(SluiceError):
 
 
 class BadRequest(ApiError):
-    """400: the request cannot be read, or the job that it waited for was refused its input."""
+    """400: the request cannot be read, or a worker refused the input of the job."""
 
 
 class Unauthorized(ApiError):
-    """401: the API wants a key, or another one."""
+    """401: the key is missing or wrong."""
 
 
 class Forbidden(ApiError):
-    """403: this key may not do that."""
+    """403: the key has no right to do this."""
 
 
 class Missing(ApiError, NotFound):
-    """404: the API has no such thing."""
+    """404: there is no such thing."""
 
 
 class Conflict(ApiError):
-    """409: it is there already, and another; or its state does not allow this."""
+    """409: there is already another one with this name, or its state does not allow the change."""
 
 
 class TooLarge(ApiError):
-    """413: more bytes than the API takes."""
+    """413: the body has more bytes than the API accepts."""
 
 
 class UnsupportedMediaType(ApiError):
-    """415: the API reads no bodies of this type."""
+    """415: the API does not accept bodies of this type."""
 
 
 class Unprocessable(ApiError):
@@ -85,7 +85,7 @@ class Unprocessable(ApiError):
 
 
 class TooManyRequests(ApiError):
-    """429: the queue is full, or the key has used up its share, for `retry_after_s` seconds."""
+    """429: the queue is full, or the key has used up its share; try after `retry_after_s`."""
 
 
 class ServerError(ApiError):
@@ -93,15 +93,15 @@ class ServerError(ApiError):
 
 
 class BadGateway(ServerError):
-    """502: what stands before the API does not reach it."""
+    """502: a gateway before the API cannot reach it."""
 
 
 class Unavailable(ServerError):
-    """503: the API lacks a server of its own; the message names it."""
+    """503: a server that the API needs does not answer; the message names it."""
 
 
 class GatewayTimeout(ServerError):
-    """504: the answer took too long for what stands before the API, or for the job itself."""
+    """504: the answer took longer than a gateway, or the job's own limit, allows."""
 
 
 OF_STATUS: Mapping[int, type[ApiError]] = {
@@ -121,8 +121,7 @@ OF_STATUS: Mapping[int, type[ApiError]] = {
 
 
 def of_status(status: int) -> type[ApiError]:
-    """The class of errors with this status; those without one of their own are `ServerError` from
-    500 on, else `ApiError`."""
+    """The class of errors with this status, else `ServerError` (from 500 on) or `ApiError`."""
     return OF_STATUS.get(status, ServerError if status >= 500 else ApiError)
 
 
@@ -131,11 +130,11 @@ class ConnectionFailed(SluiceError):
 
 
 class ConnectionBroken(ConnectionFailed):
-    """The connection broke while the API was at it; nobody knows whether it was carried out."""
+    """The connection broke during the request. It may or may not have been carried out."""
 
 
 class WaitTimeout(SluiceError):
-    """The job did not end in the given time; it goes on."""
+    """The job did not end within the timeout; it goes on."""
 
     def __init__(self, job_id: str, timeout_s: float) -> None:
         self.job_id = job_id
@@ -147,7 +146,7 @@ class WaitTimeout(SluiceError):
 
 
 class JobEndedBadly(SluiceError):
-    """A job that was waited for did not succeed; `job` is its last state."""
+    """The job did not succeed; `job` has its last state."""
 
     def __init__(self, job: "Job", message: str) -> None:
         self.job = job
@@ -172,7 +171,7 @@ class JobCancelled(JobEndedBadly):
 def _describe(status: int, title: str, detail: str, errors: Sequence[Mapping[str, Any]]) -> str:
     text = detail or title or f"The API answered with status {status}."
     shown = [_entry(entry) for entry in errors[:_SHOWN_ERRORS]]
-    # The detail often names the only error already; saying it twice would not help.
+    # The detail often has the text of the only error already.
     shown = [line for line in shown if line not in text]
     if shown:
         text = f"{text.rstrip('.')}: {'; '.join(shown)}"

@@ -1,11 +1,11 @@
-"""A job followed through its Server-Sent Events until it ends, and what these events say.
+"""Server-Sent Events of a job, followed until the job ends; and the text and tool runs in them.
 
-A stream that drops, stays silent, or loses its server for a while is resumed from the last event.
-Between streams the job itself is read, so its end is seen even where a proxy holds events back:
-the stream of a job that has ended is complete, and closes.
+A stream that breaks, stays silent, or loses its server for a while is resumed from the last event.
+Between two streams the job itself is read, so its end is noticed even if a proxy holds events
+back. The stream of an ended job is complete, and closes.
 
-The API sends each character of a text once (`EventReader`). What comes twice all the same is
-dropped here, and what is missing at the end is taken from the job's result.
+The API sends each character of a text once. Text that comes twice all the same is dropped here
+(`EventReader`), and text that is missing at the end is taken from the job's result.
 """
 
 import json
@@ -22,22 +22,22 @@ from sluice.shapes import Batch, Event, Job, State
 from sluice.transport import Background, Transport
 
 SILENCE_S = 15.0
-"""After so long without a byte, the job is read directly."""
+"""After this time without a byte, the job is read directly."""
 LAST_TRIES = 3
-"""How often the stream of a job that has ended is opened; then the job itself has to do."""
+"""How often the stream of an ended job is opened before its events are given up."""
 _PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
 
 
 async def follow(
     transport: Transport, job_id: str, *, last_event_id: str | None, timeout_s: float | None
 ) -> AsyncGenerator[Event, None]:
-    """The events of a job, up to and with `end`, whose data is the whole job.
+    """The events of a job up to `end`, whose data is the whole job.
 
-    Raises `WaitTimeout`, `ApiError` (404 for an unknown job), or `ConnectionFailed` when the API
-    stays away for longer than the transport's retries.
+    Raises `WaitTimeout`, `ApiError` (404 for an unknown job), or `ConnectionFailed` if the API
+    does not answer for longer than the transport's retries.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    fruitless = last_tries = 0
+    empty_streams = last_tries = 0
     while True:
         try:
             headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
@@ -49,22 +49,22 @@ async def follow(
             async with transport.stream(path, headers=headers, silence_s=silence_s) as chunks:
                 async for chunk in chunks:
                     for event in parser.feed(chunk):
-                        fruitless = 0
+                        empty_streams = 0
                         last_event_id = event.id or last_event_id
                         yield event
                         if event.event == "end":
                             return
-                    # Looked at with every piece, since comments keep a silent stream alive.
+                    # Checked with every chunk: comments keep a stream without events open.
                     if deadline is not None and time.monotonic() >= deadline:
                         break
         except httpx.TransportError:
-            pass  # Reading the job, below, is what retries, and what raises.
+            pass  # Reading the job, below, has the retries and raises the error.
         except ApiError as error:
             if error.status != 429 and error.status < 500:
                 raise
         job = Job.model_validate(await transport.json("GET", f"/v1/jobs/{job_id}"))
         if job.ended and last_tries < LAST_TRIES:
-            # What happened since the stream broke is still to come.
+            # A new stream has the events since this one broke.
             await transport.pause(_PAUSES_S[last_tries])
             last_tries += 1
             continue
@@ -72,18 +72,18 @@ async def follow(
             data = job.model_dump(mode="json")
             yield Event(id=last_event_id, event="end", data=data)
             return
-        pause_s = _PAUSES_S[min(fruitless, len(_PAUSES_S) - 1)]
-        fruitless += 1
+        pause_s = _PAUSES_S[min(empty_streams, len(_PAUSES_S) - 1)]
+        empty_streams += 1
         if deadline is not None and time.monotonic() + pause_s >= deadline:
             raise WaitTimeout(job_id, timeout_s or 0.0)
         await transport.pause(pause_s)
 
 
 class EventParser:
-    """Server-Sent Events from bytes, in whatever pieces these come.
+    """Server-Sent Events from chunks of bytes of any size.
 
-    Lines are split at line feeds only: `str.splitlines` also splits at characters such as U+2028
-    that may well stand inside the data.
+    Lines end with line feeds only. `str.splitlines` would also split at characters such as U+2028,
+    which may be part of the data.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class EventParser:
                 yield event
 
     def _event_at(self, line: str) -> Event | None:
-        """The event that an empty line ends."""
+        """The event, if this is the empty line that ends one."""
         if line:
             field, _, value = line.partition(":")
             value = value.removeprefix(" ")
@@ -128,12 +128,12 @@ def _left(deadline: float) -> float:
     return min(SILENCE_S, max(0.05, deadline - time.monotonic()))
 
 
-# What the events say: pieces of text, runs of tools, and the ended job.
+# The content of events: pieces of text, tool runs, and the ended job.
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextPiece:
-    """Text that a step of the job has generated. An agent's answers are steps of their own."""
+    """Text that a step of the job has generated. Each answer of an agent is a step of its own."""
 
     step: int
     text: str
@@ -141,7 +141,7 @@ class TextPiece:
 
 @dataclass(frozen=True, kw_only=True)
 class ToolRun:
-    """A tool that the model has called: without a result when it begins, with one at its end."""
+    """A tool call of the model: once without a result when it begins, once with its result."""
 
     id: str
     name: str
@@ -153,10 +153,10 @@ StreamItem = TextPiece | ToolRun | Job
 
 
 class EventReader:
-    """Events, one after the other, as what they say."""
+    """The content of events, which are read one after the other."""
 
     def __init__(self, *, is_whole: bool) -> None:
-        """`is_whole` says that the events begin with the job's first one."""
+        """`is_whole`: the first event is the job's first one."""
         self._is_whole = is_whole
         self._step, self._text, self._ends_at = 0, "", 0
 
@@ -189,20 +189,20 @@ class EventReader:
             yield TextPiece(step=step, text=new)
 
     def _rest(self, answer: str) -> Iterator[TextPiece]:
-        """What the answer has beyond the text that has come."""
+        """The text of the answer that no event has had."""
         step, text, ends_at = self._step, self._text, self._ends_at
         if not text:
-            rest = answer if self._is_whole else ""  # An answer that quotes comes in no pieces.
+            rest = answer if self._is_whole else ""  # `extractive` sends no token events
         elif answer[max(0, ends_at - len(text)) : ends_at] == text:
             rest = answer[ends_at:]
         else:
-            step, rest = step + 1, answer  # of a step of which nothing has come
+            step, rest = step + 1, answer  # the answer of a step without any token event
         if rest:
             yield TextPiece(step=step, text=rest)
 
 
 def answer_of(job: Job) -> str:
-    """The text that a job has answered with; empty where it has none."""
+    """The text of a job's answer; empty if it has none."""
     if job.state is not State.SUCCEEDED or not isinstance(job.result, dict):
         return ""
     message = job.result.get("message")
@@ -212,22 +212,24 @@ def answer_of(job: Job) -> str:
 
 OnEvent = Callable[[Event], object]
 
-# What an open job waits for, reported as it changes, while its end is awaited elsewhere.
+# The reason why an open job waits, reported when it changes, beside the waiting for its end.
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 3.0
 
-# What goes on changing while the reason stays the same.
+# Parts of a reason that change while the reason stays the same.
 _NUMBERS = re.compile(r"\d[\d.,:TZ-]*")
 _NEXT_TRY = re.compile(r" ?The next attempt begins .*", re.DOTALL)
 
 OnReason = Callable[[str | None], object]
-"""Called with the reason, or with None when there is none any more."""
+"""Called with the reason, or with None when the job no longer waits."""
 
 
 def by_line(say: Callable[[str], object]) -> OnReason:
-    """For what is read line by line: a reason is said once, however its times go on, and not again
-    after a try that came to nothing."""
+    """A callback for logs and pipes: one line for each new reason.
+
+    A reason is not said again when only its times have changed, or after a failed try.
+    """
     last: str | None = None
 
     def on_reason(reason: str | None) -> None:
@@ -249,10 +251,10 @@ async def report_reasons(
     *,
     known: str | None,
 ) -> None:
-    """Until the block that it runs beside ends, or the job does; `known` is reported already.
+    """Call `on_reason` at each change until the job ends, or the block of `background` does.
 
-    No event says what a job waits for, so the job is read, at growing intervals. A read that
-    fails is repeated; whoever waits for the end has the retries, and the errors.
+    `known` was reported already. No event has the reason, so the job is read at growing intervals.
+    A failed read is only repeated: the waiting for the end has the retries, and raises errors.
     """
     last, pause_s = known, FIRST_PAUSE_S
     while await background.pause(pause_s):

@@ -1,7 +1,7 @@
-"""Bulk ingestion: send what the server does not have, submit, follow.
+"""Bulk ingestion: upload the files that the server does not have, submit jobs, wait for them.
 
-A run that was cut off is resumed by running it again. Whether a stored
-document is up to date is the server's decision, in the job.
+A run that was interrupted is resumed by running it again. The server decides, in the job, whether
+a stored document is up to date.
 """
 
 import hashlib
@@ -17,23 +17,22 @@ from sluice.kinds import CsvOptions, HtmlOptions, JsonOptions, Lane, OcrOptions,
 from sluice.shapes import DocumentCounts, Event, IngestOutcome, Job, SourceError, StoredFile
 from sluice.sources import FileDocument, LocalDocument, RemoteDocument, TextDocument
 
-# Getting many files to the server, in parallel, each at most once.
-#
-# A file is hashed here and looked up there; what is stored under the same name with the same
-# hash is used again. A file that cannot be read or is refused becomes an error entry; what
-# would meet every file (no connection, no valid key) is raised.
-
 PARALLEL_UPLOADS = 8
+SOURCES_PER_JOB = 10_000
 _LOOKUP_HASHES = 50
 _REFUSALS = {400, 409, 413, 415, 422}
-"""Answers that are about this one file."""
+"""Statuses of errors that are about this one file."""
 
 Phase = Literal["check", "upload", "ingest"]
 
 
+def ignore(_: object) -> None:
+    """The default of callbacks."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Advance:
-    """How far a phase is; `unit` is what is counted."""
+    """The progress of a phase. `unit` is what `done` and `total` count."""
 
     phase: Phase
     done: int
@@ -51,39 +50,50 @@ class Advance:
         )
 
 
+# Uploads: many files in parallel, each at most once.
+#
+# A file is hashed here and looked up on the server; a file that is stored under the same name with
+# the same hash is used again. A file that cannot be read, or that the server refuses, becomes an
+# error entry. Errors that would meet every file (no connection, no valid key) are raised.
+
+
 @dataclass(kw_only=True)
-class Sent:
-    """What has been sent so far: the sources for the job, and what was refused."""
+class Uploads:
+    """The documents that have reached the server so far."""
 
     sources: list[dict[str, Any]] = field(default_factory=list)
+    """Their entries in the input of a job."""
     errors: list[SourceError] = field(default_factory=list)
+    """The documents that cannot be read, or that were refused."""
     uploaded_files: int = 0
     reused_files: int = 0
-    named_otherwise: dict[str, str] = field(default_factory=dict)
-    """The hash of each file whose bytes are stored under a name that is not among these, too."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Hashes, by file name, of files whose bytes are also stored under a name outside this run."""
 
 
-async def send(
+async def upload_documents(
     calls: Calls[Any],
     documents: Sequence[LocalDocument],
-    sent: Sent,
+    uploads: Uploads,
     *,
     parallel: int,
     on_advance: Callable[[Phase, int], None],
 ) -> None:
-    """Add these documents to `sent`, in their order; `on_advance` gets the number done."""
+    """Add these documents to `uploads`, in their order; `on_advance` gets the number done."""
     files = [document for document in documents if isinstance(document, FileDocument)]
     ids: dict[str, str] = {}
 
-    hashes = await hash_files(calls, files, sent.errors, parallel=parallel, on_advance=on_advance)
-    stored = await _stored(calls, hashes.values(), parallel)
+    hashes = await hash_files(
+        calls, files, uploads.errors, parallel=parallel, on_advance=on_advance
+    )
+    stored = await _stored_ids(calls, hashes.values(), parallel)
     others = {digest for digest, name in stored if name not in hashes}
     for name, digest in hashes.items():
         if file_id := stored.get((digest, name)):
             ids[name] = file_id
         if digest in others:
-            sent.named_otherwise[name] = digest
-    sent.reused_files += len(ids)
+            uploads.copies[name] = digest
+    uploads.reused_files += len(ids)
 
     missing = [file for file in files if file.name in hashes and file.name not in ids]
     done = len(documents) - len(missing)
@@ -95,21 +105,21 @@ async def send(
     async with aclosing(calls.transport.parallel(upload, missing, parallel)) as outcomes:
         async for file, outcome in outcomes:
             if isinstance(outcome, SourceError):
-                sent.errors.append(outcome)
+                uploads.errors.append(outcome)
             else:
                 ids[file.name] = outcome.id
-                sent.uploaded_files += 1
+                uploads.uploaded_files += 1
             done += 1
             on_advance("upload", done)
 
     for document in documents:
         if isinstance(document, TextDocument):
             text = {"type": "text", "text": document.text, "name": document.name}
-            sent.sources.append(text)
+            uploads.sources.append(text)
         elif isinstance(document, RemoteDocument):
-            sent.sources.append(dict(document.source))
+            uploads.sources.append(dict(document.source))
         elif document.name in ids:
-            sent.sources.append({"type": "file", "file_id": ids[document.name]})
+            uploads.sources.append({"type": "file", "file_id": ids[document.name]})
 
 
 async def hash_files(
@@ -120,7 +130,7 @@ async def hash_files(
     parallel: int,
     on_advance: Callable[[Phase, int], None],
 ) -> dict[str, str]:
-    """The SHA-256 of each file by its name; those that cannot be read become errors."""
+    """The SHA-256 of each file by its name. Files that cannot be read are added to `errors`."""
     hashes: dict[str, str] = {}
 
     async def hash_of(file: FileDocument) -> str | SourceError:
@@ -146,7 +156,7 @@ def _hash(file: FileDocument) -> str | SourceError:
         return _unreadable(file, error)
 
 
-async def _stored(
+async def _stored_ids(
     calls: Calls[Any], hashes: Iterable[str], parallel: int
 ) -> dict[tuple[str, str], str]:
     """The ids of stored files by hash and name."""
@@ -182,12 +192,12 @@ def _unreadable(file: FileDocument, error: OSError) -> SourceError:
     )
 
 
-SOURCES_PER_JOB = 10_000
+# Jobs
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestOptions:
-    """Passed on to the server; what is `None` is left to its defaults."""
+    """Options of the job. `None` leaves an option to the server's default."""
 
     splitter: Splitter | None = None
     encoding: str | None = None
@@ -195,7 +205,7 @@ class IngestOptions:
     html: HtmlOptions | None = None
     json: JsonOptions | None = None
     ocr: OcrOptions | None = None
-    """`{}` has pages that are pictures of text recognized."""
+    """`{}` switches on the recognition of text on scanned pages."""
     on_existing: Literal["skip", "replace"] | None = None
     on_duplicate: Literal["warn", "skip"] | None = None
     metadata: Mapping[str, Any] | None = None
@@ -203,8 +213,19 @@ class IngestOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IngestRun:
+    """How documents are sent and jobs followed. Callbacks are called in the calling thread."""
+
+    options: IngestOptions
+    parallel_uploads: int = PARALLEL_UPLOADS
+    timeout_s: float | None = None
+    on_advance: Callable[[Advance], object] = ignore
+    on_submit: Callable[[Job], object] = ignore
+
+
+@dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """A file whose content is in the collection under another name, too."""
+    """A file whose content is also in the collection under another name."""
 
     source: str
     other: str
@@ -212,18 +233,18 @@ class Duplicate:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestReport:
-    """What became of all documents; `errors` names each that failed."""
+    """The outcome for all documents; `errors` names each that failed."""
 
     collection: str
     collection_created: bool
     job_ids: tuple[str, ...]
     finished: bool
-    """False where the end was not awaited: then only what was refused before the job is counted."""
+    """False if the run did not wait for its jobs: then only refused files are counted."""
     documents: DocumentCounts
     chunks: int
     errors: tuple[SourceError, ...]
     vanished: tuple[str, ...] = ()
-    """Documents of sites that earlier jobs read there, and that are there no longer."""
+    """Documents that earlier jobs read from a site, and that it no longer has."""
     warnings: tuple[str, ...]
     duplicates: tuple[Duplicate, ...]
     uploaded_files: int
@@ -235,57 +256,52 @@ async def ingest_documents(
     calls: Calls[Any],
     collection: str,
     documents: Sequence[LocalDocument],
+    run: IngestRun,
     *,
-    options: IngestOptions,
     refused: Sequence[SourceError] = (),
-    parallel_uploads: int = PARALLEL_UPLOADS,
     wait: bool = True,
-    timeout_s: float | None = None,
-    on_advance: Callable[[Advance], object],
-    on_submit: Callable[[Job], object],
 ) -> IngestReport:
-    """See `Client.ingest_documents`. `refused` is reported with the documents that the server
-    refuses. The callbacks are called in this thread."""
+    """See `Client.ingest_documents`."""
     if not documents and refused:
         raise InvalidInput(refused[0].message)
     if not documents:
         raise InvalidInput("There is no document to ingest.")
     started = time.monotonic()
     created = await ensure_collection(calls, collection)
-    sent = Sent(errors=list(refused))
+    uploads = Uploads(errors=list(refused))
     jobs: list[Job] = []
-    # Each job starts as soon as its files are there, while those of the next are still sent.
+    # A job starts as soon as its files are uploaded, while those of the next are still sent.
     for first in range(0, len(documents), SOURCES_PER_JOB):
         batch = documents[first : first + SOURCES_PER_JOB]
-        before = len(sent.sources)
-        await send(
+        before = len(uploads.sources)
+        await upload_documents(
             calls,
             batch,
-            sent,
-            parallel=parallel_uploads,
-            on_advance=_counting_from(first, len(documents), on_advance),
+            uploads,
+            parallel=run.parallel_uploads,
+            on_advance=_progress_from(first, len(documents), run.on_advance),
         )
-        if sources := sent.sources[before:]:
-            jobs.append(await _submit(calls, collection, sources, options))
-            on_submit(jobs[-1])
+        if sources := uploads.sources[before:]:
+            jobs.append(await _submit(calls, collection, sources, run.options))
+            run.on_submit(jobs[-1])
     report = IngestReport(
         collection=collection,
         collection_created=created,
         job_ids=tuple(job.id for job in jobs),
         finished=False,
-        documents=DocumentCounts(failed=len(sent.errors)),
+        documents=DocumentCounts(failed=len(uploads.errors)),
         chunks=0,
-        errors=tuple(sent.errors),
+        errors=tuple(uploads.errors),
         warnings=(),
-        duplicates=() if created else await _duplicates(calls, collection, sent.named_otherwise),
-        uploaded_files=sent.uploaded_files,
-        reused_files=sent.reused_files,
+        duplicates=() if created else await _duplicates(calls, collection, uploads.copies),
+        uploaded_files=uploads.uploaded_files,
+        reused_files=uploads.reused_files,
         elapsed_s=time.monotonic() - started,
     )
     if not wait:
         return report
-    deadline = None if timeout_s is None else started + timeout_s
-    ended = [await _finish(calls, job, deadline, on_advance) for job in jobs]
+    deadline = None if run.timeout_s is None else started + run.timeout_s
+    ended = [await _finish(calls, job, deadline, run.on_advance) for job in jobs]
     results = [IngestOutcome.model_validate(await calls.result(job) or {}) for job in ended]
     return replace(
         report,
@@ -300,28 +316,28 @@ async def ingest_documents(
 
 
 async def _duplicates(
-    calls: Calls[Any], collection: str, named_otherwise: Mapping[str, str]
+    calls: Calls[Any], collection: str, copies: Mapping[str, str]
 ) -> tuple[Duplicate, ...]:
-    """Of the files whose bytes are stored under another name, those that are live there.
+    """The files that the collection also has under another name. `copies` are files and hashes.
 
-    The collection is read only where there are such files, for it may be large.
+    The collection may be large: it is read only if there are copies at all.
     """
-    if not named_otherwise:
+    if not copies:
         return ()
     sources: dict[str, str] = {}
-    digests = set(named_otherwise.values())
+    digests = set(copies.values())
     async for document in calls.documents(collection):
-        if document.sha256 in digests and document.source not in named_otherwise:
+        if document.sha256 in digests and document.source not in copies:
             sources.setdefault(str(document.sha256), document.source)
     return tuple(
         Duplicate(source=name, other=sources[digest])
-        for name, digest in named_otherwise.items()
+        for name, digest in copies.items()
         if digest in sources
     )
 
 
 async def ensure_collection(calls: Calls[Any], name: str) -> bool:
-    """Make the collection where there is none; True if it was made."""
+    """Make the collection if it is missing; True if it was made."""
     try:
         await calls.collection(name)
     except ApiError as error:
@@ -333,10 +349,10 @@ async def ensure_collection(calls: Calls[Any], name: str) -> bool:
     return False
 
 
-def _counting_from(
+def _progress_from(
     first: int, total: int, on_advance: Callable[[Advance], object]
 ) -> Callable[[Phase, int], None]:
-    """The progress of one batch as progress of the whole."""
+    """A callback that reports the progress of one batch as progress of all documents."""
 
     def count(phase: Phase, done: int) -> None:
         on_advance(Advance(phase=phase, done=first + done, total=total, unit="files"))

@@ -1,6 +1,6 @@
 """The `input` of chat, rag, search, hf and model jobs.
 
-What is left out is left to the server's defaults. Nothing here talks to the network.
+Options that are left out get the server's defaults. Nothing here uses the network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,8 @@ PROVIDER = "ollama/"
 OTHER_PROVIDERS = ("hf/", "openai/")
 SEARCH = "search_collection"
 MCP = "mcp"
-_PLACES = {SEARCH: "collection", MCP: "server"}
+_TARGET_FIELDS = {SEARCH: "collection", MCP: "server"}
+"""What follows the colon in the short form of these tools."""
 
 Messages = str | Sequence[ChatMessage] | Sequence[Mapping[str, Any]]
 Tools = Sequence[str | BuiltInTool | DeclaredTool | McpTool | Mapping[str, Any]]
@@ -43,7 +44,7 @@ def chat_input(
     parameters: Parameters | None = None,
     response_format: ResponseFormat | None = None,
 ) -> ChatInput:
-    """A text is one message of the user."""
+    """A plain text is one message of the user."""
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     fields = {"messages": [dict(message) for message in messages]} | _without_empty(
@@ -59,7 +60,7 @@ def chat_input(
 
 
 def user_messages(text: str, system: str | None) -> Sequence[Mapping[str, Any]]:
-    """What a user says. The server stores a system prompt once, however often it comes."""
+    """One message of the user. The server stores the system prompt once, even if repeated."""
     messages = [{"role": "user", "content": text}]
     return messages if system is None else [{"role": "system", "content": system}, *messages]
 
@@ -100,14 +101,16 @@ def search_input(
     search: SearchOptions | None = None,
 ) -> SearchInput:
     """One query or several, in one collection or several."""
-    where = {"collection" if isinstance(collection, str) else "collections": collection}
-    what = {"query" if isinstance(query, str) else "queries": query}
-    options = _without_empty(k=k, search=_search(search, filter))
-    fields = {
-        name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for name, value in (where | what | options).items()
-    }
-    return cast("SearchInput", fields)
+    fields: dict[str, Any] = {}
+    if isinstance(collection, str):
+        fields["collection"] = collection
+    else:
+        fields["collections"] = list(collection)
+    if isinstance(query, str):
+        fields["query"] = query
+    else:
+        fields["queries"] = list(query)
+    return cast("SearchInput", fields | _without_empty(k=k, search=_search(search, filter)))
 
 
 def hf_input(
@@ -118,7 +121,7 @@ def hf_input(
     parameters: Mapping[str, Any] | None = None,
     backend: str = "local",
 ) -> HfInput:
-    """`inputs` is one input, or a list of them."""
+    """`inputs` is one input or a list of inputs."""
     fields = {"task": task, "inputs": inputs, "backend": backend} | _without_empty(
         model=model, parameters=dict(parameters or {})
     )
@@ -147,7 +150,10 @@ def delete_input(name: str) -> ModelInput:
 
 
 def of_ollama(name: str) -> str:
-    """`llama3.2` and `ollama/llama3.2` are the same model. Raises InvalidInput for other ones."""
+    """The reference of a model of Ollama: `llama3.2` becomes `ollama/llama3.2`.
+
+    Raises InvalidInput for models of other providers.
+    """
     if name.startswith(OTHER_PROVIDERS) or not name.removeprefix(PROVIDER):
         raise InvalidInput(
             f"{name!r} is no model of Ollama. Only these are pulled, made and deleted here; "
@@ -159,17 +165,17 @@ def of_ollama(name: str) -> str:
 def tool_spec(
     tool: str | BuiltInTool | DeclaredTool | McpTool | Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`search_collection:NAME`, `mcp:SERVER` and the bare names of the other built-in tools, or a
-    whole spec."""
+    """The spec of a tool, which may be given as `search_collection:NAME`, `mcp:SERVER`, or by the
+    name of another built-in tool."""
     if not isinstance(tool, str):
         return dict(tool)
-    name, colon, place = tool.partition(":")
-    if (name in _PLACES) != bool(colon and place):
+    name, colon, target = tool.partition(":")
+    if (name in _TARGET_FIELDS) != bool(colon and target):
         raise InvalidInput(
             f"{tool!r} does not name a tool; write calculator, fetch_url, {SEARCH}:COLLECTION or "
             f"{MCP}:SERVER."
         )
-    return {"type": name, _PLACES[name]: place} if colon else {"type": name}
+    return {"type": name, _TARGET_FIELDS[name]: target} if colon else {"type": name}
 
 
 def _search(search: SearchOptions | None, filter: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -177,6 +183,5 @@ def _search(search: SearchOptions | None, filter: Mapping[str, Any] | None) -> d
 
 
 def _without_empty(**fields: Any) -> dict[str, Any]:
-    """Without what is None or empty."""
-    return {name: value for name, value in fields.items() if value is not None and value != {}
-            and value != []}  # fmt: skip
+    """The fields without those that are None or empty."""
+    return {name: value for name, value in fields.items() if value not in (None, {}, [])}

@@ -2,11 +2,11 @@
 
     from sluice.langchain import ChatSluice, SluiceEmbeddings, SluiceRetriever, SluiceVectorStore
 
-Each call is a job of the server's queue. This module needs langchain-core, which the extra
+Each call is a job in a queue of the server. This module needs langchain-core, which the extra
 `sluice-client[langchain]` installs.
 
-What each does is written once, as coroutines over the calls of a client (`sluice/client.py`):
-their asynchronous methods await these, the others drive them over a client that blocks.
+Each operation is written once, as a coroutine over the calls of a client (`sluice/client.py`). The
+asynchronous methods await it; the others run it over a blocking client.
 """
 
 import asyncio
@@ -90,14 +90,14 @@ SearchType = Literal["hybrid", "similarity", "mmr", "similarity_score_threshold"
 SEARCH_TYPES: Final = ("hybrid", "similarity", "mmr", "similarity_score_threshold", "lexical")
 
 _CANCEL_S = 5.0
-"""Whoever leaves a job does not wait longer for its cancellation."""
+"""How long a call that is left waits for the cancellation of its job."""
 
 
-# The connection, which each of the classes has in the same way.
+# The connection
 
 
 class _Connection:
-    """Clients of one server, made at the first call."""
+    """The clients of one server, made at the first call."""
 
     def __init__(
         self,
@@ -120,14 +120,15 @@ class _Connection:
             weakref.finalize(self, self._client.close)
         return self._client.tasks
 
-    def waiting(self) -> Calls:
-        """An asyncio client belongs to one event loop, which a chain may be run on by anybody."""
+    def asynchronous(self) -> Calls:
+        """The client of the running event loop: an asyncio client belongs to one loop, and a chain
+        may be used from several."""
         if self._async_client is not None:
             return self._async_client
         loop = asyncio.get_running_loop()
         client = self._of_loops.get(loop)
         if client is None:
-            # A loop ends without telling, so no connection is kept for the next call.
+            # Nothing reports the end of a loop, so no connection is kept open between calls.
             limits = httpx.Limits(max_keepalive_connections=0)
             client = AsyncClient(self._url, self._api_key, limits=limits)
             self._of_loops[loop] = client
@@ -137,8 +138,8 @@ class _Connection:
         return drive(work(self.blocking()))
 
 
-class _Connected(BaseModel):
-    """The fields of a connection: without `url` it is SLUICE_URL, or the stack on this machine."""
+class _ConnectionFields(BaseModel):
+    """The fields of a connection. The default of `url` is SLUICE_URL, or the local stack."""
 
     model_config = ConfigDict(
         arbitrary_types_allowed=True, populate_by_name=True, extra="forbid", protected_namespaces=()
@@ -149,11 +150,11 @@ class _Connected(BaseModel):
         default_factory=secret_from_env("SLUICE_API_KEY", default=None)
     )
     client: Client | None = Field(default=None, exclude=True, repr=False)
-    """A client to use instead of one of its own."""
+    """A client to use; else one is made."""
     async_client: AsyncClient | None = Field(default=None, exclude=True, repr=False)
-    """One for asyncio, whose connections are kept between calls; it belongs to one event loop."""
+    """A client for asyncio, which keeps its connections between calls. It belongs to one loop."""
     timeout_s: float | None = Field(default=None, alias="timeout")
-    """How long a call may take; None waits for as long as the job goes on."""
+    """How long a call may take; None waits until the job ends."""
     _connection: _Connection | None = PrivateAttr(default=None)
 
     @property
@@ -177,14 +178,15 @@ _SILENT_BLOCKS: Final = frozenset(
     {"tool_use", "tool_call", "tool_call_chunk", "input_json_delta", "reasoning", "thinking",
      "redacted_thinking", "function_call"}
 )  # fmt: skip
-"""Of the assistant's messages: calls of tools are sent as such, and thoughts are not sent back."""
+"""Blocks of the assistant's messages that are not sent as text: tool calls, which are sent as
+such, and reasoning, which is not sent back."""
 
 
-class ChatSluice(_Connected, BaseChatModel):
-    """A model that answers, as `ChatSluice(model="hf/Qwen/Qwen3-4B-Instruct-2507")`.
+class ChatSluice(_ConnectionFields, BaseChatModel):
+    """A chat model of the server, such as `ChatSluice(model="hf/Qwen/Qwen3-4B-Instruct-2507")`.
 
-    Without `model` it is the server's default. What is not set is left to the server. A call that
-    is left (its stream is closed, its task cancelled, Ctrl-C) cancels its job.
+    Fields that are not set, also `model`, get the server's defaults. Leaving a call (closing its
+    stream, cancelling its task, Ctrl-C) cancels its job.
     """
 
     model: str | None = Field(default=None, alias="model_name")
@@ -196,13 +198,14 @@ class ChatSluice(_Connected, BaseChatModel):
     repetition_penalty: float | None = None
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     parameters: dict[str, Any] = {}
-    """Further ones of the server (`sluice.kinds.Parameters`); the fields above win."""
+    """Further parameters of the server (`sluice.kinds.Parameters`); the fields above override
+    them."""
     conversation_id: str | None = None
-    """A conversation that the server stores: messages are then the new ones alone."""
+    """A conversation that the server stores. Only new messages are sent then."""
     streaming: bool = False
-    """Whether `invoke` reads its answer as a stream, so that callbacks see each piece."""
+    """Whether `invoke` reads its answer as a stream, so that callbacks get each piece."""
     max_retries: int | None = None
-    """How often the server tries again after a failure that may pass."""
+    """How often the server tries again after a temporary failure."""
     lane: Lane = "interactive"
 
     @property
@@ -223,12 +226,12 @@ class ChatSluice(_Connected, BaseChatModel):
         parallel_tool_calls: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Tools of the program, and tools that the server runs itself: `"calculator"`,
-        `"fetch_url"`, `"search_collection:handbook"`, or whole specs of these.
+        """Offer tools of the program, and tools that the server runs: `"calculator"`,
+        `"fetch_url"`, `"search_collection:handbook"`, or their complete specs.
 
         `tool_choice` is "auto", "none", "any" or "required" (at least one call), or the name of a
-        tool, which is then the only one that is offered. Arguments are checked against their
-        schema with or without `strict`.
+        tool: then only this one is offered. Arguments are always checked against their schema,
+        also without `strict`.
         """
         del strict
         options: dict[str, Any] = {"tools": [_tool(tool) for tool in tools]}
@@ -249,9 +252,10 @@ class ChatSluice(_Connected, BaseChatModel):
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """The answer as an object of a schema: a pydantic class, a `TypedDict`, or JSON Schema.
 
-        `json_schema` shows the model the schema, and the server checks its answer, and asks once
-        more where that is wrong; `function_calling` offers it as a tool; `json_mode` takes any
-        JSON, whose form the prompt has to name.
+        - `json_schema`: the model gets the schema; the server checks the answer, and asks once more
+          if it does not match.
+        - `function_calling`: the schema is offered as a tool.
+        - `json_mode`: any JSON is accepted; the prompt has to describe its form.
         """
         if kwargs:
             raise TypeError(f"with_structured_output has no argument {next(iter(kwargs))!r}.")
@@ -261,48 +265,56 @@ class ChatSluice(_Connected, BaseChatModel):
             )
         if schema is None and method != "json_mode":
             raise ValueError(f"The method {method} needs a schema.")
-        is_pydantic = isinstance(schema, type) and is_basemodel_subclass(schema)
-        shape = cast("TypeBaseModel", schema)
-        parser: Runnable[Any, Any]
         if method == "function_calling":
-            tool = convert_to_openai_tool(cast("Any", schema))
-            name = tool["function"]["name"]
-            model = self.bind_tools(
-                [tool],
-                tool_choice=name,
-                parallel_tool_calls=False,
-                strict=strict,
-                ls_structured_output_format={
-                    "kwargs": {"method": method, "strict": strict},
-                    "schema": tool,
-                },
-            )
-            parser = (
-                PydanticToolsParser(tools=[shape], first_tool_only=True)
-                if is_pydantic
-                else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-            )
+            model, parser = self._with_schema_as_tool(schema, strict=strict)
         else:
-            described = None if schema is None else convert_to_json_schema(cast("Any", schema))
-            format_: dict[str, Any] = {"type": "json"}
-            if method == "json_schema":
-                format_ |= {"schema": described}
-            model = self.bind(
-                response_format=format_,
-                ls_structured_output_format={"kwargs": {"method": method}, "schema": described},
-            )
-            parser = (
-                PydanticOutputParser(pydantic_object=shape) if is_pydantic else JsonOutputParser()
-            )
+            model, parser = self._with_response_format(schema, method)
         if not include_raw:
             return model | parser
-        parsed = RunnablePassthrough.assign(
+        success = RunnablePassthrough.assign(
             parsed=lambda answer: parser.invoke(answer["raw"]), parsing_error=lambda _: None
         )
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=model) | parsed.with_fallbacks(
-            [failed], exception_key="parsing_error"
+        failure = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=model) | success.with_fallbacks(
+            [failure], exception_key="parsing_error"
         )
+
+    def _with_schema_as_tool(
+        self, schema: dict[str, Any] | type | None, *, strict: bool | None
+    ) -> tuple[Runnable[LanguageModelInput, AIMessage], Runnable[Any, Any]]:
+        """The model with its options, and the parser of its answers."""
+        tool = convert_to_openai_tool(cast("Any", schema))
+        name = tool["function"]["name"]
+        model = self.bind_tools(
+            [tool],
+            tool_choice=name,
+            parallel_tool_calls=False,
+            strict=strict,
+            ls_structured_output_format={
+                "kwargs": {"method": "function_calling", "strict": strict},
+                "schema": tool,
+            },
+        )
+        if _is_pydantic(schema):
+            tools = [cast("TypeBaseModel", schema)]
+            return model, PydanticToolsParser(tools=tools, first_tool_only=True)
+        return model, JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+
+    def _with_response_format(
+        self, schema: dict[str, Any] | type | None, method: str
+    ) -> tuple[Runnable[LanguageModelInput, AIMessage], Runnable[Any, Any]]:
+        """The model with its options, and the parser of its answers."""
+        json_schema = None if schema is None else convert_to_json_schema(cast("Any", schema))
+        format_: dict[str, Any] = {"type": "json"}
+        if method == "json_schema":
+            format_ |= {"schema": json_schema}
+        model = self.bind(
+            response_format=format_,
+            ls_structured_output_format={"kwargs": {"method": method}, "schema": json_schema},
+        )
+        if _is_pydantic(schema):
+            return model, PydanticOutputParser(pydantic_object=cast("TypeBaseModel", schema))
+        return model, JsonOutputParser()
 
     def _generate(
         self,
@@ -311,9 +323,9 @@ class ChatSluice(_Connected, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        del run_manager  # which is told of the answer by the caller
+        del run_manager  # LangChain itself passes the answer to it
         job_input = self._input(messages, stop, kwargs)
-        return self.connection.run(lambda calls: self._answered(calls, job_input))
+        return self.connection.run(lambda calls: self._chat_result(calls, job_input))
 
     async def _agenerate(
         self,
@@ -323,7 +335,8 @@ class ChatSluice(_Connected, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         del run_manager
-        return await self._answered(self.connection.waiting(), self._input(messages, stop, kwargs))
+        job_input = self._input(messages, stop, kwargs)
+        return await self._chat_result(self.connection.asynchronous(), job_input)
 
     def _stream(
         self,
@@ -346,13 +359,13 @@ class ChatSluice(_Connected, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         job_input = self._input(messages, stop, kwargs)
-        async with aclosing(self._chunks(self.connection.waiting(), job_input)) as chunks:
+        async with aclosing(self._chunks(self.connection.asynchronous(), job_input)) as chunks:
             async for chunk in chunks:
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
-    async def _answered(self, calls: Calls, job_input: Mapping[str, Any]) -> ChatResult:
+    async def _chat_result(self, calls: Calls, job_input: Mapping[str, Any]) -> ChatResult:
         async with aclosing(self._items(calls, job_input)) as items:
             async for item in items:
                 if isinstance(item, Job):
@@ -372,7 +385,7 @@ class ChatSluice(_Connected, BaseChatModel):
     async def _items(
         self, calls: Calls, job_input: Mapping[str, Any]
     ) -> AsyncGenerator[StreamItem, None]:
-        """What the job says, and at last the job, succeeded. One that is left is cancelled."""
+        """The stream of a new job, which is cancelled if the stream is left before its end."""
         retries = self.max_retries
         job: Job = await calls.submit_untyped(
             "chat",
@@ -396,7 +409,7 @@ class ChatSluice(_Connected, BaseChatModel):
     def _input(
         self, messages: Sequence[BaseMessage], stop: list[str] | None, options: dict[str, Any]
     ) -> dict[str, Any]:
-        """Raises `InvalidInput` or `TypeError` for what cannot be sent."""
+        """The input of the job. Raises `InvalidInput` or `TypeError`."""
         options = dict(options)
         options.pop("stream", None)
         model = options.pop("model", self.model)
@@ -412,7 +425,7 @@ class ChatSluice(_Connected, BaseChatModel):
         if stop:
             parameters["stop"] = list(stop)
         tools = [_tool(tool) for tool in options.pop("tools", None) or ()]
-        tools, choice = _chosen(tools, options.pop("tool_choice", None))
+        tools, choice = _offered_tools(tools, options.pop("tool_choice", None))
         job_input: dict[str, Any] = {
             "messages": [_message(message) for message in messages],
             "model": model,
@@ -433,22 +446,26 @@ class ChatSluice(_Connected, BaseChatModel):
         return {name: value for name, value in job_input.items() if value not in (None, [], {})}
 
 
+def _is_pydantic(schema: dict[str, Any] | type | None) -> bool:
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
 def _tool(tool: Any) -> dict[str, Any]:
-    """As the kind `chat` takes it."""
+    """The tool in the form of the kind `chat`."""
     if isinstance(tool, str):
         return tool_spec(tool)
     if isinstance(tool, dict) and tool.get("type") in ("calculator", "fetch_url", SEARCH):
         return tool
     function = convert_to_openai_tool(tool)["function"]
-    known = {name: function[name] for name in ("name", "description") if function.get(name)}
+    texts = {name: function[name] for name in ("name", "description") if function.get(name)}
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    return {"type": "function", "function": {**known, "parameters": parameters}}
+    return {"type": "function", "function": {**texts, "parameters": parameters}}
 
 
-def _chosen(
+def _offered_tools(
     tools: list[dict[str, Any]], choice: str | dict[str, Any] | bool | None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """The tools to offer, and whether one has to be called."""
+    """The tools to offer, and the job's `tool_choice`."""
     if isinstance(choice, dict):
         choice = choice.get("function", {}).get("name") or choice.get("name") or ""
     if choice in (None, "auto", False, ""):
@@ -459,18 +476,17 @@ def _chosen(
         if not tools:
             raise InvalidInput(f"tool_choice is {choice!r}, and there are no tools.")
         return tools, "required"
-    named = [tool for tool in tools if choice == tool.get("function", {}).get("name", tool["type"])]
-    if not named:
-        names = [tool.get("function", {}).get("name", tool["type"]) for tool in tools]
+    names = [tool.get("function", {}).get("name", tool["type"]) for tool in tools]
+    if choice not in names:
         raise InvalidInput(
             f"tool_choice is {choice!r}, which is none of auto, none, any, required, "
             f"{', '.join(names)}."
         )
-    return named, "required"
+    return [tool for tool, name in zip(tools, names, strict=True) if name == choice], "required"
 
 
 def _response_format(format_: Any) -> dict[str, Any] | None:
-    """The server's own, or as OpenAI has it."""
+    """The server's form of a `response_format`, which may have the form of OpenAI's API."""
     if format_ is None:
         return None
     if not isinstance(format_, dict):
@@ -483,8 +499,10 @@ def _response_format(format_: Any) -> dict[str, Any] | None:
 
 
 def _message(message: BaseMessage) -> dict[str, Any]:
-    """Raises `InvalidInput` for what no model of the server reads. Names of speakers are not
-    sent."""
+    """The message in the form of the kind `chat`, without the name of its speaker.
+
+    Raises `InvalidInput` for content that no model of the server reads.
+    """
     text = _text(message)
     if isinstance(message, SystemMessage):
         return {"role": "system", "content": text}
@@ -563,7 +581,7 @@ def _generation(job: Job) -> ChatGeneration:
 
 
 def _last_chunk(job: Job) -> AIMessageChunk:
-    """What the text lacks, which has come before."""
+    """The end of a stream: tool calls, usage and metadata. The text has come before."""
     answer, metadata, tokens = _answer(job)
     return AIMessageChunk(
         content="",
@@ -589,7 +607,7 @@ _TEXTS_PER_JOB: Final = 1000
 _CHARS_PER_JOB: Final = 2_000_000
 
 
-class SluiceEmbeddings(_Connected, Embeddings):
+class SluiceEmbeddings(_ConnectionFields, Embeddings):
     """Vectors of the server's embedding model, or of `model`."""
 
     model: str | None = None
@@ -602,66 +620,69 @@ class SluiceEmbeddings(_Connected, Embeddings):
         return self.connection.run(lambda calls: self._vectors(calls, [text], "query"))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        return await self._vectors(self.connection.waiting(), texts, "passage")
+        return await self._vectors(self.connection.asynchronous(), texts, "passage")
 
     async def aembed_query(self, text: str) -> list[float]:
-        return (await self._vectors(self.connection.waiting(), [text], "query"))[0]
+        return (await self._vectors(self.connection.asynchronous(), [text], "query"))[0]
 
     async def _vectors(
         self, calls: Calls, texts: Sequence[str], input_type: Literal["query", "passage"]
     ) -> list[list[float]]:
         vectors: list[list[float]] = []
-        for some in _parts(list(texts), len):
+        for batch in _batches(list(texts), len):
             answer = await calls.embed(
-                some, model=self.model, input_type=input_type, timeout_s=self.timeout_s
+                batch, model=self.model, input_type=input_type, timeout_s=self.timeout_s
             )
             vectors += answer.embeddings
         return vectors
 
 
-def _parts(
+def _batches(
     items: Sequence[T], chars: Callable[[T], int], *, limit: int = _TEXTS_PER_JOB
 ) -> Iterator[list[T]]:
-    """The items in lists that one job takes."""
-    some: list[T] = []
+    """The items in batches, each for one job."""
+    batch: list[T] = []
     total = 0
     for item in items:
         size = chars(item)
-        if some and (len(some) >= min(limit, _TEXTS_PER_JOB) or total + size > _CHARS_PER_JOB):
-            yield some
-            some, total = [], 0
-        some.append(item)
+        if batch and (len(batch) >= min(limit, _TEXTS_PER_JOB) or total + size > _CHARS_PER_JOB):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
         total += size
-    if some:
-        yield some
+    if batch:
+        yield batch
 
 
 # Passages as documents
 
 
 OWN: Final = "langchain:"
-"""The sources of documents that a vector store has added begin so; behind it comes their id."""
+"""The prefix of sources of documents that a vector store has added; their id follows."""
 _CHUNK_ID: Final = re.compile(r"[0-9a-f]{32}-[0-9]{6,10}")
 
 
 def _source(id_: str) -> str:
-    # As the server keeps names.
+    # The server stores names in this form.
     return OWN + normalize("NFC", id_)
 
 
 def _document(hit: Hit, *, with_score: bool = False) -> Document:
-    """What a vector store has added comes back as it was; a passage of another document has the
-    chunk's id, and where it is from in its metadata."""
+    """A hit as a LangChain document.
+
+    A text that a vector store has added gets its own id and metadata. A passage of another document
+    gets the id of its chunk, and its source in the metadata.
+    """
     metadata = dict(hit.metadata)
     is_own = hit.source.startswith(OWN)
     if not is_own:
-        own = {
+        place = {
             "source": hit.source,
             "document_id": hit.document_id,
             "start_index": hit.start,
             "collection": hit.collection,
         }
-        metadata = {name: value for name, value in own.items() if value is not None} | metadata
+        metadata = {name: value for name, value in place.items() if value is not None} | metadata
     if with_score:
         metadata.setdefault("score", hit.score)
     id_ = hit.source.removeprefix(OWN) if is_own else hit.chunk_id
@@ -678,26 +699,26 @@ async def _hits(
     options: Mapping[str, Any],
     timeout_s: float | None,
 ) -> list[Hit]:
-    """Of a query, or of a vector."""
+    """The hits of a query text or of a vector."""
     search = {name: value for name, value in options.items() if value is not None}
-    of_all: dict[str, Any] = {"k": k, "filter": filter, "search": search, "timeout_s": timeout_s}
+    arguments: dict[str, Any] = {"k": k, "filter": filter, "search": search, "timeout_s": timeout_s}
     if isinstance(query, str):
-        return await calls.search(collection, query, **of_all)
-    return await calls.search_vector(collection, query, **of_all)
+        return await calls.search(collection, query, **arguments)
+    return await calls.search_vector(collection, query, **arguments)
 
 
-class SluiceRetriever(_Connected, BaseRetriever):
-    """The passages of a collection, or of several, that answer a query, best first.
+class SluiceRetriever(_ConnectionFields, BaseRetriever):
+    """The passages of one or several collections that answer a query, best first.
 
-    `k` and the other options may also be given to `invoke`. The documents have their `score` in
-    the metadata, and `source`, `document_id` and `start_index` where they lack these.
+    `k` and the other options may also be passed to `invoke`. The metadata of the documents have a
+    `score`, and `source`, `document_id` and `start_index` unless they have these keys themselves.
     """
 
     collection: str | list[str]
     k: int = 4
     search_type: SearchType = "hybrid"
     score_threshold: float | None = None
-    """The least cosine of `similarity_score_threshold`."""
+    """The lowest cosine similarity, for `similarity_score_threshold`."""
     fetch_k: int | None = None
     lambda_mult: float | None = None
     filter: dict[str, Any] | None = None
@@ -723,17 +744,15 @@ class SluiceRetriever(_Connected, BaseRetriever):
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         del run_manager
-        return await self._documents(self.connection.waiting(), query, kwargs)
+        return await self._documents(self.connection.asynchronous(), query, kwargs)
 
     async def _documents(
         self, calls: Calls, query: str, changes: Mapping[str, Any]
     ) -> list[Document]:
         options = {
             name: changes.get(name, getattr(self, name))
-            for name in (
-                "score_threshold", "fetch_k", "lambda_mult", "rerank", "expand",
-            )
-        }  # fmt: skip
+            for name in ("score_threshold", "fetch_k", "lambda_mult", "rerank", "expand")
+        }
         known = {*options, "k", "filter", "search_type"}
         if unknown := changes.keys() - known:
             raise TypeError(
@@ -756,7 +775,7 @@ class SluiceRetriever(_Connected, BaseRetriever):
 
 
 class RefusedTexts(SluiceError):
-    """The server has not taken some of the texts; `errors` names each."""
+    """The server has refused some of the texts; `errors` names each."""
 
     def __init__(self, errors: Sequence[SourceError]) -> None:
         self.errors = tuple(errors)
@@ -766,7 +785,7 @@ class RefusedTexts(SluiceError):
 
 
 class SluiceVectorStoreRetriever(VectorStoreRetriever):
-    """LangChain's own, which also knows the types `hybrid` and `lexical`."""
+    """LangChain's retriever with the further search types `hybrid` and `lexical`."""
 
     allowed_search_types: ClassVar[tuple[str, ...]] = SEARCH_TYPES
 
@@ -785,14 +804,13 @@ class SluiceVectorStoreRetriever(VectorStoreRetriever):
 
 
 class SluiceVectorStore(VectorStore):
-    """A collection of the server as a vector store; it is made at the first call where it is
-    missing.
+    """A collection of the server as a vector store. The first call makes a missing collection.
 
-    The server embeds texts and queries itself. `embedding` may be `SluiceEmbeddings`, whose model a
-    new collection gets; other embeddings are refused, since nothing would be done with them.
+    The server embeds texts and queries itself. `embedding` may be `SluiceEmbeddings`, which sets
+    the model of a new collection; other embeddings are refused, since they would have no effect.
 
-    A text is one chunk, as it is. Scores are cosines: higher is better. Documents that came into
-    the collection in another way are found as well, under the ids of their chunks; they are
+    A text is one chunk and is not split. Scores are cosine similarities: higher is better. A search
+    also finds documents that were added in another way; their ids are those of chunks, and they are
     deleted as documents (`Client.delete_document`).
     """
 
@@ -817,16 +835,17 @@ class SluiceVectorStore(VectorStore):
         self.collection = collection
         self.timeout_s = timeout_s
         self.lane: Lane = lane
-        """Of jobs that add and delete; searches are interactive."""
+        """The lane of jobs that add and delete. Searches are interactive."""
         self._embedding = embedding
-        is_own = url is not None or client is not None or async_client is not None
-        if embedding is not None and not is_own:
+        has_target = url is not None or client is not None or async_client is not None
+        if embedding is not None and not has_target:
             self._connection = embedding.connection
         else:
             self._connection = _Connection(
                 url=url, api_key=api_key, client=client, async_client=async_client
             )
-        self._is_there = False
+        self._is_checked = False
+        """Whether the collection exists, with the right model."""
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -843,12 +862,12 @@ class SluiceVectorStore(VectorStore):
         batch_size: int = _TEXTS_PER_JOB,
         **kwargs: Any,
     ) -> list[str]:
-        """Their ids. A text with the id of another one takes its place.
+        """Add texts and return their ids. A text replaces one with the same id.
 
-        Metadata values are texts, numbers, truth values, or lists of one of these. A job has
-        `batch_size` texts at most.
+        Metadata values are texts, numbers, booleans, or lists of one of these. A job has at most
+        `batch_size` texts.
         """
-        _no_more(kwargs, "add_texts")
+        _refuse_options(kwargs, "add_texts")
         rows = _rows(texts, metadatas, ids)
         return self._connection.run(lambda calls: self._add(calls, rows, batch_size))
 
@@ -861,18 +880,18 @@ class SluiceVectorStore(VectorStore):
         batch_size: int = _TEXTS_PER_JOB,
         **kwargs: Any,
     ) -> list[str]:
-        _no_more(kwargs, "aadd_texts")
+        _refuse_options(kwargs, "aadd_texts")
         rows = _rows(texts, metadatas, ids)
-        return await self._add(self._connection.waiting(), rows, batch_size)
+        return await self._add(self._connection.asynchronous(), rows, batch_size)
 
     async def _add(self, calls: Calls, rows: "Sequence[_Row]", batch_size: int) -> list[str]:
         if not rows:
             return []
         await self._ensure(calls)
         refused: list[SourceError] = []
-        last = {row.id: row for row in rows}
-        for some in _parts(list(last.values()), _Row.chars, limit=batch_size):
-            sources = [row.source() for row in some]
+        rows_by_id = {row.id: row for row in rows}  # of several with one id, the last
+        for batch in _batches(list(rows_by_id.values()), _Row.chars, limit=batch_size):
+            sources = [row.source() for row in batch]
             job_input = {"collection": self.collection, "sources": sources}
             job: Job = await calls.submit_untyped("ingest", job_input, lane=self.lane)
             ended: Job = await calls.wait(job.id, timeout_s=self.timeout_s)
@@ -885,8 +904,8 @@ class SluiceVectorStore(VectorStore):
         return [row.id for row in rows]
 
     async def _ensure(self, calls: Calls) -> None:
-        """The collection is there, with the model of `embedding`. Raises `ConfigurationError`."""
-        if self._is_there:
+        """Make a missing collection. Raises `ConfigurationError` if it has another model."""
+        if self._is_checked:
             return
         model = None if self._embedding is None else self._embedding.model
         try:
@@ -901,16 +920,16 @@ class SluiceVectorStore(VectorStore):
                 f"{collection.embedding_model}, and not {model}. Leave the embedding out, or name "
                 "another collection."
             )
-        self._is_there = True
+        self._is_checked = True
 
     # By ids
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Those that are there, in the order of the ids."""
+        """The documents that exist, in the order of the ids."""
         return self._connection.run(lambda calls: self._by_ids(calls, ids))
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        return await self._by_ids(self._connection.waiting(), ids)
+        return await self._by_ids(self._connection.asynchronous(), ids)
 
     async def _by_ids(self, calls: Calls, ids: Sequence[str]) -> list[Document]:
         chunks = await self._chunks(calls, ids)
@@ -923,7 +942,7 @@ class SluiceVectorStore(VectorStore):
         return [documents[id_] for id_ in dict.fromkeys(ids) if id_ in documents]
 
     async def _chunks(self, calls: Calls, ids: Sequence[str]) -> dict[str, Chunk]:
-        """By the ids as they were given."""
+        """The chunks by the ids that were passed."""
         await self._ensure(calls)
         sources = {_source(id_): id_ for id_ in ids if id_}
         chunk_ids = {id_ for id_ in ids if _CHUNK_ID.fullmatch(id_)}
@@ -939,13 +958,13 @@ class SluiceVectorStore(VectorStore):
         return chunks_by_id
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Without ids everything in the collection. What is not there is no error."""
-        _no_more(kwargs, "delete")
+        """Delete texts; without ids, all of the collection. Unknown ids are ignored."""
+        _refuse_options(kwargs, "delete")
         return self._connection.run(lambda calls: self._delete(calls, ids))
 
     async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        _no_more(kwargs, "adelete")
-        return await self._delete(self._connection.waiting(), ids)
+        _refuse_options(kwargs, "adelete")
+        return await self._delete(self._connection.asynchronous(), ids)
 
     async def _delete(self, calls: Calls, ids: Sequence[str] | None) -> bool:
         if ids is None:
@@ -959,8 +978,8 @@ class SluiceVectorStore(VectorStore):
                     f"added. Delete the whole of it: Client.delete_document({chunk.document_id!r})."
                 )
         documents = sorted({str(chunk.document_id) for chunk in chunks.values()})
-        for some in _parts(documents, len):
-            job: Job = await calls.submit_untyped("erase", {"document_ids": some}, lane=self.lane)
+        for batch in _batches(documents, len):
+            job: Job = await calls.submit_untyped("erase", {"document_ids": batch}, lane=self.lane)
             (await calls.wait(job.id, timeout_s=self.timeout_s)).require_success()
         return True
 
@@ -976,30 +995,30 @@ class SluiceVectorStore(VectorStore):
         )
 
     def delete_collection(self) -> None:
-        """The collection itself, with all that is in it, also from elsewhere."""
+        """Delete the collection with all its documents, also those that were added elsewhere."""
         self._connection.run(self._drop)
 
     async def adelete_collection(self) -> None:
-        await self._drop(self._connection.waiting())
+        await self._drop(self._connection.asynchronous())
 
     async def _drop(self, calls: Calls) -> None:
-        self._is_there = False
+        self._is_checked = False
         with suppress(NotFound):
             await calls.delete_collection(self.collection, timeout_s=self.timeout_s)
 
     # Searching
 
     def search(self, query: str, search_type: str, **kwargs: Any) -> list[Document]:
-        """`search_type` is any of Sluice's; see the methods of these names for the options."""
+        """`search_type` is one of `SEARCH_TYPES`; for the options see the methods of each type."""
         return self._connection.run(
             lambda calls: self._documents(calls, query, search_type, kwargs)
         )
 
     async def asearch(self, query: str, search_type: str, **kwargs: Any) -> list[Document]:
-        return await self._documents(self._connection.waiting(), query, search_type, kwargs)
+        return await self._documents(self._connection.asynchronous(), query, search_type, kwargs)
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """Those with the nearest vectors; options are `filter`, `rerank`, `expand`."""
+        """The texts with the nearest vectors. Options are `filter`, `rerank`, `expand`."""
         return self.search(query, "similarity", k=k, **kwargs)
 
     async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
@@ -1008,15 +1027,19 @@ class SluiceVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """With their cosines, from -1 to 1: higher is better."""
+        """The texts with their cosine similarities, from -1 to 1."""
         options = {"k": k, **kwargs}
-        return self._connection.run(lambda calls: self._scored(calls, query, "similarity", options))
+        return self._connection.run(
+            lambda calls: self._hits_with_scores(calls, query, "similarity", options)
+        )
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         options = {"k": k, **kwargs}
-        return await self._scored(self._connection.waiting(), query, "similarity", options)
+        return await self._hits_with_scores(
+            self._connection.asynchronous(), query, "similarity", options
+        )
 
     def max_marginal_relevance_search(
         self,
@@ -1026,7 +1049,7 @@ class SluiceVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         **kwargs: Any,
     ) -> list[Document]:
-        """Those that are near, and different from each other."""
+        """Texts with near vectors that differ from each other."""
         options = {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, **kwargs}
         return self.search(query, "mmr", **options)
 
@@ -1044,7 +1067,7 @@ class SluiceVectorStore(VectorStore):
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, **kwargs: Any
     ) -> list[Document]:
-        """Those that are nearest to a vector of the collection's model."""
+        """The texts nearest to a vector of the collection's model."""
         options = {"k": k, **kwargs}
         return self._connection.run(
             lambda calls: self._documents(calls, embedding, "similarity", options)
@@ -1054,7 +1077,9 @@ class SluiceVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, **kwargs: Any
     ) -> list[Document]:
         options = {"k": k, **kwargs}
-        return await self._documents(self._connection.waiting(), embedding, "similarity", options)
+        return await self._documents(
+            self._connection.asynchronous(), embedding, "similarity", options
+        )
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -1076,7 +1101,7 @@ class SluiceVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         options = {"k": k, "fetch_k": fetch_k, "lambda_mult": lambda_mult, **kwargs}
-        return await self._documents(self._connection.waiting(), embedding, "mmr", options)
+        return await self._documents(self._connection.asynchronous(), embedding, "mmr", options)
 
     async def _documents(
         self,
@@ -1085,9 +1110,12 @@ class SluiceVectorStore(VectorStore):
         search_type: str,
         options: Mapping[str, Any],
     ) -> list[Document]:
-        return [document for document, _ in await self._scored(calls, query, search_type, options)]
+        return [
+            document
+            for document, _ in await self._hits_with_scores(calls, query, search_type, options)
+        ]
 
-    async def _scored(
+    async def _hits_with_scores(
         self,
         calls: Calls,
         query: str | Sequence[float],
@@ -1120,7 +1148,7 @@ class SluiceVectorStore(VectorStore):
         return _relevance
 
     def as_retriever(self, **kwargs: Any) -> SluiceVectorStoreRetriever:
-        """As every store's, with the further types `hybrid` and `lexical`."""
+        """A retriever over this store, also for the search types `hybrid` and `lexical`."""
         tags = [*(kwargs.pop("tags", None) or []), *self._get_retriever_tags()]
         return SluiceVectorStoreRetriever(vectorstore=self, tags=tags, **kwargs)
 
@@ -1136,8 +1164,7 @@ class SluiceVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> "SluiceVectorStore":
-        """A store with these texts; other arguments are those of the class, such as
-        `collection`."""
+        """A store with these texts. `kwargs` are arguments of the class, such as `collection`."""
         store = cls(embedding=embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
         return store
@@ -1160,34 +1187,28 @@ class SluiceVectorStore(VectorStore):
     def from_documents(
         cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
     ) -> "SluiceVectorStore":
-        store = cls(embedding=embedding, **_constructing(kwargs))
-        store.add_documents(documents, **_adding(kwargs))
+        ids = {"ids": kwargs.pop("ids")} if "ids" in kwargs else {}
+        store = cls(embedding=embedding, **kwargs)
+        store.add_documents(documents, **ids)
         return store
 
     @classmethod
     async def afrom_documents(
         cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
     ) -> "SluiceVectorStore":
-        store = cls(embedding=embedding, **_constructing(kwargs))
-        await store.aadd_documents(documents, **_adding(kwargs))
+        ids = {"ids": kwargs.pop("ids")} if "ids" in kwargs else {}
+        store = cls(embedding=embedding, **kwargs)
+        await store.aadd_documents(documents, **ids)
         return store
-
-
-def _constructing(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "ids"}
-
-
-def _adding(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name == "ids"}
 
 
 def _relevance(cosine: float) -> float:
     return min(1.0, max(0.0, cosine))
 
 
-def _no_more(options: Mapping[str, Any], where: str) -> None:
+def _refuse_options(options: Mapping[str, Any], method: str) -> None:
     if options:
-        raise TypeError(f"{where} has no option {min(options)!r}.")
+        raise TypeError(f"{method} has no option {min(options)!r}.")
 
 
 class _Row:
@@ -1213,7 +1234,7 @@ def _rows(
     metadatas: Sequence[Mapping[str, Any]] | None,
     ids: Sequence[str | None] | None,
 ) -> list[_Row]:
-    """Raises ValueError where there are not as many of each."""
+    """Raises ValueError if the lists have different lengths."""
     texts = list(texts)
     for name, values in (("metadatas", metadatas), ("ids", ids)):
         if values and len(values) != len(texts):

@@ -1,7 +1,7 @@
-"""What the API answers, as typed, frozen values.
+"""The answers of the API as typed, frozen values.
 
-Fields that this version does not know are kept and dumped again, so that a newer server does not
-break an older client and `--json` shows everything. Nothing here talks to the network.
+Unknown fields are kept and dumped again, so that an older client works with a newer server, and
+`--json` shows everything. Nothing here uses the network.
 """
 
 from datetime import datetime
@@ -25,13 +25,13 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
 
 class Wire(BaseModel):
-    """Base of all answers."""
+    """The base class of all answers."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
-        """Raises `ConnectionFailed` for what no API of this version answers."""
+        """Raises `ConnectionFailed` for an answer that no API of this version gives."""
         try:
             return super().model_validate(obj, **options)
         except ValidationError as error:
@@ -44,7 +44,7 @@ class Wire(BaseModel):
 
 
 class Page(Wire):
-    """A part of a list, and where the next one begins."""
+    """A page of a list, with the cursor of the next page."""
 
     items: list[Any]
     next_cursor: str | None = None
@@ -70,9 +70,9 @@ class Job(Wire):
     input: dict[str, Any] | None = None
     result: Any = None
     result_url: str | None = None
-    """Where the result is, if it is too large for this; `Client.result` fetches it."""
+    """The place of a result that is too large to be here; `Client.result` fetches it."""
     truncated: list[str] = []
-    """What a list left out since it is large; `Client.job` has it."""
+    """Large fields that a list left out; `Client.job` has them."""
     warnings: list[str] = []
     error: JobError | None = None
     progress: Progress | None = None
@@ -92,12 +92,12 @@ class Job(Wire):
 
     @property
     def lacks_result(self) -> bool:
-        """Whether it has one that is too large for this answer."""
+        """Whether the result is too large for this answer and has to be fetched."""
         is_there = self.state is State.SUCCEEDED and self.result_url is not None
         return is_there and self.result is None
 
     def require_success(self) -> Self:
-        """This job, or `JobFailed` or `JobCancelled`."""
+        """This job. Raises `JobFailed` or `JobCancelled`."""
         if self.state is State.FAILED:
             raise JobFailed(self)
         if self.state is State.CANCELLED:
@@ -106,8 +106,8 @@ class Job(Wire):
 
 
 class BatchLines(Wire):
-    """Lines of a batch by what has become of them; `waiting` are no jobs yet, `running` are queued
-    or run."""
+    """The numbers of lines of a batch by state. `waiting` lines are no jobs yet; `running` ones are
+    queued or running."""
 
     total: int = 0
     waiting: int = 0
@@ -119,7 +119,7 @@ class BatchLines(Wire):
 
 
 class LineError(Wire):
-    """What is wrong with a line of a batch's file; `line` counts from 1."""
+    """An error in a line of a batch's file; `line` counts from 1."""
 
     line: int | None = None
     code: str = ""
@@ -128,10 +128,10 @@ class LineError(Wire):
 
 
 class Batch(Wire):
-    """The lines of a file, each of which is a job; so is the batch, whose id it has.
+    """A file whose lines are run as jobs. The batch itself is a job with the same id.
 
-    `status` tells more than `state`, as in OpenAI's API: `validating`, `in_progress`, `finalizing`,
-    `completed`, `failed`, `expired`, `cancelling` or `cancelled`.
+    `status` has more values than `state`, as in OpenAI's API: `validating`, `in_progress`,
+    `finalizing`, `completed`, `failed`, `expired`, `cancelling` or `cancelled`.
     """
 
     id: str
@@ -160,7 +160,7 @@ class Batch(Wire):
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended and its files are written, in the order of its lines."""
+        """Whether it has ended and its files are written."""
         return self.ended and self.status not in ("finalizing", "cancelling")
 
 
@@ -223,8 +223,9 @@ class StoredFile(Wire):
 
 
 class Hit(Wire):
-    """`span` has the `start` and the `end` of the part of `text` that fits the query best,
-    `debug` how the score came about; `collection` is where several were searched."""
+    """A passage that a search has found. `span` has `start` and `end` of the part of `text` that
+    fits the query best, and `debug` the parts of the score. `collection` is set if several were
+    searched."""
 
     chunk_id: str
     document_id: str
@@ -254,7 +255,7 @@ class Answer(Wire):
 
 
 class ChatAnswer(Wire):
-    """`message` is in the shape that `chat` takes; `steps` are an agent's way to it."""
+    """`message` has the shape of messages of `chat`; `steps` are the tool calls before it."""
 
     message: dict[str, Any]
     model: str
@@ -271,7 +272,7 @@ class ChatAnswer(Wire):
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
-        """Calls of tools that were declared; the caller runs them."""
+        """Calls of tools that the caller has declared and has to run."""
         return list(self.message.get("tool_calls") or [])
 
 
@@ -312,8 +313,8 @@ class IngestOutcome(Wire):
 
 
 class Schedule(Wire):
-    """A job that is submitted again and again. `error` is why the last one could not be. `job` is
-    what is submitted; lists do not have it."""
+    """A job that is submitted regularly. `error` says why the last one was not submitted. `job`
+    is the body that is submitted; lists do not have it."""
 
     name: str
     cron: str
@@ -377,7 +378,7 @@ class ConversationMessage(Wire):
 
 
 class PromptVariable(Wire):
-    """One without a `default` has to be given."""
+    """A variable of a prompt. Without a `default`, jobs have to set it."""
 
     name: str
     description: str = ""
@@ -385,7 +386,7 @@ class PromptVariable(Wire):
 
 
 class Prompt(Wire):
-    """A version of a prompt. `reference` is what jobs name it by; `current` is the version that the
+    """A version of a prompt. Jobs name it by its `reference`. `current` is the version that the
     name alone stands for, `latest` the newest."""
 
     name: str
@@ -401,8 +402,8 @@ class Prompt(Wire):
 
 
 class PromptDifference(Wire):
-    """`template` is a unified diff, empty where both are equal; `changed` are variables as the
-    newer version has them."""
+    """`template` is a unified diff, empty if both are equal. `changed` has variables in their newer
+    version."""
 
     name: str
     from_: Annotated[int, Field(alias="from")]

@@ -1,10 +1,10 @@
-"""Which documents a list of paths stands for, and what each is called.
+"""Paths, globs and URLs -> the documents they stand for, with their names.
 
-A document's name is its identity within a collection: the path from the working directory on, or
-from another root, however the file was named. Of what lies outside of the working directory, and
-where no root is chosen, the path as given, and for a file in a folder the path from that folder on,
-the folder's own name first. Links to folders are followed, each folder is looked into
-once. Nothing here reads the files or talks to the network.
+A document's name is its identity within a collection: its path relative to the root, or to the
+working directory where no root is set. Without a root, a file outside of the working directory has
+the path as it was written; one that was met in such a folder has the path below that folder, with
+the folder's own name first. Links to folders are followed; each folder is read once. Nothing here
+reads files or uses the network.
 """
 
 import glob
@@ -22,116 +22,25 @@ from urllib.parse import quote
 from sluice.errors import InvalidInput
 from sluice.shapes import SourceError
 
-# What a multipart header cannot carry, or the server would take out: two names must not become one.
 _SHOWN_CHARACTERS = 4
+# Characters that a multipart header cannot carry, or that the server removes. They are escaped, so
+# that two names do not become one.
 _UNSENDABLE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029"]|^\s+|\s+$')
 
-SUPPORTED = frozenset(
-    {
-        *(".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".xht"),
-        *(".csv", ".tsv", ".json", ".jsonl", ".ndjson"),
-        *(
-            ".rst",
-            ".rest",
-            ".xml",
-            ".yaml",
-            ".yml",
-            ".toml",
-            ".ini",
-            ".cfg",
-        ),
-        *(
-            ".conf",
-            ".properties",
-            ".log",
-            ".srt",
-            ".vtt",
-        ),
-        *(
-            ".py",
-            ".pyi",
-            ".js",
-            ".mjs",
-            ".cjs",
-            ".jsx",
-            ".ts",
-            ".tsx",
-        ),
-        *(
-            ".java",
-            ".kt",
-            ".kts",
-            ".scala",
-            ".c",
-            ".h",
-            ".cc",
-            ".cpp",
-        ),
-        *(
-            ".cxx",
-            ".hpp",
-            ".cs",
-            ".go",
-            ".rs",
-            ".rb",
-            ".php",
-            ".swift",
-        ),
-        *(
-            ".lua",
-            ".hs",
-            ".ex",
-            ".exs",
-            ".r",
-            ".ps1",
-            ".proto",
-            ".sol",
-        ),
-        *(
-            ".cob",
-            ".tex",
-            ".sh",
-            ".bash",
-            ".sql",
-            ".pl",
-            ".css",
-            ".vue",
-        ),
-        *(
-            ".svelte",
-            ".dart",
-            ".groovy",
-            ".jl",
-            ".zig",
-            ".hh",
-            ".hxx",
-            ".cu",
-            ".clj",
-            ".erl",
-            ".fs",
-            ".ml",
-            ".vb",
-            ".f90",
-            ".pm",
-            ".psm1",
-            ".cbl",
-            ".bat",
-            ".scss",
-            ".less",
-            ".graphql",
-            ".gradle",
-            ".tf",
-        ),
-        *(".pdf", ".rtf", ".epub", ".hwpx", ".hwp"),
-        *(".docx", ".docm", ".dotx", ".dotm", ".odt", ".ott"),
-        *(".xlsx", ".xlsm", ".xltx", ".xltm", ".xls", ".xlt", ".ods", ".ots"),
-        *(".pptx", ".pptm", ".ppsx", ".ppsm", ".potx", ".potm", ".odp", ".otp"),
-        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".tbz", ".xz", ".txz", ".zst", ".tzst"),
-        *(".7z", ".eml", ".msg"),
-    }
+_SUFFIXES = (
+    ".txt .text .md .markdown .html .htm .xhtml .xht .csv .tsv .json .jsonl .ndjson .rst "
+    ".rest .xml .yaml .yml .toml .ini .cfg .conf .properties .log .srt .vtt .py .pyi .js "
+    ".mjs .cjs .jsx .ts .tsx .java .kt .kts .scala .c .h .cc .cpp .cxx .hpp .cs .go .rs "
+    ".rb .php .swift .lua .hs .ex .exs .r .ps1 .proto .sol .cob .tex .sh .bash .sql .pl "
+    ".css .vue .svelte .dart .groovy .jl .zig .hh .hxx .cu .clj .erl .fs .ml .vb .f90 .pm "
+    ".psm1 .cbl .bat .scss .less .graphql .gradle .tf .pdf .rtf .epub .hwpx .hwp .docx "
+    ".docm .dotx .dotm .odt .ott .xlsx .xlsm .xltx .xltm .xls .xlt .ods .ots .pptx .pptm "
+    ".ppsx .ppsm .potx .potm .odp .otp .zip .tar .gz .tgz .bz2 .tbz2 .tbz .xz .txz .zst "
+    ".tzst .7z .eml .msg"
 )
-"""The suffixes of files that servers of this version read; they have the list in
-`shared/formats.py`, which a test compares with this one."""
+SUPPORTED = frozenset(_SUFFIXES.split())
+"""The suffixes of files that servers of this version read. The list of the server is in
+`shared/formats.py`; a test compares the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +57,8 @@ class TextDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteDocument:
-    """What the server reads itself: a page, or all documents of a site. `source` is its entry in
-    the job's input."""
+    """A page, site or folder that the server reads itself. `source` is its entry in the job's
+    input."""
 
     name: str
     source: Mapping[str, Any]
@@ -162,12 +71,12 @@ _FOLDER_URL = re.compile(r"(s3|gs|gcs|az|abfs|file|memory)://", re.IGNORECASE)
 
 
 def is_url(path: str) -> bool:
-    """Whether it names a document of the web, and no file."""
+    """Whether it is the URL of a document of the web."""
     return _URL.match(path) is not None
 
 
 def is_folder_url(path: str) -> bool:
-    """Whether it names a folder of a bucket, or one that the workers of the server have."""
+    """Whether it is the URL of a folder of a bucket, or of the disks of the server's workers."""
     return _FOLDER_URL.match(path) is not None
 
 
@@ -180,26 +89,27 @@ def url_documents(urls: Iterable[str]) -> list[RemoteDocument]:
 
 
 def site_documents(urls: Iterable[str], **options: Any) -> list[RemoteDocument]:
-    """`options` are those of the source, such as `max_pages`; None is left to the server."""
-    chosen = {name: value for name, value in options.items() if value is not None}
-    return [RemoteDocument(name=url, source={"type": "site", "url": url, **chosen}) for url in urls]
+    """`options` are fields of the source, such as `max_pages`. None means the server's default."""
+    fields = {name: value for name, value in options.items() if value is not None}
+    return [RemoteDocument(name=url, source={"type": "site", "url": url, **fields}) for url in urls]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery:
     documents: Sequence[LocalDocument]
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How many files in folders Sluice cannot read, by extension."""
+    """The number of files in folders that Sluice cannot read, by extension."""
     circular_links: Sequence[str] = ()
-    """Links to a folder that they lie in, which were not followed."""
+    """Links to a folder that contains them, which were not followed."""
     errors: Sequence[SourceError] = ()
-    """Files of one name, and folders that cannot be read; the others are not held up by them."""
+    """Files with the same name, and folders that cannot be read. Other documents are not
+    affected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    written: str
-    """Its name before it is made fit to be one (`document_name`)."""
+    raw_name: str
+    """The name before `document_name` has normalized it."""
     path: Path
 
 
@@ -217,29 +127,28 @@ def discover(
     root: str | Path | None = None,
     suffixes: Collection[str] = SUPPORTED,
 ) -> Discovery:
-    """Expand files, folders and globs. Raises `InvalidInput` where a path stands for nothing.
+    """Expand files, folders and globs. Raises `InvalidInput` for a path that does not exist.
 
-    In folders, and for globs that name no suffix, files are looked for that end with `suffixes`.
+    In folders, and for globs without a suffix, only files with one of `suffixes` are taken.
 
-    With `root`, names are paths from that folder on, in which all files have to be; without, from
-    the working directory on, where they lie in it.
+    With `root`, all files must be below that folder, and names are relative to it.
     """
     files: dict[str, _File] = {}
     search = _Search(suffixes=frozenset(suffixes))
     for path in paths:
-        for named in _of_argument(path, search):
-            file = _here(named) if root is None else _below(Path(root), named)
-            name = document_name(file.written)
+        for entry in _expand_argument(path, search):
+            file = _relative_to_cwd(entry) if root is None else _relative_to(Path(root), entry)
+            name = document_name(file.raw_name)
             other = files.setdefault(name, file)
-            if other is file or _same(other.path, file.path):
+            if other is file or _is_same_file(other.path, file.path):
                 continue
-            if other.written == file.written:
+            if other.raw_name == file.raw_name:
                 raise InvalidInput(
                     f"{name} would stand for both {other.path} and {file.path}. "
                     "Ingest them separately, or give the folder that holds both."
                 )
-            # Nothing that the user could see or change in the command: only this name fails.
-            search.errors.setdefault(name, _clash(name, other.written, file.written))
+            # The user cannot see or change this in the command, so only this name fails.
+            search.errors.setdefault(name, _clash(name, other.raw_name, file.raw_name))
     return Discovery(
         documents=[
             FileDocument(name=name, path=file.path)
@@ -253,13 +162,13 @@ def discover(
 
 
 def text_documents(texts: Mapping[str, str]) -> list[TextDocument]:
-    """Documents that are no files, by name."""
+    """Documents from texts by name."""
     return [TextDocument(name=document_name(name), text=text) for name, text in texts.items()]
 
 
 def document_name(path: str) -> str:
-    """The path as an identity that is the same on every system, and valid in a file upload."""
-    # Bytes of a file name that are not UTF-8 stay distinct, and become text.
+    """The path as a name that is the same on every system, and valid in a file upload."""
+    # Bytes of a file name that are not UTF-8 become distinct escapes.
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     text = posixpath.normpath(text.replace(os.sep, "/"))
     text = _UNSENDABLE.sub(lambda match: quote(match[0], safe=""), text)
@@ -267,7 +176,7 @@ def document_name(path: str) -> str:
 
 
 def _nfc(text: str) -> str:
-    """The names of the server's documents are NFC; macOS takes letters apart."""
+    """Normal form C, as the server has it. macOS writes file names in normal form D."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -281,9 +190,9 @@ def _clash(name: str, one: str, other: str) -> SourceError:
 
 
 def _characters(name: str, other: str) -> str:
-    """Where the name differs from the other, and whether macOS wrote it."""
-    start = _common(name, other)
-    end = _common(name[start:][::-1], other[start:][::-1])
+    """The characters of the name that differ from the other, and whether it is in NFD."""
+    start = _common_prefix_chars(name, other)
+    end = _common_prefix_chars(name[start:][::-1], other[start:][::-1])
     part = name[start : len(name) - end][:_SHOWN_CHARACTERS]
     codes = " ".join(f"U+{ord(char):04X}" for char in part) or "nothing"
     more = " …" if len(name) - end - start > _SHOWN_CHARACTERS else ""
@@ -291,62 +200,61 @@ def _characters(name: str, other: str) -> str:
     return f"{codes}{more}{form}"
 
 
-def _common(one: str, other: str) -> int:
-    """How many characters at their beginnings are the same."""
+def _common_prefix_chars(one: str, other: str) -> int:
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _of_argument(path: str, search: _Search) -> Iterator[_File]:
+def _expand_argument(path: str, search: _Search) -> Iterator[_File]:
     if Path(path).exists():
-        yield from _of_existing(path, search)
+        yield from _expand_path(path, search)
     elif not glob.has_magic(path):
         raise InvalidInput(f"{path} does not exist.")
     else:
         # Path.glob would drop a leading `./` and take no absolute pattern.
         matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207
         if "**" in path:
-            matches = _once(matches)
+            matches = _without_repeats(matches)
         if not matches:
             raise InvalidInput(f"No file matches {path}.")
         extensions = search.suffixes | ({Path(path).suffix.lower()} - {""})
         for match in matches:
             if not Path(match).is_dir():
-                # The extension that a pattern names is asked for, whatever it is.
+                # A suffix in the pattern is taken, even if Sluice cannot read such files.
                 yield from _if_readable(match, match, search, extensions)
             elif "**" not in path:
-                yield from _of_folder(match, search)
+                yield from _walk_folder(match, search)
 
 
-def _once(matches: Iterable[str]) -> list[str]:
-    """Each file by its shortest path: links that lead back would give it forty more."""
+def _without_repeats(matches: Iterable[str]) -> list[str]:
+    """Each file by its shortest path. Circular links give a file up to 40 more paths."""
     shortest: dict[str, str] = {}
     for match in sorted(matches, key=lambda match: (match.count(os.sep), match)):
         shortest.setdefault(os.path.realpath(match), match)
     return sorted(shortest.values())
 
 
-def _of_existing(path: str, search: _Search) -> Iterator[_File]:
+def _expand_path(path: str, search: _Search) -> Iterator[_File]:
     if Path(path).is_dir():
-        yield from _of_folder(path, search)
+        yield from _walk_folder(path, search)
     elif Path(path).is_file():
-        yield _File(written=path, path=Path(path))
+        yield _File(raw_name=path, path=Path(path))
     else:
         raise InvalidInput(f"{path} is no regular file; pipe it in and give `-` instead.")
 
 
-def _of_folder(folder: str, search: _Search) -> Iterator[_File]:
-    # `.` and `..` have a name too, which only the resolved path knows.
+def _walk_folder(folder: str, search: _Search) -> Iterator[_File]:
+    # The name of `.` or `..` is only in the resolved path.
     top = Path(folder).resolve()
     seen: set[Path] = set()
     folders, links = deque([(Path(folder), top.name)]), deque[tuple[Path, str]]()
-    # What is reached without links goes before, so that it has its own name and not a link's.
+    # Folders that are reached without links come first, so that they do not get a link's name.
     while folders or links:
         path, name = folders.popleft() if folders else links.popleft()
         real = path.resolve()
         if real in seen:
             continue
-        if path != Path(folder) and path.is_symlink() and _holds(real, path, top):
+        if path != Path(folder) and path.is_symlink() and _is_circular(path, real, top):
             search.circular_links.append(document_name(name))
             continue
         seen.add(real)
@@ -367,40 +275,38 @@ def _of_folder(folder: str, search: _Search) -> Iterator[_File]:
                 yield from _if_readable(inner, entry.path, search, search.suffixes)
 
 
-def _holds(folder: Path, link: Path, top: Path) -> bool:
-    """Whether the link leads to a folder that it lies in itself, or that all of this lies in."""
-    return link.parent.resolve().is_relative_to(folder) or top.is_relative_to(folder)
+def _is_circular(link: Path, target: Path, top: Path) -> bool:
+    """Whether the target of the link contains the link itself, or the folder `top`."""
+    return link.parent.resolve().is_relative_to(target) or top.is_relative_to(target)
 
 
 def _if_readable(
     name: str, path: str, search: _Search, extensions: Iterable[str]
 ) -> Iterator[_File]:
     suffix = Path(path).suffix.lower()
-    # A link to nothing is sent on, to be reported; pipes and sockets would block.
+    # A broken link is kept, so that it is reported. Pipes and sockets would block.
     if suffix in extensions and (Path(path).is_file() or not Path(path).exists()):
-        yield _File(written=name, path=Path(path))
+        yield _File(raw_name=name, path=Path(path))
     else:
         search.left_out[suffix or "no extension"] += 1
 
 
-def _here(file: _File) -> _File:
-    """The file by its path from the working directory on, if it lies there by that path."""
+def _relative_to_cwd(file: _File) -> _File:
+    """The file with its path below the working directory as name, if it is there."""
     path, top = Path(os.path.abspath(file.path)), Path.cwd()  # noqa: PTH100
-    return (
-        _File(written=str(path.relative_to(top)), path=file.path)
-        if path.is_relative_to(top)
-        else file
-    )
+    if not path.is_relative_to(top):
+        return file
+    return _File(raw_name=str(path.relative_to(top)), path=file.path)
 
 
-def _below(root: Path, file: _File) -> _File:
-    """The file by its path from the root on; links are followed in neither."""
-    # Not resolved: a link is named by where it is, not by where it leads.
+def _relative_to(root: Path, file: _File) -> _File:
+    """The file with its path below the root as name. Raises InvalidInput if it is not there."""
+    # Not resolved: the name of a link is its own path, not that of its target.
     path, top = Path(os.path.abspath(file.path)), Path(os.path.abspath(root))  # noqa: PTH100
     if not path.is_relative_to(top):
         raise InvalidInput(f"{file.path} is not below the root {root}.")
-    return _File(written=str(path.relative_to(top)), path=file.path)
+    return _File(raw_name=str(path.relative_to(top)), path=file.path)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _is_same_file(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()

@@ -20,13 +20,13 @@ from sluice.calls import Calls
 from sluice.errors import ApiError, InvalidInput
 from sluice.ingest import (
     Advance,
-    IngestOptions,
     IngestReport,
+    IngestRun,
     Phase,
     hash_files,
     ingest_documents,
 )
-from sluice.shapes import Document, Job, SourceError
+from sluice.shapes import Document, SourceError
 from sluice.sources import (
     Discovery,
     FileDocument,
@@ -81,17 +81,13 @@ async def sync_documents(
     calls: Calls[Any],
     collection: str,
     paths: Sequence[str],
+    run: IngestRun,
     *,
-    options: IngestOptions,
     root: str | Path | None,
     is_dry_run: bool,
     max_erased_share: float,
     suffixes: Iterable[str] | None,
     max_pages: int | None,
-    parallel_uploads: int,
-    timeout_s: float | None,
-    on_advance: Callable[[Advance], object],
-    on_submit: Callable[[Job], object],
 ) -> SyncReport:
     """See `Client.sync`."""
     if not paths:
@@ -101,31 +97,20 @@ async def sync_documents(
         raise InvalidInput("Synchronize files and URLs one after the other.")
     if max_pages is not None and not any(map(is_url, paths)):
         raise InvalidInput("max_pages goes with a site, such as https://docs.example.org/.")
-    ingesting: dict[str, Any] = {
-        "options": options,
-        "parallel_uploads": parallel_uploads,
-        "timeout_s": timeout_s,
-        "on_advance": on_advance,
-        "on_submit": on_submit,
-    }
     if remote:
         if is_dry_run:
             raise InvalidInput("A dry run looks at files; a site or a bucket has to be read.")
         if root is not None:
             raise InvalidInput("A root goes with files; what lies elsewhere is called by its URL.")
-        return await _sync_remote(calls, collection, remote, max_pages, max_erased_share, ingesting)
+        return await _sync_remote(calls, collection, remote, run, max_pages, max_erased_share)
     discovery = await calls.transport.in_thread(_discover, paths, root, suffixes)
-    plan = await _plan(
-        calls, collection, paths, discovery, root, options.metadata, parallel_uploads, on_advance
-    )
+    plan = await _plan(calls, collection, paths, discovery, run, root)
     report = plan.report
     if is_dry_run:
         return replace(report, is_dry_run=True)
     _brake(len(plan.erased_ids), plan.scope_count, max_erased_share)
     if plan.documents:
-        ingest = await ingest_documents(
-            calls, collection, plan.documents, refused=plan.errors, **ingesting
-        )
+        ingest = await ingest_documents(calls, collection, plan.documents, run, refused=plan.errors)
         failed = {error.source for error in ingest.errors}
         report = replace(
             report,
@@ -134,7 +119,7 @@ async def sync_documents(
             errors=ingest.errors,
             ingest=ingest,
         )
-    await _erase(calls, plan.erased_ids, timeout_s)
+    await _erase(calls, plan.erased_ids, run.timeout_s)
     return report
 
 
@@ -157,10 +142,8 @@ async def _plan(
     collection: str,
     paths: Sequence[str],
     discovery: Discovery,
+    run: IngestRun,
     root: str | Path | None,
-    metadata: Mapping[str, Any] | None,
-    parallel: int,
-    on_advance: Callable[[Advance], object],
 ) -> _Plan:
     top = Path(os.path.abspath(root if root is not None else Path.cwd()))  # noqa: PTH100
     scopes = [_scope(path, top) for path in paths]
@@ -173,9 +156,9 @@ async def _plan(
     unread: list[SourceError] = []
 
     def count(phase: Phase, done: int) -> None:
-        on_advance(Advance(phase=phase, done=done, total=len(files), unit="files"))
+        run.on_advance(Advance(phase=phase, done=done, total=len(files), unit="files"))
 
-    hashes = await hash_files(calls, files, unread, parallel=parallel, on_advance=count)
+    hashes = await hash_files(calls, files, unread, parallel=run.parallel_uploads, on_advance=count)
     # Files that have gone meanwhile have vanished, as have those that went before.
     gone = {error.source for error in unread} - {
         file.name for file in files if os.path.lexists(file.path)
@@ -188,7 +171,7 @@ async def _plan(
         stored,
         errors,
         exists=Disk(top).has,
-        metadata=metadata or {},
+        metadata=run.options.metadata or {},
     )
     report = replace(
         plan.report,
@@ -345,21 +328,21 @@ async def _sync_remote(
     calls: Calls[Any],
     collection: str,
     urls: Sequence[str],
+    run: IngestRun,
     max_pages: int | None,
     max_erased_share: float,
-    ingesting: Mapping[str, Any],
 ) -> SyncReport:
     documents: list[RemoteDocument] = [
         *site_documents(filter(is_url, urls), max_pages=max_pages),
         *folder_documents(url for url in urls if not is_url(url)),
     ]
-    ingest = await ingest_documents(calls, collection, documents, **ingesting)
+    ingest = await ingest_documents(calls, collection, documents, run)
     vanished, counts = set(ingest.vanished), ingest.documents
     stored = await _stored(calls, collection) if vanished else {}
     ids = [document.id for name, document in stored.items() if name in vanished]
     there = counts.added + counts.replaced + counts.skipped
     _brake(len(ids), there + len(ids), max_erased_share)
-    await _erase(calls, ids, ingesting["timeout_s"])
+    await _erase(calls, ids, run.timeout_s)
     return SyncReport(
         collection=collection,
         erased=tuple(sorted(vanished & stored.keys())),

@@ -1,19 +1,23 @@
-"""HTTP to the API: one request with retries, or one stream; errors become exceptions.
+"""HTTP to the API: one request with retries, or one stream. Errors become exceptions.
 
-A request is repeated after a broken connection only where that cannot do harm (`safe=True`), or
-where it was never sent; after 429 it is repeated when `Retry-After` is over. An answer of 502 to
-504 that is a problem is the API's own: it is repeated where its `Retry-After` is short, and shown
-in its own words; any other is a gateway's, behind which the API is away. Before the first answer it
-gives up soon ("is it running?"), after it the API is known to exist and is given the time of a
-restart.
+A request is repeated in these cases:
+
+- It was never sent, because there was no connection.
+- The connection broke, and repeating is harmless (`safe=True`).
+- The status is 429: after `Retry-After`.
+- The status is 502, 503 or 504, and repeating is harmless. If the body is a problem document, the
+  API itself has answered: then only after a short `Retry-After`, and with the API's own message.
+  Else a gateway has answered for an API that it cannot reach.
+
+Before the first answer of the API, the retries end soon ("is it running?"). After it, the API is
+known to exist, and the retries last as long as a restart takes.
 
 All of this is written once, as coroutines. `AsyncTransport` runs them on asyncio. With
 `BlockingTransport` they never wait for an event loop: each `await` does its work at once, in the
-thread that called, so that `drive` has the result after one step. This module knows nothing of
-jobs.
+calling thread, so `drive` has the result after one step. Jobs are unknown here.
 
-The logger `sluice` has a line for each request (DEBUG) and for each that is tried again (INFO):
-method, path, status and times; no keys, no queries of URLs, no bodies.
+The logger `sluice` gets a line for each request (DEBUG) and each retry (INFO): method, path, status
+and times; no keys, no queries of URLs, no bodies.
 """
 
 import asyncio
@@ -59,12 +63,12 @@ Upload = tuple[str, IO[bytes], str]
 """Name, open file, content type."""
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-_PASSING = {502, 503, 504}
+_TRANSIENT = {502, 503, 504}
 _REPORTED_FAILURES = 4
 _PROBLEM = "application/problem+json"
 _MOMENT_S = 0.001
 _SHORT_S = 10.0
-"""A longer `Retry-After` of an API that lacks a server of its own is left to the caller."""
+"""A longer `Retry-After` of the API, which waits for a server of its own, is left to the caller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +86,13 @@ class Retries:
 
 
 class Background(Protocol):
-    """What work beside a block may do: pause, and call back as long as the block goes on."""
+    """Given to work that runs in the background of a block (`Transport.in_background`)."""
 
     async def pause(self, seconds: float) -> bool:
-        """Whether the block still goes on after it."""
+        """Sleep. False if the block has ended meanwhile."""
 
     def call(self, function: Callable[[T], object], argument: T) -> None:
-        """Nothing is called any more once the block has ended."""
+        """Call the function, unless the block has ended."""
 
 
 class Transport(ABC):
@@ -133,29 +137,32 @@ class Transport(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Also ends the retries of other threads or tasks."""
+        """Close all connections, and end the retries of other threads or tasks."""
 
     @abstractmethod
     async def pause(self, seconds: float) -> None:
-        """Raises `ConnectionFailed` where the client is closed meanwhile."""
+        """Sleep. Raises `ConnectionFailed` if the client is closed meanwhile."""
 
     @abstractmethod
     async def in_thread(
         self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs
     ) -> R:
-        """The result of a function that reads files, so that an event loop does not wait for it."""
+        """The result of a function that reads files. It does not block an event loop."""
 
     @abstractmethod
     def parallel(
         self, function: Callable[[T], Coroutine[Any, Any, R]], items: Sequence[T], limit: int
     ) -> AsyncGenerator[tuple[T, R], None]:
-        """Results as they come; an exception, also the reader's, stops what has not begun."""
+        """Items with their results, in the order in which they are done.
+
+        An exception, also one of the consumer, cancels the calls that have not begun.
+        """
 
     @abstractmethod
-    def beside(
+    def in_background(
         self, work: Callable[[Background], Coroutine[Any, Any, None]]
     ) -> AbstractAsyncContextManager[None]:
-        """Work that goes on until it ends or the block does."""
+        """Run the work beside the block, until one of the two ends."""
 
     @abstractmethod
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response: ...
@@ -164,7 +171,7 @@ class Transport(ABC):
     def _open(
         self, path: str, headers: Mapping[str, str], timeout: httpx.Timeout
     ) -> AbstractAsyncContextManager[tuple[httpx.Response, AsyncIterator[bytes]]]:
-        """An answer whose body is read piece by piece, that of an error already whole."""
+        """An answer and the chunks of its body. The body of an error is already read."""
 
     @property
     @abstractmethod
@@ -186,40 +193,40 @@ class Transport(ABC):
         retry: bool = True,
         timeout_s: float | None = None,
     ) -> httpx.Response:
-        """One answer below 400 (or in `accept_status`).
+        """One answer with a status below 400, or in `accept_status`.
 
-        Raises `ApiError` or `ConnectionFailed`. `wait_s` is how long the server may hold the
-        answer back; `tries` bounds how often a connection may break in the middle; `retry=False`
-        gives up at the first failure. `timeout_s` is for the whole call, with all its tries; None
-        leaves it to the client's timeout, which is for each try, and to its `Retries`.
+        Raises `ApiError` or `ConnectionFailed`. `wait_s` is how long the server may delay the
+        answer. `tries` bounds how often a connection may break in the middle. `retry=False` gives
+        up at the first failure. `timeout_s` bounds the call with all its retries; None means the
+        client's timeout, for each try, and its `Retries`.
         """
-        pauses = _Pauses(self._retries, known=self._answered, tries=tries, timeout_s=timeout_s)
+        pauses = _Pauses(self._retries, is_known=self._answered, tries=tries, timeout_s=timeout_s)
         while True:
             started = time.monotonic()
             answer_s = self.timeout_s if timeout_s is None else pauses.left_s()
-            held_s = wait_s if timeout_s is None else 0.0
+            delay_s = wait_s if timeout_s is None else 0.0
             try:
                 response = await self._send(
                     method,
                     path,
-                    params=_clean(params),
+                    params=_without_none(params),
                     json=body,
                     files={"file": _rewound(upload)} if upload else None,
                     headers=headers,
-                    timeout=httpx.Timeout(answer_s, read=answer_s + held_s),
+                    timeout=httpx.Timeout(answer_s, read=answer_s + delay_s),
                 )
             except httpx.TransportError as error:
                 log.debug("%s %s: %s", method, path, type(error).__name__)
                 unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                pause_s = pauses.away() if unsent else pauses.broken() if safe else None
+                pause_s = pauses.absence_s() if unsent else pauses.break_s() if safe else None
                 if pause_s is None or not retry:
-                    raise self._failure(error, sent=not unsent) from error
+                    raise self._failure(error, is_sent=not unsent) from error
                 self._report_absence(pauses, f"The API at {self._shown_url} does not answer")
                 log.info("%s %s is tried again in %.1f s", method, path, pause_s)
                 await self.pause(pause_s)
                 continue
             except RuntimeError as error:
-                # What httpx says to a thread or a task that is late to hear of close().
+                # httpx raises this in a thread or task that uses a closed client.
                 if self._is_closed:
                     raise ConnectionFailed("The client was closed.") from error
                 raise
@@ -230,31 +237,34 @@ class Transport(ABC):
                 self._absence_reported = False
                 return response
             problem = problem_of(response)
-            if not retry:
+            pause_s = self._retry_pause_s(problem, response, pauses, safe=safe) if retry else None
+            if pause_s is None:
                 raise problem
-            if problem.status == 429:
-                pause_s = pauses.busy(problem.retry_after_s)
-                if pause_s is None:
-                    raise problem
-                self._notify(f"{problem.message} Trying again in {pause_s:.0f} s.")
-            elif not safe or problem.status not in _PASSING:
-                raise problem
-            elif _is_problem(response):
-                if problem.retry_after_s is None or problem.retry_after_s > _SHORT_S:
-                    raise problem
-                pause_s = pauses.away(at_least_s=problem.retry_after_s)
-                if pause_s is None:
-                    raise problem
-                self._report_absence(pauses, problem.message.rstrip("."))
-            else:
-                pause_s = pauses.away()
-                if pause_s is None:
-                    raise problem
-                self._report_absence(pauses, f"The API at {self._shown_url} does not answer")
             log.info(
                 "%s %s: %d, tried again in %.1f s", method, path, response.status_code, pause_s
             )
             await self.pause(pause_s)
+
+    def _retry_pause_s(
+        self, problem: ApiError, response: httpx.Response, pauses: "_Pauses", *, safe: bool
+    ) -> float | None:
+        """The pause before the next try after an error, which is reported; None: no more tries."""
+        if problem.status == 429:
+            pause_s = pauses.busy_s(problem.retry_after_s)
+            if pause_s is not None:
+                self._notify(f"{problem.message} Trying again in {pause_s:.0f} s.")
+            return pause_s
+        if not safe or problem.status not in _TRANSIENT:
+            return None
+        reason, at_least_s = f"The API at {self._shown_url} does not answer", 0.0
+        if _is_problem(response):
+            if problem.retry_after_s is None or problem.retry_after_s > _SHORT_S:
+                return None
+            reason, at_least_s = problem.message.rstrip("."), problem.retry_after_s
+        pause_s = pauses.absence_s(at_least_s=at_least_s)
+        if pause_s is not None:
+            self._report_absence(pauses, reason)
+        return pause_s
 
     async def json(self, method: str, path: str, **options: Any) -> Any:
         """The body of `request(...)`, which must be JSON."""
@@ -262,23 +272,23 @@ class Transport(ABC):
         try:
             return response.json()
         except ValueError as error:
-            raise self._foreign() from error
+            raise self._unknown_server() from error
 
-    async def listed(
+    async def json_list(
         self, method: str, path: str, *, name: str = "items", **options: Any
     ) -> list[Any]:
-        """The list that an answer has under this name."""
+        """The list in the field `name` of an answer."""
         answer = await self.json(method, path, **options)
         items = answer.get(name) if isinstance(answer, dict) else None
         if not isinstance(items, list):
-            raise self._foreign()
+            raise self._unknown_server()
         return items
 
     @asynccontextmanager
     async def stream(
         self, path: str, *, headers: Mapping[str, str], silence_s: float
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """One streamed GET, no retries; `httpx.TransportError` is left to the caller."""
+        """One streamed GET without retries. Raises `httpx.TransportError`, too."""
         timeout = httpx.Timeout(self.timeout_s, read=silence_s)
         async with self._open(path, headers, timeout) as (response, chunks):
             self._answered = True
@@ -287,15 +297,15 @@ class Transport(ABC):
                 raise problem_of(response)
             yield chunks
 
-    def _foreign(self) -> ConnectionFailed:
+    def _unknown_server(self) -> ConnectionFailed:
         return ConnectionFailed(
             f"{self._shown_url} answered, but not as this version of Sluice does. "
             "Is SLUICE_URL right?"
         )
 
-    def _failure(self, error: Exception, *, sent: bool) -> ConnectionFailed:
+    def _failure(self, error: Exception, *, is_sent: bool) -> ConnectionFailed:
         reason = str(error).strip() or type(error).__name__
-        if sent:
+        if is_sent:
             return ConnectionBroken(
                 f"The connection to the API at {self._shown_url} broke ({reason}). "
                 "The request may or may not have been carried out."
@@ -306,7 +316,7 @@ class Transport(ABC):
         )
 
     def _report_absence(self, pauses: "_Pauses", reason: str) -> None:
-        """Once, however many threads or tasks wait, and not for a hiccup."""
+        """Notify once for all threads or tasks, and only after several failures."""
         if self._answered and not self._absence_reported and pauses.failures == _REPORTED_FAILURES:
             self._absence_reported = True
             self._notify(f"{reason}; trying again for up to {self._retries.retry_for_s:g} s.")
@@ -350,19 +360,19 @@ class AsyncTransport(Transport):
             for task in asyncio.as_completed(tasks):
                 yield await task
         finally:
-            await _cancelled(tasks)
+            await _cancel(tasks)
 
     @asynccontextmanager
-    async def beside(
+    async def in_background(
         self, work: Callable[[Background], Coroutine[Any, Any, None]]
     ) -> AsyncIterator[None]:
         task = asyncio.create_task(work(_TaskBackground()))
         try:
             yield
         finally:
-            await _cancelled([task])
+            await _cancel([task])
         if not task.cancelled():
-            task.result()  # What a callback raised is raised where the block is.
+            task.result()  # raises the exception of a callback in the block's code
 
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         return await self._http.request(method, path, **options)
@@ -381,8 +391,8 @@ class AsyncTransport(Transport):
         return self._closed.is_set()
 
 
-async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Ends them all, and waits until they have ended."""
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks, and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -400,7 +410,7 @@ class _TaskBackground:
 
 
 class BlockingTransport(Transport):
-    """In the thread that calls; threads may share it."""
+    """In the calling thread; threads may share it."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
@@ -431,11 +441,11 @@ class BlockingTransport(Transport):
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            # Not waited for: on Ctrl-C the client is closed next, which ends what is under way.
+            # Without waiting: after Ctrl-C the client is closed next, which ends running calls.
             pool.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
-    async def beside(
+    async def in_background(
         self, work: Callable[[Background], Coroutine[Any, Any, None]]
     ) -> AsyncIterator[None]:
         background = _ThreadBackground()
@@ -470,7 +480,7 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 class _ThreadBackground:
-    """A thread that is not waited for: what it does last may take as long as a timeout."""
+    """A thread that nobody waits for, since its last call may take as long as a timeout."""
 
     def __init__(self) -> None:
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -500,13 +510,13 @@ def drive(coroutine: Awaitable[R]) -> R:
 
 
 class _Pauses:
-    """How long one request has been failing, and how long to pause before the next try."""
+    """The pauses between the tries of one request. None instead of a pause: no more tries."""
 
     def __init__(
         self,
         retries: Retries,
         *,
-        known: bool,
+        is_known: bool,
         tries: int | None,
         timeout_s: float | None = None,
     ) -> None:
@@ -517,34 +527,35 @@ class _Pauses:
         started = time.monotonic()
         self._deadline = math.inf if timeout_s is None else started + timeout_s
         self._known_until = min(self._deadline, started + retries.retry_for_s)
-        self._away_until = (
-            self._known_until if known else min(self._deadline, started + retries.connect_for_s)
+        self._absent_until = (
+            self._known_until if is_known else min(self._deadline, started + retries.connect_for_s)
         )
         self._busy_until = min(self._deadline, started + retries.busy_for_s)
 
     def left_s(self) -> float:
-        """Of the whole call's time; a moment where it is over, for httpx takes no zero."""
+        """The rest of the call's time. Never zero, which httpx does not take."""
         return max(_MOMENT_S, self._deadline - time.monotonic())
 
-    def away(self, *, at_least_s: float = 0.0) -> float | None:
-        """Nothing was sent, or the API or a gateway before it said that it is not there yet."""
+    def absence_s(self, *, at_least_s: float = 0.0) -> float | None:
+        """After a try that was not sent, or an answer that the API is not ready yet."""
         pause_s = min(self._retries.cap_s, self._retries.base_s * 2 ** min(self.failures, 10))
         self.failures += 1
-        return _within(self._away_until, max(at_least_s, pause_s * random.uniform(0.5, 1.0)))
+        return _within(self._absent_until, max(at_least_s, pause_s * random.uniform(0.5, 1.0)))
 
-    def broken(self) -> float | None:
-        """The connection was there, and broke: so there is an API, which may be starting anew."""
+    def break_s(self) -> float | None:
+        """After a connection that broke: so there is an API, which may be restarting."""
         self._breaks += 1
-        self._away_until = self._known_until
-        return None if self._breaks == self._tries else self.away()
+        self._absent_until = self._known_until
+        return None if self._breaks == self._tries else self.absence_s()
 
-    def busy(self, retry_after_s: float | None) -> float | None:
+    def busy_s(self, retry_after_s: float | None) -> float | None:
+        """After the status 429."""
         pause_s = self._retries.cap_s if retry_after_s is None else retry_after_s
         return _within(self._busy_until, pause_s)
 
 
 def problem_of(response: httpx.Response) -> ApiError:
-    """The exception for an answer of 400 and above, whatever its body looks like."""
+    """The exception for an answer with status 400 or above, with any body."""
     try:
         body = response.json()
     except ValueError:
@@ -572,7 +583,7 @@ def problem_of(response: httpx.Response) -> ApiError:
 
 
 def _is_problem(response: httpx.Response) -> bool:
-    """Whether the API itself has said this, rather than what stands before it."""
+    """Whether the API itself has answered, and not a gateway."""
     content_type = str(response.headers.get("Content-Type", ""))
     return content_type.partition(";")[0].strip().lower() == _PROBLEM
 
@@ -586,11 +597,11 @@ def _seconds(value: str | None) -> float | None:
 
 
 def _rewound(upload: Upload) -> Upload:
-    """A repeated request must send the file from its start again."""
+    """The upload from its beginning: a repeated request sends the whole file again."""
     upload[1].seek(0)
     return upload
 
 
-def _clean(params: Params | None) -> dict[str, Any] | None:
-    """Without those that are not set, which httpx would send as empty."""
+def _without_none(params: Params | None) -> dict[str, Any] | None:
+    """httpx would send a parameter with the value None as an empty one."""
     return {k: v for k, v in params.items() if v is not None} if params else None

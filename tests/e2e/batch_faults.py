@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.stack.servers import free_ports
+from cli.stack.ports import free_ports
 from sluice import Batch, Client
 from tests.e2e.generators import GenerationWorker
 from tests.e2e.running import until

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack.servers import free_ports
+from cli.stack.ports import free_ports
 from sluice import Client
 from tests.e2e.running import remote_addresses
 from tests.e2e.stack import LiveStack

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from cli.doctor import DoctorCheck, check
-from cli.stack.servers import free_ports
+from cli.stack.ports import free_ports
 from shared.config import Settings
 from tests.integration.fake_api import State, answering, listening, serving
 

@@ -16,7 +16,7 @@ import pytest
 
 from cli.stack.launch import launch_argv
 from cli.stack.logs import FILES_KEPT, Console, LogFile, LogStream
-from cli.stack.servers import free_ports, hold_api_port
+from cli.stack.ports import free_ports, hold_api_port
 from cli.stack.stackfile import (
     PartReport,
     PartState,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from cli.options import filter_of, key_values
+from cli.values import filter_of, key_values
 from shared.filters import MetadataFilter
 
 CONTEXT = click.Context(click.Command("x"))
