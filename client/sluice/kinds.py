@@ -478,8 +478,8 @@ class EvalInput(TypedDict):
 
 
 class BatchInput(TypedDict):
-    """The lines of an upload. What is not done by `finish_by`, or `completion_window` after the
-    submission, expires; the lines that are done stay.
+    """The lines of an uploaded file. Lines that are not done by `finish_by`, or `completion_window`
+    after the submission, expire; the answers of the others stay.
     """
 
     file_id: str
@@ -731,7 +731,7 @@ class EvalResult(TypedDict):
 
 
 class BatchResult(TypedDict):
-    """How its lines ended. The files are written to their ends shortly after the job has ended."""
+    """How its lines ended. The files are complete shortly after the job has ended."""
 
     total: int
     succeeded: int
