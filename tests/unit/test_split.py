@@ -663,6 +663,13 @@ def test_code_is_split_at_its_definitions(type_: SplitterType) -> None:
          ["1. First item", "2. Second one", "- third", "New paragraph", "end"]),
         ("See https://a.example/?q=1&r=2.html for it. Wrapped\nin lines. (End.) Done",
          ["See https://a.example/?q=1&r=2.html for it.", "Wrapped\nin lines.", "(End.)", "Done"]),
+        ("그는 갔다.그리고 왔다.", ["그는 갔다.", "그리고 왔다."]),
+        ('"정말이야?" 하고 물었다. "응." 이라고 답했다.',
+         ['"정말이야?" 하고 물었다.', '"응." 이라고 답했다.']),
+        ('"Really?" she asked. "Yes." He left.', ['"Really?" she asked.', '"Yes."', "He left."]),
+        ("회의는 2024. 3. 1. 오후에 열린다. 1. 첫째.",
+         ["회의는 2024. 3. 1. 오후에 열린다.", "1. 첫째."]),
+        ("यह एक है। दूसरा है।", ["यह एक है।", "दूसरा है।"]),
     ],
 )  # fmt: skip
 def test_sentences(text: str, expected: list[str]) -> None:

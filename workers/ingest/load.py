@@ -465,6 +465,11 @@ _SENTENCE_BREAK: Final = re.compile(
     r"|(?<=[다요죠음함됨임까])\n\s*+"
     r"|\n(?=[ \t]*+(?:[-*•·▪◦]|[0-9]{1,3}[.)])[ \t])"
 )
+_NUMERAL: Final = re.compile(r"\(?[0-9]{1,3}[.)]\s*")
+_NUMERAL_CHARS: Final = 40
+# What follows a quote in Korean, and a date as it is written there: 2024. 3. 1.
+_SAYS: Final = re.compile(r"(?:이?라고|이?라며|이?라는|하고|하며)\s")
+_DATE_BEFORE: Final = re.compile(r"[0-9]{1,4}\. ?[0-9]{1,2}$")
 _LAST_WORD: Final = re.compile(r"[^\W_]+(?:\.[^\W_]+)*$")
 _AFTER_QUOTE: Final = frozenset("とってはがもをにのだ他她我你它")
 _ABBREVIATION_WORDS: Final = (
@@ -663,15 +668,25 @@ def sentences(text: str) -> Iterator[tuple[int, int]]:
             continue
         if match[2] is not None and text[end : end + 1] in _AFTER_QUOTE:
             continue  # 「行く。」と言った
-        if end > start:
+        if end > start and not _is_numeral(text, start, end):
             yield start, end
             start = end
     if start < len(text):
         yield start, len(text)
 
 
+def _is_numeral(text: str, start: int, end: int) -> bool:
+    """Whether all that there is, is the number of what comes."""
+    return end - start < _NUMERAL_CHARS and _NUMERAL.fullmatch(text, start, end) is not None
+
+
 def _goes_on(text: str, dot: int, end: int) -> bool:
-    """Whether a sentence goes on behind a full stop: an abbreviation, an initial, a number."""
+    """Whether a sentence goes on behind a full stop: an abbreviation, an initial, a number, a date;
+    or behind a quote."""
+    if text[dot + 1 : end].strip() and (
+        _SAYS.match(text, end) or (text[end : end + 1].islower() and text[end].isascii())
+    ):
+        return True
     if text[dot] != ".":
         return False
     if text[end : end + 1].islower() and text[end].isascii():
@@ -680,7 +695,10 @@ def _goes_on(text: str, dot: int, end: int) -> bool:
     if word is None:
         return False
     is_initial = len(word[0]) == 1 and word[0].isupper()
-    is_number = word[0].isdigit() and (word.start() == 0 or text[word.start() - 1] == "\n")
+    is_number = word[0].isdigit() and (
+        text[end : end + 1].isdigit()
+        or _DATE_BEFORE.search(text, max(0, dot - 20), dot) is not None
+    )
     return is_initial or is_number or word[0].lower() in _ABBREVIATIONS
 
 

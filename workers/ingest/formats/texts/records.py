@@ -304,7 +304,8 @@ def _follow(value: Any, steps: tuple[str, ...]) -> Any:
     if index.isdecimal():
         return _follow(_item(value, index, first=1), steps[1:])
     rest = steps[1:] if is_bracket else steps
-    items = [item for item in (_follow(item, rest) for item in value) if item is not None]
+    inner = (_follow(item, rest) for item in value if is_bracket or isinstance(item, dict))
+    items = [item for item in inner if item is not None]
     return list(_flat(items)) if items else None
 
 
