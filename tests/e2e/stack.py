@@ -24,9 +24,15 @@ from cli.stack.launch import launch_argv
 from cli.stack.stackfile import PartReport, PartState, Stack, StackState, find_stack
 from sluice import Client, Retries
 from tests.e2e.running import Finished, Running, until
+from workers.ingest import reader_child
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHROMA = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+
+
+def _forks(process: psutil.Process) -> list[psutil.Process]:
+    """Its children, without those that read documents for it."""
+    return [c for c in process.children() if reader_child.__name__ not in c.cmdline()]
 
 
 class LiveStack:
@@ -101,7 +107,8 @@ class LiveStack:
     def pool(self, name: str = "cpu-1", *, with_queries: bool = True) -> list[psutil.Process]:
         """The pool processes of a worker; of a CPU worker, those too that answer queries, which are
         below a process of their own."""
-        below = {child: child.children() for child in psutil.Process(self.pid(name)).children()}
+        top = psutil.Process(self.pid(name))
+        below = {child: _forks(child) for child in _forks(top)}
         own = [child for child, pool in below.items() if not pool]
         return own + [process for pool in below.values() for process in pool if with_queries]
 

@@ -15,7 +15,7 @@ from tests.e2e.generators import GenerationWorker
 from tests.e2e.stack import LiveStack
 from tests.tiny_models import Answerer
 
-LINES = 240
+LINES = 160
 FAULTS = 5
 
 

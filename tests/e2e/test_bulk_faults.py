@@ -4,7 +4,7 @@ from tests.e2e import corpus
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 
-DOCUMENTS = 250
+DOCUMENTS = 170
 COLLECTION = "faults"
 
 
@@ -26,15 +26,15 @@ def test_a_bulk_job_survives_the_loss_of_everything_but_postgres(stack: LiveStac
 
         at(8)
         stack.kill("cpu-1", group=True)
-        at(40)
+        at(30)
         stack.kill_pool(at_most=1)
-        at(70)
+        at(50)
         stack.lose_redis()
-        at(100)
+        at(70)
+        stack.kill("chroma")
         stack.kill_and_await("api")
-        at(130)
-        stack.kill_and_await("chroma")
-        at(160)
+        stack.pid("chroma")
+        at(100)
         stack.kill("cpu-1")
 
         done = run.finish()

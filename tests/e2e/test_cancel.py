@@ -5,7 +5,7 @@ from tests.e2e import corpus
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack
 
-DOCUMENTS = 200
+DOCUMENTS = 120
 COLLECTION = "cancelled"
 
 
