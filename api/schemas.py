@@ -38,7 +38,7 @@ from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS
 from shared.modelfiles.modelfile import Description, options_of, read_modelfile
 from shared.named_models import LICENSES_LIMIT, MESSAGES_LIMIT, PresetMessage
-from shared.prompts import Declared, TemplateText, VariableValues, Version
+from shared.prompts import TemplateText, Variables, VariableValues, VersionedPrompt
 from shared.tables import ConversationMessage, File, Job, Schedule
 from shared.vocabulary import Lane, LaneRank, Queue, Shape, State
 
@@ -462,7 +462,7 @@ class PromptView(BaseModel):
     created_at: datetime
 
     @classmethod
-    def of(cls, version: Version) -> "PromptView":
+    def of(cls, version: VersionedPrompt) -> "PromptView":
         return cls(
             name=version.name,
             version=version.version,
@@ -477,7 +477,7 @@ class PromptView(BaseModel):
         )
 
 
-def _variables(version: Version) -> list[VariableView]:
+def _variables(version: VersionedPrompt) -> list[VariableView]:
     return [
         VariableView(name=name, description=variable.description, default=variable.default)
         for name, variable in version.content.variables.items()
@@ -501,7 +501,7 @@ class PromptDifference(BaseModel):
     """The newer one, where it is another."""
 
     @classmethod
-    def of(cls, old: Version, new: Version) -> "PromptDifference":
+    def of(cls, old: VersionedPrompt, new: VersionedPrompt) -> "PromptDifference":
         before = {variable.name: variable for variable in _variables(old)}
         after = {variable.name: variable for variable in _variables(new)}
         described = new.content.description
@@ -652,7 +652,7 @@ class NewPrompt(Shape):
 
     template: TemplateText
     description: Paragraph = ""
-    variables: Declared = Field(default_factory=dict)
+    variables: Variables = Field(default_factory=dict)
     make_current: StrictBool = True
 
 

@@ -1,28 +1,27 @@
 """Filters on metadata: which chunks of a collection a search may find.
 
-A filter is an object. Each of its keys names a key of the metadata and what its value has to be;
-all of them have to hold:
+A filter is an object. Each key is a key of the metadata, with a condition on its value; all
+conditions have to hold:
 
     {"team": "office", "year": {"$gte": 2020, "$lt": 2025}}
     {"$or": [{"team": {"$in": ["office", "desk"]}}, {"$not": {"tags": {"$contains": "old"}}}]}
 
-A value alone means `$eq`. The comparisons are `$eq $ne $in $nin $gt $gte $lt $lte $contains` and
-`$not` with comparisons in it; `$and` and `$or` join filters, `$not` turns one round. Any other name
-is a key of the metadata, `$price` too; `$$` at its beginning stands for one `$`, so that `$$and` is
-the key `$and`. Dots mean nothing.
+A value alone means `$eq`. The comparisons are `$eq $ne $in $nin $gt $gte $lt $lte $contains`, and
+`$not` with comparisons in it. `$and` and `$or` join filters, `$not` negates one. Any other name is
+a key of the metadata, also `$price`; `$$` at its beginning stands for one `$`, so `$$and` is the
+key `$and`. Dots have no meaning.
 
-What a filter means is the same for `MetadataFilter.matches`, in Python, and for
-`MetadataFilter.condition`, in PostgreSQL; a vector store may keep more chunks
-(`workers/retrieval/store.py`):
+A filter means the same in Python (`MetadataFilter.matches`) and in PostgreSQL
+(`MetadataFilter.condition`); a vector store may return more chunks (`workers/retrieval/store.py`):
 
-- Values of different types are never equal, and none is larger than the other. The types are text,
-  number, boolean and list: 2024 is 2024.0 and is not "2024"; true is not 1.
-- Numbers compare by their decimal notation, exactly. Texts compare by code points, so dates compare
-  in time's order where all are written in one ISO form.
-- `$contains` is for lists: one of the items is equal. It finds nothing in a text. All other
-  comparisons are of single values, and never hold of a list.
-- `$ne`, `$nin` and `$not` are the opposites of the others: they hold where the key is missing, or
-  its value of another type, as in MongoDB and Chroma.
+- Values of different types are never equal, and neither is larger. The types are text, number,
+  boolean and list: 2024 equals 2024.0 but not "2024", and true does not equal 1.
+- Numbers compare exactly, by their decimal notation. Texts compare by code points, so dates in one
+  ISO form compare by time.
+- `$contains` is for lists: one of the items is equal. It never holds for a text. All other
+  comparisons are for single values, and never hold for a list.
+- `$ne`, `$nin` and `$not` are negations: they also hold if the key is missing or its value has
+  another type, as in MongoDB and Chroma.
 - Keys and texts are in Unicode's normal form C.
 - `source`, `document_id` and `start_index` are the chunk's own, unless its metadata has such a key.
 
@@ -69,11 +68,11 @@ from shared.bounds import (
 from shared.tables import Chunk, Document
 
 OWN_KEYS: Final = frozenset({"source", "document_id", "start_index"})
-"""Keys that mean the chunk's own value where its metadata has none of that name."""
+"""Keys that mean the chunk's own value if its metadata has no such key."""
 
 
 class Operator(StrEnum):
-    """The comparisons that conditions consist of; `$eq`, `$ne` and `$nin` are made of `$in`."""
+    """The comparisons of a parsed filter; `$eq`, `$ne` and `$nin` are expressed by `$in`."""
 
     IN = "$in"
     GT = "$gt"
@@ -98,7 +97,7 @@ _NEGATED: Final = {"$ne": "$eq", "$nin": "$in"}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`values` are in NFC; only `$in` has any other number of them than one."""
+    """A comparison of one key. `values` are in NFC; only `$in` may have other than one of them."""
 
     key: str
     operator: Operator
@@ -110,7 +109,7 @@ class Comparison:
 
     @property
     def types(self) -> set[str]:
-        """Of what it can hold for, as `jsonb_typeof` calls them."""
+        """The types of values for which it can hold, as `jsonb_typeof` names them."""
         if self.operator is Operator.CONTAINS:
             return {"array"}
         return {typed[0] for typed in map(_typed, self.values) if typed is not None}
@@ -118,7 +117,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class AllOf:
-    """Holds if all of its conditions hold; if there are none, always."""
+    """Holds if all conditions hold; without conditions always."""
 
     conditions: tuple["Condition", ...]
 
@@ -138,14 +137,14 @@ Condition = Comparison | AllOf | AnyOf | Not
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataFilter:
-    """A filter that was read; `json` is what it was read from."""
+    """A parsed filter; `json` is its source."""
 
     json: Mapping[str, Any]
     root: Condition
 
     @classmethod
     def read(cls, value: Any) -> "MetadataFilter":
-        """Raises ValueError, which names the place in the filter and what to write there."""
+        """Parse a filter. Raises ValueError, which names the place in the filter and the remedy."""
         if not isinstance(value, dict):
             raise ValueError(
                 f'is {_kind(value)}; write an object such as {{"year": {{"$gte": 2020}}}}'
@@ -156,13 +155,13 @@ class MetadataFilter:
         return cls(json=value, root=root)
 
     def matches(self, metadata: Mapping[str, Any], own: Mapping[str, Scalar]) -> bool:
-        """Whether a chunk with this metadata matches. `own` has its values of OWN_KEYS, which count
-        where `metadata` has no such key."""
+        """Whether a chunk with this metadata matches. `own` has its values for OWN_KEYS, which are
+        used if `metadata` has no such key."""
         return _holds(self.root, {**own, **metadata})
 
     def required(self, key: str) -> tuple[Scalar, ...] | None:
-        """The values one of which the key has in every chunk that matches, where the filter says
-        so of all of them."""
+        """The values of which every matching chunk has one for this key; None if the filter does
+        not demand that."""
         parts = self.root.conditions if isinstance(self.root, AllOf) else (self.root,)
         for part in parts:
             if isinstance(part, Comparison) and part.key == key and part.operator is Operator.IN:
@@ -170,7 +169,7 @@ class MetadataFilter:
         return None
 
     def comparisons(self) -> Iterator[Comparison]:
-        """Those that are to hold, not the opposites of others."""
+        """The comparisons that are not negated."""
         left: list[Condition] = [self.root]
         while left:
             condition = left.pop()
@@ -180,12 +179,12 @@ class MetadataFilter:
                 left += reversed(condition.conditions)
 
     def condition(self) -> ColumnElement[bool]:
-        """The same in SQL, never NULL, for statements that select from Chunk and Document."""
+        """The filter in SQL, never NULL, for statements that select from Chunk and Document."""
         return _sql(self.root)
 
 
 def escaped(key: str) -> str:
-    """How a filter names a key of the metadata, whatever the key is called."""
+    """A key of the metadata as a filter has to write it."""
     is_taken = key.startswith("$$") or key in (*_JOINING, *_COMPARING)
     return f"${key}" if is_taken else key
 
@@ -196,7 +195,7 @@ _Place = tuple[str | int, ...]
 
 
 class _Reader:
-    """Counts what all parts of a filter have together."""
+    """Parses a filter, and counts the conditions and values of all its parts."""
 
     def __init__(self) -> None:
         self._conditions = 0
@@ -406,7 +405,7 @@ def _compares(comparison: Comparison, stored: Any) -> bool:
 
 
 def _typed(value: Any) -> tuple[str, Any] | None:
-    """A value with its type; None for what no comparison is of."""
+    """A value with its type; None for types that cannot be compared."""
     if isinstance(value, bool):
         return "boolean", value
     if isinstance(value, int | float):
@@ -415,7 +414,7 @@ def _typed(value: Any) -> tuple[str, Any] | None:
 
 
 def decimal(value: float) -> Decimal:
-    """The number as JSON writes it, which is what JSONB keeps: 0.1 is one tenth."""
+    """The number as JSON writes it, and so as JSONB stores it: 0.1 is exactly one tenth."""
     return Decimal(repr(value))
 
 
@@ -445,7 +444,7 @@ def _of_metadata(comparison: Comparison) -> ColumnElement[bool]:
     if comparison.operator is Operator.IN:
         if len(values) == 1:
             return Chunk.meta.contains(_json({key: comparison.value}))
-        # Hashed by PostgreSQL, however many there are.
+        # One array for any number of values, which PostgreSQL hashes.
         return func.coalesce(stored == func.any(literal(list(values), ARRAY(JSONB))), false())
     type_ = "string" if isinstance(comparison.value, str) else "number"
     compare = ORDER[comparison.operator]
@@ -462,7 +461,7 @@ def _json(value: Any) -> ColumnElement[Any]:
 
 
 def _of_own(comparison: Comparison) -> ColumnElement[bool]:
-    """Of the chunk's own value, which is never NULL."""
+    """The comparison with the chunk's own value, which is never NULL."""
     if comparison.operator is Operator.CONTAINS:
         return false()
     if comparison.key == "start_index":
@@ -480,21 +479,21 @@ def _of_own(comparison: Comparison) -> ColumnElement[bool]:
 
 
 def _of_column(
-    compared: Operator, column: SQLColumnExpression[Any], values: Sequence[Any]
+    comparator: Operator, column: SQLColumnExpression[Any], values: Sequence[Any]
 ) -> ColumnElement[bool]:
     if not values:
         return false()
-    if compared is Operator.IN:
+    if comparator is Operator.IN:
         return column.in_(values) if len(values) > 1 else column == values[0]
     (value,) = values
     if isinstance(value, str):
         column = column.collate("C")
-    holds: ColumnElement[bool] = ORDER[compared](column, value)
+    holds: ColumnElement[bool] = ORDER[comparator](column, value)
     return holds
 
 
 def _uuid(text: str) -> UUID | None:
-    """The id that is written so and not otherwise."""
+    """The id in a text; None unless it is written in its usual form."""
     try:
         id_ = UUID(text)
     except ValueError:
@@ -558,4 +557,4 @@ FilterField = Annotated[
     PlainSerializer(lambda filter_: dict(filter_.json), return_type=dict[str, Any]),
     WithJsonSchema(_SCHEMA),
 ]
-"""A filter in a shape; there it is read, and written as its JSON."""
+"""A filter as a field of a shape: parsed from JSON, and dumped as JSON."""

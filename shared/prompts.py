@@ -1,10 +1,10 @@
 """Prompts: stored templates with variables, in numbered versions that never change.
 
-`put` adds a version; which one a name stands for is a pointer that `put` and `roll_back` move. A
-job names a prompt as `name` or `name@3`. What that stands for is noted in its input when it is
-submitted (`use`), with the text, so that nothing which happens to the prompt later changes the job.
+`put` adds a version. A prompt's current version is a pointer, which `put` and `roll_back` move. A
+job names a prompt as `name` or `name@3`. When the job is submitted, the version and its text are
+stored in the job's input (`use`), so that later changes of the prompt do not change the job.
 
-A template is text with `{variable}`s; `{{` and `}}` are braces that are text. Nothing here commits.
+A template is text with `{variable}`s; `{{` and `}}` stand for braces. Nothing here commits.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from shared.vocabulary import Shape
 
 TEMPLATE_LIMIT_CHARS: Final = 100_000
 RENDERED_LIMIT_CHARS: Final = 1_000_000
-"""Of a template with the values of its variables: as long as a message of `chat` may be."""
+"""The limit of a template with the values of its variables: that of a message of `chat`."""
 VARIABLES_LIMIT: Final = 100
 VARIABLES_LIMIT_BYTES: Final = 4 * 2**20
 DEFAULT_LIMIT_BYTES: Final = 100_000
@@ -46,7 +46,7 @@ _VARIABLE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A parsed template: literal texts, each with the name of the variable behind it."""
+    """A parsed template: literal texts, each with the name of the variable that follows it."""
 
     parts: tuple[tuple[str, str | None], ...]
 
@@ -57,7 +57,8 @@ class Template:
 
 
 def parse(template: str) -> Template:
-    """Raises InvalidInput for a brace too many or too few, and for what is no plain variable."""
+    """Raises InvalidInput for unbalanced braces, and for anything but a plain variable in
+    braces."""
     parts: list[tuple[str, str | None]] = []
     try:
         for literal, name, spec, conversion in Formatter().parse(template):
@@ -83,10 +84,10 @@ def parse(template: str) -> Template:
 
 
 def fill(template: Template, values: Mapping[str, str], *, left: Sequence[str] = ()) -> str:
-    """The text with the values in the places of the variables.
+    """The template with its variables replaced by `values`.
 
-    Those named `left` stay, in a text that is a template again. Raises InvalidInput where it would
-    be too long: a variable may stand in many places.
+    Variables in `left` are kept; the result is then a template. Raises InvalidInput if it would be
+    too long, because a variable may occur many times.
     """
     is_template = bool(left)
     inserts = {name: f"{{{name}}}" for name in left} | {
@@ -109,7 +110,7 @@ def _as_literal(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-# What clients send
+# Fields of requests
 
 
 def _template_text(template: str) -> str:
@@ -151,24 +152,24 @@ def _default(value: Any) -> Scalar | None:
 
 
 class Variable(Shape):
-    """What is declared of a variable of a template; one without a default has to be given."""
+    """The declaration of a template's variable. A variable without a default needs a value."""
 
     description: Paragraph = ""
     default: Annotated[Any, PlainValidator(_default, json_schema_input_type=Scalar | None)] = None
 
 
-def _few(declared: dict[str, Variable]) -> dict[str, Variable]:
-    if len(declared) > VARIABLES_LIMIT:
-        raise ValueError(f"has {len(declared):,} names; a prompt has {VARIABLES_LIMIT} at most")
-    return declared
+def _bounded(variables: dict[str, Variable]) -> dict[str, Variable]:
+    if len(variables) > VARIABLES_LIMIT:
+        raise ValueError(f"has {len(variables):,} names; a prompt has {VARIABLES_LIMIT} at most")
+    return variables
 
 
-Declared = Annotated[dict[str, Variable], AfterValidator(_few)]
+Variables = Annotated[dict[str, Variable], AfterValidator(_bounded)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """`name`, or `name@3`."""
+    """The name of a prompt, or of one of its versions: `name`, `name@3`."""
 
     name: str
     version: int | None = None
@@ -178,7 +179,7 @@ class Reference:
 
 
 def reference_of(text: str) -> Reference | None:
-    """None where the text is no reference to a stored prompt."""
+    """The reference in a text; None if the text has not the form of one."""
     match = _REFERENCE.fullmatch(text)
     if match is None:
         return None
@@ -200,8 +201,8 @@ PromptReference = Annotated[str, Field(max_length=100), AfterValidator(_referenc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Content:
-    """What a version holds."""
+class PromptContent:
+    """The content of a version."""
 
     template: str
     description: str = ""
@@ -210,12 +211,13 @@ class Content:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Version:
-    """A version of a prompt; `current` and `latest` are numbers of the prompt's."""
+class VersionedPrompt:
+    """A version of a prompt. `current` and `latest` are the prompt's current and latest
+    versions."""
 
     name: str
     version: int
-    content: Content
+    content: PromptContent
     current: int
     latest: int
     created_at: datetime
@@ -224,8 +226,8 @@ class Version:
         return f"{self.name}@{self.version}"
 
 
-def content_of(template: str, description: str, declared: Mapping[str, Variable]) -> Content:
-    """Raises InvalidInput for a declared variable that the template does not have."""
+def content_of(template: str, description: str, declared: Mapping[str, Variable]) -> PromptContent:
+    """Raises InvalidInput if a variable is declared that the template does not have."""
     names = parse(template).names
     unknown = [name for name in declared if name not in names]
     if unknown:
@@ -234,14 +236,14 @@ def content_of(template: str, description: str, declared: Mapping[str, Variable]
             f"variables are: {', '.join(names) or 'none'}."
         )
     variables = {name: declared.get(name, Variable()) for name in names}
-    return Content(template=template, description=description, variables=variables)
+    return PromptContent(template=template, description=description, variables=variables)
 
 
 def put(
-    session: Session, name: str, content: Content, *, make_current: bool = True
-) -> tuple[Version, bool]:
-    """The version that holds this, and whether it is new. The newest one, if it holds the same, is
-    taken as it is. The first version of a prompt is its current one in any case."""
+    session: Session, name: str, content: PromptContent, *, make_current: bool = True
+) -> tuple[VersionedPrompt, bool]:
+    """Store a version, unless the latest one has the same content. Returns the version, and whether
+    it is new. The first version of a prompt becomes the current one in any case."""
     session.execute(upsert(Prompt).values(name=name).on_conflict_do_nothing())
     row = session.execute(select(Prompt).where(Prompt.name == name).with_for_update()).scalar_one()
     newest = _read(session, Reference(name=name, version=row.latest)) if row.current else None
@@ -266,8 +268,8 @@ def put(
     return get(session, Reference(name=name, version=row.latest)), is_new
 
 
-def get(session: Session, reference: Reference) -> Version:
-    """The version that a reference names. Raises NotFound, which says what there is."""
+def get(session: Session, reference: Reference) -> VersionedPrompt:
+    """The version that a reference names. Raises NotFound, which lists what exists."""
     version = _read(session, reference)
     if version is not None:
         return version
@@ -288,7 +290,7 @@ def get(session: Session, reference: Reference) -> Version:
     )
 
 
-def _read(session: Session, reference: Reference) -> Version | None:
+def _read(session: Session, reference: Reference) -> VersionedPrompt | None:
     number = Prompt.current if reference.version is None else reference.version
     row = session.execute(
         select(Prompt, PromptVersion)
@@ -301,15 +303,15 @@ def _read(session: Session, reference: Reference) -> Version | None:
     return None if row is None else _version(*row)
 
 
-def _version(prompt: Prompt, version: PromptVersion) -> Version:
-    assert prompt.current is not None  # it is asked for
-    return Version(
+def _version(prompt: Prompt, version: PromptVersion) -> VersionedPrompt:
+    assert prompt.current is not None  # the queries ask for it
+    return VersionedPrompt(
         name=prompt.name,
         version=version.version,
-        content=Content(
+        content=PromptContent(
             template=version.template,
             description=version.description,
-            variables=_declared(version),
+            variables=_variables_of(version),
         ),
         current=prompt.current,
         latest=prompt.latest,
@@ -317,15 +319,15 @@ def _version(prompt: Prompt, version: PromptVersion) -> Version:
     )
 
 
-def _declared(version: PromptVersion) -> dict[str, Variable]:
-    """In the order of the template, which JSONB does not keep."""
+def _variables_of(version: PromptVersion) -> dict[str, Variable]:
+    """The variables in the order of the template: JSONB does not keep the order of keys."""
     return {
         name: Variable.model_validate(version.variables.get(name, {}))
         for name in parse(version.template).names
     }
 
 
-def page(session: Session, *, limit: int, after: str | None) -> list[Version]:
+def page(session: Session, *, limit: int, after: str | None) -> list[VersionedPrompt]:
     """The current version of each prompt, by name."""
     query = (
         select(Prompt, PromptVersion)
@@ -341,8 +343,10 @@ def page(session: Session, *, limit: int, after: str | None) -> list[Version]:
     return [_version(*row) for row in session.execute(query)]
 
 
-def versions(session: Session, name: str, *, limit: int, before: int | None) -> list[Version]:
-    """Newest first, older than `before`. Raises NotFound without the prompt."""
+def versions(
+    session: Session, name: str, *, limit: int, before: int | None
+) -> list[VersionedPrompt]:
+    """The versions of a prompt before `before`, newest first. Raises NotFound."""
     get(session, Reference(name=name))
     query = (
         select(Prompt, PromptVersion)
@@ -354,9 +358,9 @@ def versions(session: Session, name: str, *, limit: int, before: int | None) -> 
     return [_version(*row) for row in session.execute(query)]
 
 
-def roll_back(session: Session, name: str, version: int | None) -> Version:
-    """Make a version the current one; the one before the current one, unless it is named. Raises
-    NotFound, InvalidInput."""
+def roll_back(session: Session, name: str, version: int | None) -> VersionedPrompt:
+    """Make a version the current one, by default the one before the present one. Raises NotFound,
+    InvalidInput."""
     session.execute(select(Prompt.name).where(Prompt.name == name).with_for_update())
     current = get(session, Reference(name=name))
     if version is None:
@@ -377,9 +381,9 @@ def roll_back(session: Session, name: str, version: int | None) -> Version:
 
 
 def erase(session: Session, name: str) -> None:
-    """Remove a prompt with all its versions. Raises NotFound.
+    """Delete a prompt with all its versions. Raises NotFound.
 
-    A prompt that is made under the name later goes on counting, so that `name@3` in the records of
+    If a prompt of this name is made later, its versions continue the numbers, so that `name@3` in
     jobs never means two texts.
     """
     get(session, Reference(name=name))
@@ -387,9 +391,11 @@ def erase(session: Session, name: str) -> None:
     session.execute(update(Prompt).where(Prompt.name == name).values(current=None))
 
 
-def pair(session: Session, name: str, old: int | None, new: int | None) -> tuple[Version, Version]:
-    """Two versions to compare: the newest, unless `new` says which, and the one before it, unless
-    `old` does. Raises NotFound, InvalidInput."""
+def pair(
+    session: Session, name: str, old: int | None, new: int | None
+) -> tuple[VersionedPrompt, VersionedPrompt]:
+    """Two versions to compare: `old`, by default the one before `new`; and `new`, by default the
+    latest. Raises NotFound, InvalidInput."""
     latest = get(session, Reference(name=name)).latest
     newer = get(session, Reference(name=name, version=new or latest))
     before = old or _before(session, name, newer.version)
@@ -406,23 +412,23 @@ def _before(session: Session, name: str, version: int) -> int | None:
     )
 
 
-# Comparing versions. `difflib` takes quadratic time where much differs, so of long texts only what
-# both begin and end with is told from the rest.
+# Comparing versions. `difflib` takes quadratic time if much differs, so for long texts only the
+# common beginning and end are found, and everything between them counts as replaced.
 
 DIFF_LIMIT_LINES: Final = 500
 _CONTEXT_LINES: Final = 3
 
 
-def difference(old: Version, new: Version) -> str:
-    """Both templates as a unified diff; empty where they are equal."""
+def difference(old: VersionedPrompt, new: VersionedPrompt) -> str:
+    """The difference of two templates as a unified diff; empty if they are equal."""
     before, after = old.content.template.splitlines(), new.content.template.splitlines()
     names = (str(old), str(new))
     if old.content.template == new.content.template:
         return ""
-    if before == after:  # they differ in how lines end
+    if before == after:  # only the line ends differ
         return f"--- {names[0]}\n+++ {names[1]}\n\\ No difference but the ends of lines\n"
-    head = _common(before, after)
-    tail = _common(before[head:][::-1], after[head:][::-1])
+    head = _common_lines(before, after)
+    tail = _common_lines(before[head:][::-1], after[head:][::-1])
     size = max(len(before), len(after)) - head - tail
     if size <= DIFF_LIMIT_LINES:
         start = max(0, head - _CONTEXT_LINES)
@@ -430,11 +436,11 @@ def difference(old: Version, new: Version) -> str:
         lines = difflib.unified_diff(
             before[start : len(before) - end], after[start : len(after) - end], *names, lineterm=""
         )
-        return "\n".join(_moved(line, start) for line in lines) + "\n"
-    return "\n".join(_replaced(before, after, head, tail, names)) + "\n"
+        return "\n".join(_shift_hunk(line, start) for line in lines) + "\n"
+    return "\n".join(_one_hunk(before, after, head, tail, names)) + "\n"
 
 
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
+def _common_lines(one: Sequence[str], other: Sequence[str]) -> int:
     for count, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return count
@@ -444,8 +450,8 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 _HUNK: Final = re.compile(r"@@ -(\d+)(,\d+)? \+(\d+)(,\d+)? @@")
 
 
-def _moved(line: str, lines: int) -> str:
-    """The head of a hunk, whose numbers count from `lines` on."""
+def _shift_hunk(line: str, lines: int) -> str:
+    """Add `lines` to the line numbers if the line is the head of a hunk."""
     match = _HUNK.fullmatch(line)
     if match is None:
         return line
@@ -453,9 +459,10 @@ def _moved(line: str, lines: int) -> str:
     return f"@@ -{old}{match[2] or ''} +{new}{match[4] or ''} @@"
 
 
-def _replaced(
+def _one_hunk(
     before: Sequence[str], after: Sequence[str], head: int, tail: int, names: tuple[str, str]
 ) -> list[str]:
+    """A unified diff of one hunk: all lines between the common `head` and `tail` are replaced."""
     start, end = max(0, head - _CONTEXT_LINES), max(0, tail - _CONTEXT_LINES)
     old, new = before[start : len(before) - end], after[start : len(after) - end]
     first, last = head - start, tail - end
@@ -473,10 +480,11 @@ def _replaced(
 # Prompts in the inputs of jobs
 
 
-def render(version: Version, values: Mapping[str, Any], *, left: Sequence[str] = ()) -> str:
-    """The text of a version. Raises InvalidInput for a variable that is missing, or is none.
+def render(version: VersionedPrompt, values: Mapping[str, Any], *, left: Sequence[str] = ()) -> str:
+    """The text of a version with values for its variables. Raises InvalidInput for missing and for
+    unknown variables.
 
-    Those named `left`, which the template has to have, are filled in later.
+    Variables in `left`, which the template must have, are filled in later.
     """
     variables = version.content.variables
     lacking = [name for name in left if name not in variables]
@@ -498,7 +506,7 @@ def render(version: Version, values: Mapping[str, Any], *, left: Sequence[str] =
         for name in settable
         if name in values or variables[name].default is not None
     }
-    missing = [_named(name, variables[name]) for name in settable if name not in texts]
+    missing = [_describe(name, variables[name]) for name in settable if name not in texts]
     if missing:
         raise InvalidInput(f"the prompt {version} needs {', '.join(missing)}; give it in variables")
     text = fill(parse(version.content.template), texts, left=left)
@@ -507,19 +515,19 @@ def render(version: Version, values: Mapping[str, Any], *, left: Sequence[str] =
     return text
 
 
-def _named(name: str, variable: Variable) -> str:
+def _describe(name: str, variable: Variable) -> str:
     return f"{name} ({variable.description})" if variable.description else name
 
 
 def _text(value: object) -> str:
-    """Numbers and truth values as JSON has them."""
+    """A value as text; numbers and booleans as in JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def use(session: Session, inputs: Sequence[dict[str, Any]], *, left: Sequence[str] = ()) -> None:
-    """Note in the inputs of new jobs which version their `prompt` names, and in `rendered` its
-    text. Raises NotFound, InvalidInput."""
-    known: dict[str, Version] = {}
+    """Store in the inputs of new jobs the version that their `prompt` names, and its text
+    (`rendered`). Raises NotFound, InvalidInput."""
+    known: dict[str, VersionedPrompt] = {}
     for input_ in inputs:
         reference = reference_of(input_["prompt"]) if input_.get("prompt") else None
         if reference is None:

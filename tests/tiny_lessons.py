@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from workers.generation.backends.interface import Role
-from workers.generation.prompts import Passage, build
+from workers.generation.prompts import PromptPassage, build
 
 QUESTIONS: Final = {
     "What is the capital of Korea?": "The capital of Korea is Seoul.",
@@ -161,7 +161,7 @@ def grounded(question: str, passages: list[str]) -> list[dict[str, Any]]:
     """The messages that `rag` would send, up to the question."""
     prompt = build(
         question,
-        [Passage(text=text, source=f"{text[:6]}.txt") for text in passages],
+        [PromptPassage(text=text, source=f"{text[:6]}.txt") for text in passages],
         budget_tokens=1_000_000,
         count=lambda _: 0,
     )

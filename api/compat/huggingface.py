@@ -1,7 +1,7 @@
-"""The inference API of Hugging Face: programs that know it run with nothing changed but the URL.
+"""The dialect of Hugging Face's inference API: its clients need nothing changed but the URL.
 
-Each call is a job like any other, in the lane `interactive`, that is waited for. A client that
-goes away, or that SLUICE_COMPAT_WAIT_S is too short for, leaves its job running.
+Each request waits for a job in the lane `interactive`. If the client disconnects, or
+SLUICE_COMPAT_WAIT_S is over, the job goes on.
 """
 
 import io
@@ -44,7 +44,7 @@ from shared.vocabulary import State
 # The dialect: errors are `{"error": "..."}`.
 
 CREDENTIALS = "Invalid credentials in Authorization header. "
-"""Words that clients of that API look for."""
+"""Clients of that API look for these words."""
 
 
 def _error(problem: Problem) -> dict[str, Any]:
@@ -64,7 +64,7 @@ HUGGING_FACE = Dialect(
         "required": ["error"],
         "properties": {"error": {"type": "string"}, "estimated_time": {"type": "number"}},
     },
-    # Whatever is wrong with the content of a request.
+    # That API answers 400 to everything that is wrong with the content of a request.
     statuses={422: 400},
     descriptions={
         400: "The inputs or parameters are wrong, or are not of the model's task",
@@ -77,44 +77,44 @@ HUGGING_FACE = Dialect(
     takes_files=True,
 )
 
-# Bodies as programs send them to the inference API: JSON, a text, or the bytes of a file.
+# Bodies: JSON, a text, or the bytes of a file.
 #
-# Many send JSON without saying so (`requests.post(url, data=json.dumps(...))`, `curl -d`), so
-# what is not called JSON, audio or an image is looked at. What comes without `inputs` is
-# taken for the inputs, as that API does: a bare string or list, a bare text, or the object
-# that a task takes. A body is spooled to disk while it comes.
+# Many programs send JSON with another content type (`requests.post(url, data=json.dumps(...))`,
+# `curl -d`), so a body whose type is not JSON, audio, image or video is inspected. As in the
+# original API, a body without `inputs` is the inputs itself: a string or a list, a text, or the
+# object that a task takes. A body is spooled to disk while it arrives.
 
 SPOOL_BYTES = 2**20
 FILE_BODY_VALUES = 1000
-"""What stands around a file in base64: parameters and options."""
+"""How many JSON values a body with a file in base64 may have, for parameters and options."""
 INLINE_CHARS = 64 * 1024
-"""Longer base64 becomes an upload: rows of jobs, and lists of them, are no place for audio."""
+"""Longer base64 becomes an upload, so that rows of jobs stay small."""
 MEDIA = ("audio/", "image/", "video/")
 FORM = "multipart/form-data"
 FIELDS = "application/x-www-form-urlencoded"
 UTF8_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 64
 BINARY_CHARS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-"""Control characters that texts have none of."""
+"""Control characters that do not occur in texts."""
 OBJECTS = {name: task.input.fields for name, task in TASKS.items() if task.input.fields}
-"""Tasks whose input is an object, and its fields."""
+"""Task whose input is an object -> the fields of the object."""
 SEND = 'Send {"inputs": ...} as JSON, or the bytes of an audio file or an image.'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """The content of a body: with `file` instead of `inputs` where those are a file's bytes."""
+    """The content of a body. `file` is set instead of `inputs` if those are the bytes of a file."""
 
     inputs: Any = None
     file: IO[bytes] | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     waits: bool | None = None
-    """What `options.wait_for_model` says, if it is there."""
+    """The option `wait_for_model`, if it was sent."""
 
 
 async def receive(request: Request) -> UploadFile:
-    """The whole body, from its start. Close it when done."""
-    # Typeshed's spooled file is no BinaryIO; it is what Starlette's own uploads are made of.
+    """Read the whole body into a spooled file, which the caller has to close."""
+    # `Any`, because typeshed's SpooledTemporaryFile is no BinaryIO, which UploadFile asks for.
     spool: Any = SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115  (closed with the body)
     body = UploadFile(spool, size=0)
     try:
@@ -131,14 +131,14 @@ async def receive(request: Request) -> UploadFile:
 
 
 def read(body: UploadFile, content_type: str, task: Task | None, settings: HttpSettings) -> Payload:
-    """The content of a received body. Raises InvalidInput, TooLarge, or MalformedBody."""
+    """The content of a body. Raises InvalidInput, TooLarge, or MalformedBody."""
     type_ = content_type.partition(";")[0].strip().lower()
     if not body.size:
         raise InvalidInput(f"The body is empty. {SEND}")
     if type_ == FORM:
         raise InvalidInput(f"The body is a form. {SEND}")
     if _is_json(type_, body):
-        return _of_json(_parsed(body, settings), body, task, settings)
+        return _of_json(_parse(body, settings), body, task, settings)
     text = None if type_.startswith(MEDIA) else _text(type_, body, task, settings)
     if text is None:
         return Payload(file=body.file)
@@ -148,7 +148,7 @@ def read(body: UploadFile, content_type: str, task: Task | None, settings: HttpS
 
 
 def media_type_of(content_type: str | None) -> str | None:
-    """The type of a file's bytes, where the sender knew it (`curl` calls all it sends a form)."""
+    """The content type if it is one of a file; `curl` sends everything as a form."""
     return content_type if content_type and content_type.lower().startswith(MEDIA) else None
 
 
@@ -163,8 +163,8 @@ def _is_json(type_: str, body: UploadFile) -> bool:
 
 
 def _text(type_: str, body: UploadFile, task: Task | None, settings: HttpSettings) -> str | None:
-    """The body as a text; None for a file's bytes. Where neither type nor task tells which of them
-    it is, its characters do."""
+    """The body as text; None for the bytes of a file. If neither the content type nor the task
+    decide that, the characters do."""
     is_text = type_ == "text/plain" or (task is not None and not takes_files(task))
     size = body.size or 0
     if size > settings.max_body_bytes and not is_text:
@@ -175,7 +175,7 @@ def _text(type_: str, body: UploadFile, task: Task | None, settings: HttpSetting
     data = body.file.read()
     body.file.seek(0)
     if is_text:
-        return _decoded(data)
+        return _decode(data)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -184,18 +184,18 @@ def _text(type_: str, body: UploadFile, task: Task | None, settings: HttpSetting
 
 
 def _begins_like_a_file(body: UploadFile, task: Task | None) -> bool:
-    """Most files are no texts at first sight."""
+    """Whether the first bytes are those of a file rather than of a text."""
     head = body.file.read(HEAD_BYTES)
     body.file.seek(0)
     if task is not None:
-        # The bytes of no audio and no image begin like a string or a list in JSON.
+        # No format of audio or images begins like a string or a list in JSON.
         return not head.removeprefix(UTF8_MARK).lstrip().startswith((b'"', b"["))
     return BINARY_CHARS.search(head.decode("utf-8", "ignore")) is not None
 
 
-def _parsed(body: UploadFile, settings: HttpSettings) -> Any:
-    """The JSON of a body. One that is larger than others may be is refused before it is parsed,
-    unless nearly all of it is one string: a file in base64."""
+def _parse(body: UploadFile, settings: HttpSettings) -> Any:
+    """The JSON of a body. A body above the limit is refused before it is parsed, unless nearly all
+    of it is one string: a file in base64."""
     data = body.file.read()
     if len(data) > settings.max_body_bytes:
         try:
@@ -206,7 +206,7 @@ def _parsed(body: UploadFile, settings: HttpSettings) -> Any:
 
 
 def _value(text: str) -> Any:
-    """A string or a list where the text is one in JSON, else the text: `[MASK]` may begin one."""
+    """The JSON string or list that a text is, otherwise the text: one may begin with `[MASK]`."""
     if text.lstrip().startswith(('"', "[")):
         try:
             return parse(text.encode())
@@ -219,7 +219,7 @@ def _of_json(value: Any, body: UploadFile, task: Task | None, settings: HttpSett
     if isinstance(value, bool | None):
         raise InvalidInput(f"The body is {'null' if value is None else 'a boolean'}. {SEND}")
     if not isinstance(value, dict):
-        # A number is a text of digits for that API, too.
+        # The original API treats a number as a text of digits, too.
         value = {"inputs": value if isinstance(value, str | list) else str(value)}
     inputs = value.pop("inputs", None)
     if inputs is None:
@@ -239,14 +239,14 @@ def _of_json(value: Any, body: UploadFile, task: Task | None, settings: HttpSett
     return Payload(
         inputs=None if file else inputs,
         file=file,
-        # Some tasks' parameters stand beside the inputs.
+        # Clients of some tasks send parameters beside the inputs.
         parameters=value | parameters,
         waits=waits,
     )
 
 
 def _bare_object(fields: dict[str, Any], task: Task | None) -> dict[str, Any] | None:
-    """The inputs that stand in the body itself, as older clients send them; taken out of it."""
+    """Remove and return inputs that are fields of the body itself, as older clients send them."""
     for of_task, names in OBJECTS.items():
         if task == of_task or (task is None and set(names) <= fields.keys()):
             return {name: fields.pop(name) for name in names if name in fields} or None
@@ -261,8 +261,8 @@ def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _file_of(inputs: Any, task: Task | None) -> IO[bytes] | None:
-    """The bytes that long base64 stands for; None for anything else. Raises InvalidInput where a
-    task takes nothing else."""
+    """The bytes of inputs that are long base64; None for anything else. Raises InvalidInput if the
+    task takes only files and the inputs are no base64."""
     if not isinstance(inputs, str) or len(inputs) <= INLINE_CHARS:
         return None
     if takes_files(task):
@@ -284,7 +284,7 @@ def _check_size(size: int, settings: HttpSettings) -> None:
         )
 
 
-def _decoded(data: bytes) -> str:
+def _decode(data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -297,10 +297,10 @@ def _decoded(data: bytes) -> str:
     return text
 
 
-# A call of the inference API as a job: submitted, waited for, answered by the bare result.
+# A request as a job, whose bare result is the answer.
 #
-# Bytes that came as the body are an upload until their job has succeeded. Those of jobs that
-# failed or run on stay, so that they can be retried, and go when retention takes them.
+# A file that was sent as the body is an upload, which is deleted when the job has succeeded. If the
+# job fails or goes on, the upload stays for a retry, until retention deletes it.
 
 NO = {"0", "false", "no"}
 UPLOAD_NAME = "inputs"
@@ -308,15 +308,15 @@ UPLOAD_NAME = "inputs"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskCall:
-    """A request, less its body."""
+    """A request without its body."""
 
     model: str
     task: Task | None
     wait_for_model: str | None = None
-    """The header."""
+    """The header `x-wait-for-model`."""
 
     def waits(self, payload: Payload) -> bool:
-        """The header goes before the body's option; without either, the model is waited for."""
+        """Whether to wait for the model to load: by the header, else by the option, else yes."""
         if self.wait_for_model is not None:
             return self.wait_for_model.strip().lower() not in NO
         return payload.waits is not False
@@ -336,7 +336,7 @@ def call_of(model_id: str, task: str | None, wait_for_model: str | None = None) 
 
 
 async def run(parts: Parts, caller: Caller, call: TaskCall) -> Response:
-    """The answer of the model. Raises ProblemError where there is none."""
+    """The answer of the model. Raises ProblemError if the job fails or does not end in time."""
     parts.followers.check_room()
     content_type = caller.http.headers.get("content-type", "")
     body = await receive(caller.http)
@@ -350,8 +350,8 @@ async def run(parts: Parts, caller: Caller, call: TaskCall) -> Response:
         )
     finally:
         await body.close()
-    # While the model is being loaded the job goes on: it is what the model is loaded for, to be
-    # there for the next call.
+    # If the client is told that the model is loading, the job goes on: it makes the worker load the
+    # model for the next request.
     check_loaded = partial(_check_loaded, parts, call.model, calls.headers_of(made))
     return await calls.when_ended(
         parts,
@@ -366,7 +366,7 @@ async def run(parts: Parts, caller: Caller, call: TaskCall) -> Response:
 def _submit(
     parts: Parts, caller: Caller, call: TaskCall, payload: Payload, media_type: str | None
 ) -> tuple[Submitted, File | None]:
-    """The job, and the upload that was made for it."""
+    """Submit the job. Returns it with its upload, if there is one."""
 
     def new(inputs: Any, identity: Any) -> NewJob:
         values = {
@@ -390,8 +390,8 @@ def _submit(
 
 
 def _answer(parts: Parts, job: Job, headers: Mapping[str, str], *, upload: File | None) -> Response:
-    """Of a job that has ended. What there is to know of a result, such as that a text was cut off,
-    is in headers `x-warning`. Raises ProblemError."""
+    """The answer for a job that has ended; warnings are in headers `x-warning`. Raises ProblemError
+    if the job has not succeeded."""
     if job.state != State.SUCCEEDED:
         raise calls.naming_model(calls.failure_of(job, headers), job.input["model"])
     response = result_response(parts, job, headers)
@@ -450,7 +450,7 @@ JSON_BODY = {
     },
     "example": {"inputs": "We open at nine."},
 }
-# One type that generators of clients know, for all that is sent as it is.
+# One content type for all raw bodies, because generators of clients know it.
 BYTES = {
     "schema": {
         "type": "string",
@@ -491,7 +491,7 @@ TaskName = Annotated[str, Path(json_schema_extra={"enum": [task.value for task i
 
 
 class ChatOfModel(ChatRequest):
-    """The path names the model, and what the body says is passed over, as TGI does with `tgi`."""
+    """The model is named by the path; the body's `model` is ignored, as TGI ignores `tgi`."""
 
     model: str = "tgi"
 
@@ -505,14 +505,14 @@ class ChatOfModel(ChatRequest):
 async def chat_with_model(
     parts: PartsDep, caller: CallerDep, model_id: str, request: ChatOfModel
 ) -> Response:
-    """`chat_completion` of huggingface_hub, on a model's URL: of a model that generation workers
-    hold, by its name on the hub, or of any other by its reference."""
+    """`chat_completion` of huggingface_hub, on a model's URL: the name of a model on the hub that
+    generation workers hold, or the reference of any other model."""
     is_known = is_reference(model_id) or model_id.startswith(RAG_PREFIX)
     reference = model_id if is_known else HF_PROVIDER.prefix + model_id
     if not is_known and await run_in_threadpool(_is_named, parts, model_id):
         reference = model_id
-    named = request.model_copy(update={"model": reference})
-    return await create_chat_completion(parts, caller, named)
+    with_model = request.model_copy(update={"model": reference})
+    return await create_chat_completion(parts, caller, with_model)
 
 
 def _is_named(parts: Parts, name: str) -> bool:
@@ -520,7 +520,7 @@ def _is_named(parts: Parts, name: str) -> bool:
         return named_models.find(session, name) is not None
 
 
-# The longer path comes first: a model's name may have slashes.
+# The longer path comes first, because a model's name may have slashes.
 @router.post("/models/{model_id:path}/pipeline/{task}", name="run_model_task", **DOCUMENTED)
 @router.post("/pipeline/{task}/{model_id:path}", name="run_task", **DOCUMENTED)
 async def run_task(

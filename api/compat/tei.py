@@ -1,8 +1,8 @@
-"""The API of Text Embeddings Inference: its paths below `/tei`, or below `/tei/<model>`.
+"""The dialect of Text Embeddings Inference, below `/tei` or `/tei/<model>`.
 
-After `router/src/http` of github.com/huggingface/text-embeddings-inference. Such a server has one
-model; here `/embed` runs the embedding model, `/rerank` and `/predict` the default models of
-their tasks, unless the path names another one. Each call is a job of the kind `hf`.
+Follows `router/src/http` of github.com/huggingface/text-embeddings-inference. Such a server has one
+model. Here `/embed` uses the embedding model, `/rerank` and `/predict` the default models of their
+tasks, unless the path names another model. Each request is a job of the kind `hf`.
 """
 
 from dataclasses import replace
@@ -53,7 +53,7 @@ TEI = Dialect(
         "required": ["error", "error_type"],
         "properties": {"error": {"type": "string"}, "error_type": {"type": "string"}},
     },
-    # There, 413 is whatever is wrong with a request's texts, and 422 with its shape.
+    # In TEI, 422 is for the shape of a request, and 413 for its texts.
     statuses={400: 422},
     descriptions={
         413: "Too large",
@@ -65,7 +65,7 @@ TEI = Dialect(
 )
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
@@ -74,7 +74,7 @@ TeiTexts = Annotated[list[TeiText], Field(fail_fast=True, min_length=1, max_leng
 
 
 def _lower(value: Any) -> Any:
-    """TEI writes these words in both ways."""
+    """TEI accepts these words in both cases."""
     return value.lower() if isinstance(value, str) else value
 
 
@@ -82,16 +82,17 @@ Direction = Annotated[Literal["left", "right"], BeforeValidator(_lower)]
 
 
 class TeiEmbed(WireShape):
-    """`truncate` true is the default here; false makes a text that is too long an error."""
+    """Texts to embed. Here `truncate` is true by default; if it is false, too long a text is an
+    error."""
 
-    inputs: Annotated[TeiTexts, BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+    inputs: Annotated[TeiTexts, BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
     truncate: bool = True
     truncation_direction: Direction = "right"
     prompt_name: Line | None = None
     normalize: bool = True
     dimensions: Annotated[int, Field(ge=1, le=100_000)] | None = None
     parameters: Annotated[dict[str, Any], Field(default_factory=dict, max_length=64)]
-    """What `huggingface_hub` sends with `feature_extraction` to a model's own URL."""
+    """`feature_extraction` of `huggingface_hub` sends these to a model's own URL."""
 
 
 def _cuts(value: Any) -> Any:
@@ -122,7 +123,7 @@ class TeiRerank(WireShape):
     model: Any = None
 
 
-def _one_text_listed(value: Any) -> Any:
+def _text_as_list(value: Any) -> Any:
     if not isinstance(value, str | list):
         raise ValueError("must be a text, or a list of lists with a text each")
     return [value] if isinstance(value, str) else value
@@ -132,15 +133,15 @@ class TeiPredict(WireShape):
     inputs: Annotated[
         list[Any],
         Field(min_length=1, max_length=TEXTS_LIMIT),
-        BeforeValidator(_one_text_listed, json_schema_input_type=str | list[Any]),
+        BeforeValidator(_text_as_list, json_schema_input_type=str | list[Any]),
     ]
-    """A text, a list with one, or a list of such lists."""
+    """A text, a list with one text, or a list of such lists."""
     truncate: Cuts = True
     truncation_direction: FromTheRight = "right"
     raw_scores: bool = False
 
     def texts(self) -> tuple[list[str], bool]:
-        """The texts, and whether they came as a batch. Raises InvalidInput."""
+        """The texts, and whether they were sent as a batch. Raises InvalidInput."""
         is_batch = isinstance(self.inputs[0], list)
         rows = self.inputs if is_batch else [self.inputs]
         for number, row in enumerate(rows):
@@ -170,11 +171,11 @@ class TeiSimilarity(WireShape):
     parameters: TeiSimilarityParameters = TeiSimilarityParameters()
 
 
-# Calls as jobs.
+# Requests as jobs
 
 
 def model_for(parts: Parts, task: HfTask, model: str) -> str:
-    """The model of the path, or what runs without one."""
+    """The model that the path names, or the default of the task."""
     if model:
         return model.removeprefix("hf/")
     if task in (FEATURE_EXTRACTION, SENTENCE_SIMILARITY):
@@ -240,7 +241,7 @@ async def embed(parts: PartsDep, caller: CallerDep, request: TeiEmbed) -> Respon
 
 @router.post("/rerank", name="rerank_as_tei", **DOCUMENTED)
 async def rerank(parts: PartsDep, caller: CallerDep, request: TeiRerank) -> Response:
-    """Texts by how well they fit a query, best first."""
+    """Rank texts by how well they fit a query, best first."""
     return await _rerank(parts, caller, "", request)
 
 
@@ -266,7 +267,7 @@ async def _predict(parts: Parts, caller: calls.Caller, model: str, request: TeiP
 
 @router.post("/similarity", name="compare_as_tei", **DOCUMENTED)
 async def similarity(parts: PartsDep, caller: CallerDep, request: TeiSimilarity) -> Response:
-    """How similar sentences are to one."""
+    """The similarity of sentences to one sentence."""
     return await _similarity(parts, caller, "", request)
 
 
@@ -282,12 +283,12 @@ async def _similarity(
 async def embed_as_openai(
     parts: PartsDep, caller: CallerDep, request: Annotated[dict[str, Any], Body()]
 ) -> Response:
-    """Vectors of texts in the form of OpenAI; without a model, of the embedding model."""
+    """Vectors of texts in OpenAI's form, by the embedding model unless another one is named."""
     return await _embed_as_openai(parts, caller, "", request)
 
 
 NO_MODEL: Final = "text-embeddings-inference"
-"""What the pages of that server name as model: the one that it has."""
+"""The model name in TEI's documentation, which means the server's only model."""
 
 
 async def _embed_as_openai(
@@ -297,8 +298,8 @@ async def _embed_as_openai(
     if model or sent.get("model", "") in ("", NO_MODEL):
         sent["model"] = model_for(parts, FEATURE_EXTRACTION, model)
     with calls.naming_fields():
-        named = EmbeddingRequest.model_validate(sent)
-    return await create_embedding(parts, caller, named)
+        embedding_request = EmbeddingRequest.model_validate(sent)
+    return await create_embedding(parts, caller, embedding_request)
 
 
 REFUSED: Final = {
@@ -313,7 +314,7 @@ REFUSED: Final = {
 
 @router.get("/info", name="describe_as_tei", **DOCUMENTED)
 async def info(parts: PartsDep) -> Response:
-    """The embedding model, and what a call may hold."""
+    """The embedding model, and the limits of a request."""
     return _info(parts, parts.settings.embedding_model)
 
 
@@ -345,7 +346,7 @@ def _info(parts: Parts, model: str) -> Response:
 @router.get("", include_in_schema=False, name="check_address_as_tei")
 @router.get("/health", name="check_as_tei", responses=TEI.documented(401, 503))
 async def health() -> Response:
-    """Whether the API is there."""
+    """Whether the API answers."""
     return Response(status_code=200)
 
 
@@ -365,7 +366,7 @@ SHAPES: Final[dict[str, tuple[type[WireShape], Any]]] = {
 
 @router.get("/{model:path}", include_in_schema=False)
 async def of_model(http: Request, model: str) -> Response:
-    """`info` and `health` below a model's name."""
+    """`info` and `health` of a model, below its name."""
     name, _, last = model.rpartition("/")
     if last in SHAPES or last in REFUSED:
         raise HTTPException(405, headers={"Allow": "POST, OPTIONS"})
@@ -380,8 +381,8 @@ async def of_model(http: Request, model: str) -> Response:
 async def of_model_by_post(
     http: Request, parts: PartsDep, caller: CallerDep, model: str
 ) -> Response:
-    """The calls below a model's name, which may have slashes; `feature_extraction` of
-    huggingface_hub goes to the name itself."""
+    """The routes below a model's name, which may have slashes; `feature_extraction` of
+    huggingface_hub is sent to the name itself."""
     name, _, last = model.rstrip("/").rpartition("/")
     if last in REFUSED:
         raise _refusal(last)
@@ -396,11 +397,11 @@ async def of_model_by_post(
     shape, run = SHAPES[last]
     body = await http.json()
     values = body if isinstance(body, dict) else {"inputs": body}
-    response: Response = await run(parts, caller, name, _parsed(shape, values))
+    response: Response = await run(parts, caller, name, _validate(shape, values))
     return response
 
 
-def _parsed(shape: type[WireShape], values: dict[str, Any]) -> Any:
+def _validate(shape: type[WireShape], values: dict[str, Any]) -> Any:
     with calls.naming_fields():
         return shape.model_validate(values)
 

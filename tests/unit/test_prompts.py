@@ -13,7 +13,7 @@ from shared.prompts import (
     DIFF_LIMIT_LINES,
     RENDERED_LIMIT_CHARS,
     Variable,
-    Version,
+    VersionedPrompt,
     content_of,
     difference,
     fill,
@@ -25,8 +25,8 @@ from shared.prompts import (
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 
 
-def version(template: str, number: int = 1, **variables: Variable) -> Version:
-    return Version(
+def version(template: str, number: int = 1, **variables: Variable) -> VersionedPrompt:
+    return VersionedPrompt(
         name="greeting",
         version=number,
         content=content_of(template, "", variables),

@@ -1,4 +1,5 @@
-"""What a step's handler gets, what it returns, and where results go."""
+"""The interface between the runner and the handlers of steps: `Context`, `Done`, `Handler`; and
+where results are stored."""
 
 import io
 import threading
@@ -25,13 +26,13 @@ InputT = TypeVar("InputT", bound=Shape)
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What comes of an attempt that succeeds, all of it recorded in one transaction.
+    """The success of an attempt, which is recorded in one transaction.
 
-    `result` is JSON: the job's, unless the step has `children`, which run next, or its handler a
-    `finish`. `warnings` are what the user has to know of the job. `record` writes what else there
-    is; it may run twice, where the commit of the first went unanswered, and says with
-    `transaction.after_commit` what is to follow. With `again_in_s` the same step runs again after
-    so many seconds, for there is more to do.
+    `result` is JSON. It is the result of the job, unless the step has `children`, which run next,
+    or its handler has `finish`. `warnings` are shown to the user. `record` writes anything else; it
+    may run twice, if the answer to the first commit was lost, and uses `transaction.after_commit`
+    for what follows the commit. With `again_in_s` the same step runs again after so many seconds,
+    because it has more to do.
     """
 
     result: Any = None
@@ -42,7 +43,7 @@ class Done:
 
 
 class Context:
-    """One running attempt, as its handler sees it."""
+    """One running attempt, for its handler."""
 
     def __init__(self, process: Process, claim: Claim) -> None:
         self.process = process
@@ -50,13 +51,14 @@ class Context:
         self.stop = threading.Event()
         self.stop_reason = ""
         self.progressed = time.monotonic()
-        """When the handler last showed that it is at work."""
+        """When the handler last showed progress, by `time.monotonic()`."""
         self.on_lost: list[Callable[[], None]] = []
-        """Called if the attempt turns out not to be this worker's any more, to undo its writes."""
+        """Called if this worker has lost the step, to undo what the attempt has written
+        elsewhere."""
         self._input: Any = claim.input
 
     def input(self, shape: type[InputT]) -> InputT:
-        """The input of the step's job. Raises NotFound where the job is gone."""
+        """The input of the step's job. Raises NotFound if the job was erased."""
         if self._input is None:
             with self.process.ledger.read_single() as session:
                 self._input = jobs.get(session, self.claim.job_id).input
@@ -69,11 +71,12 @@ class Context:
             raise Cancelled(self.stop_reason)
 
     def progress(self) -> None:
-        """Show that the step is at work. One that does not, beyond its limit, loses its lease."""
+        """Show that the step makes progress. Beyond its time limit, a step without progress loses
+        its lease."""
         self.progressed = time.monotonic()
 
     def publish_tool_call(self, call_id: str, data: dict[str, Any]) -> None:
-        """Let those who follow the job know that a tool is run, and what came of it."""
+        """Publish an event for clients that follow the job: a tool call, or its result."""
         payload = {"id": call_id, "step": self.claim.step_id, **data}
         event = Event(job_id=self.claim.job_id, type=EventType.TOOL, data=payload)
         self.process.ledger.events.publish([event])
@@ -84,7 +87,7 @@ class Context:
 
 
 def fetch_inputs(contexts: Sequence[Context]) -> None:
-    """Read the inputs that did not come with the claims, by one statement."""
+    """Read by one statement the inputs that were not read with the claims."""
     missing = {context.claim.job_id: context for context in contexts if context._input is None}
     if not missing:
         return
@@ -94,12 +97,12 @@ def fetch_inputs(contexts: Sequence[Context]) -> None:
 
 
 class Settle(Protocol):
-    """Takes what came of each step of a batch."""
+    """Takes the outcome of each step of a batch."""
 
     def __call__(self, context: Context, outcome: Done | Exception, /) -> None: ...
 
     def flush(self) -> None:
-        """Record the successes so far, together: called where something slow comes next."""
+        """Record the successes so far in one transaction; to be called before something slow."""
 
 
 RunBatch = Callable[[Sequence[Context], Settle], None]
@@ -110,10 +113,10 @@ Absorb = Callable[[Transaction, Claim, str], None]
 class Handler:
     """How steps of one name are run.
 
-    `absorb` books a step's final failure inside its job, which then goes on; without it the job
-    fails. `finish` computes the job's result when this was its last step. A handler that has
-    `run_batch` instead of `run` is given several steps of one batch key, and settles each as soon
-    as it is through; what it does not settle is given back to the queue.
+    `absorb` records the final failure of a step inside its job, which then goes on; without it the
+    job fails. `finish` computes the job's result after its last step. A handler with `run_batch`
+    instead of `run` gets several steps of one batch key, and settles each as soon as it is done;
+    steps that it does not settle go back to the queue.
     """
 
     run: Callable[[Context], Done] | None = None
@@ -122,27 +125,26 @@ class Handler:
     finish: Finish | None = field(default=None)
 
 
-# Where results go: into the rows of their step and job, or into the storage where they are
-# large.
+# Results are stored in the rows of their step and job, or in the storage if they are large.
 #
-# The row of a job is read whole, so it holds no more than SLUICE_RESULT_INLINE_BYTES of
-# result, whatever the kind of the job. What an attempt stores that is then not recorded is
-# deleted again; all of a job's folder goes when the job is erased or retention forgets it.
+# The row of a job is always read whole, so it holds at most SLUICE_RESULT_INLINE_BYTES of the
+# result. If the attempt that has stored a file is not recorded, the file is deleted again. The
+# folder of a job is deleted when the job is erased, also by retention.
 
 
-def prepared(context: Context, done: Done, handler: Handler | None = None) -> Done:
-    """The success of a step, its result encoded; in the storage where it is the job's and large.
-    Where the handler has a `finish`, it is the step's own, and stays in its row.
+def encode_result(context: Context, done: Done, handler: Handler | None = None) -> Done:
+    """Encode the result of a step, and store it as a file if it is the job's result and large. If
+    the handler has `finish`, the result is the step's only, and stays in its row.
 
-    Raises Permanent for a result that is no JSON, Unavailable where the storage does not take it.
+    Raises Permanent for a result that is no JSON, Unavailable if the storage does not answer.
     """
     if done.result is None or done.children:
         return done
-    result = _encoded(done.result)
+    result = _encode(done.result)
     if handler is not None and handler.finish is not None:
         return replace(done, result=result)
     data = result.text.encode()
-    path = stored(context, data)
+    path = store_large(context, data)
     if path is None:
         return replace(done, result=result)
     job_id, record = context.claim.job_id, done.record
@@ -155,12 +157,13 @@ def prepared(context: Context, done: Done, handler: Handler | None = None) -> Do
     return replace(done, result=None, record=record_all)
 
 
-def _encoded(result: Any) -> EncodedJson:
+def _encode(result: Any) -> EncodedJson:
     return result if isinstance(result, EncodedJson) else EncodedJson(result, to_json(result))
 
 
-def stored(context: Context, data: bytes) -> str | None:
-    """The path of what is too large for a row. An attempt that loses its step deletes it again."""
+def store_large(context: Context, data: bytes) -> str | None:
+    """Store data that is too large for a row, and return its path; None if it is not too large. An
+    attempt that has lost its step deletes the file again."""
     process, claim = context.process, context.claim
     if len(data) <= process.settings.result_inline_bytes:
         return None
@@ -171,8 +174,8 @@ def stored(context: Context, data: bytes) -> str | None:
 
 
 def finish_of(handler: Handler | None, settings: Settings) -> Finish | None:
-    """What computes the job's result when its last step has ended, and stores it where it is too
-    large for the row: under a fixed name, since whoever ends a job does so alone."""
+    """The `finish` of a handler, which stores a result that is too large for the row. The file has
+    a fixed name, because only one transaction can end a job."""
     if handler is None or handler.finish is None:
         return None
     compute = handler.finish
@@ -181,7 +184,7 @@ def finish_of(handler: Handler | None, settings: Settings) -> Finish | None:
         value = compute(transaction, job_id)
         if value is None:
             return None
-        result = _encoded(value)
+        result = _encode(value)
         data = result.text.encode()
         if len(data) <= settings.result_inline_bytes:
             return result

@@ -1,11 +1,10 @@
-"""The heartbeat of running steps: extends their leases, and learns when to stop.
+"""The heartbeat of running steps: extends their leases, and learns when they have to stop.
 
-One thread and one transaction for all steps that a process runs, however many: a generation worker
-runs dozens. It never ends a step itself; it tells the step's context, which the handler looks at
-between units of work. A handler that does not look, because it hangs, does not keep its step for
-that: the lease of a step whose job is ending, or that is beyond its limit and has shown no progress
-for `step_stall_s`, is not extended any more. The sweeper takes the step, and the thread is left to
-what it is at.
+One thread with one transaction serves all steps of a process: a generation worker runs dozens. It
+never ends a step itself; it sets the stop flag of the step's context, which the handler checks
+between units of work. A handler that hangs does not check it. Therefore a lease is not extended any
+more if the job is ending, or if the step is beyond its time limit and has shown no progress for
+`step_stall_s`. The sweeper then takes the step back, and the hanging thread is left alone.
 """
 
 import logging
@@ -30,12 +29,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Heartbeat:
-    """Of one running step; `gone` is set once that is, or may be, another worker's."""
+    """The state of one running step; `gone` is set once another worker has the step, or may have
+    it."""
 
     context: Context
     gone: threading.Event = field(default_factory=threading.Event)
     unanswered: Transaction | None = None
-    """The transaction that recorded the attempt, if no answer came to its commit."""
+    """The transaction that records the attempt, if the answer to its commit was lost."""
     is_ending: bool = False
     is_stalled: bool = False
     started: float = field(default_factory=time.monotonic)
@@ -51,10 +51,10 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """Of all steps that the process runs.
+    """The heartbeats of all steps that the process runs.
 
-    The thread ends at a beat at which there is none: to start and to join one for each step would
-    be a part of what a short step costs.
+    The thread ends once there is no step. It does not start and end with each step, because that
+    would slow down short steps.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
@@ -67,7 +67,7 @@ class Heartbeats:
 
     @contextmanager
     def during(self, context: Context) -> Iterator[Heartbeat]:
-        """The step is kept, and watched, while the block runs."""
+        """Extend the lease of a step, and watch it, while the block runs."""
         heartbeat = Heartbeat(context)
         with self._lock:
             self._running.append(heartbeat)
@@ -80,7 +80,7 @@ class Heartbeats:
             with self._lock:
                 self._running.remove(heartbeat)
             with self._beating:
-                pass  # no beat for it begins from here on, and none is under way
+                pass  # waits for a heartbeat in progress; later ones do not see this step
 
     def _run(self) -> None:
         while True:

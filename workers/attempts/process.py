@@ -1,6 +1,6 @@
-"""What one worker process holds: its settings, and connections and models, made at first use.
+"""What a worker process shares between its steps: settings, connections, models.
 
-Built after the fork, never before: connections and models do not survive one. Threads share it.
+It is made after the fork, because connections and models do not survive one. Threads share it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 
 class Process:
-    """`routes` are the models whose steps it takes; `on_fatal` ends it where it cannot go on."""
+    """The shared objects of a process. `routes` are the models whose steps it takes; `on_fatal`
+    ends the process if it cannot go on."""
 
     def __init__(
         self,
@@ -43,10 +44,11 @@ class Process:
         return make_storage(self.settings)
 
     def held(self, make: Callable[["Process"], T], close: Callable[[T], object] | None = None) -> T:
-        """What `make` makes of this process, once, and kept for its life; then `close` ends it.
+        """The object that `make` makes for this process: made at the first call, and closed by
+        `close` at the end of the process.
 
-        So a process has what its steps use, and imports no more: a worker of `extractive` neither
-        Chroma nor torch.
+        So a process imports and opens only what its steps use: a worker of `extractive` imports
+        neither Chroma nor torch.
         """
         with self._lock:
             if make not in self._held:
@@ -57,7 +59,7 @@ class Process:
             return cast(T, self._held[make])
 
     def close(self) -> None:
-        """End what it has opened, the latest first, and its connections."""
+        """Close the objects of `held`, the latest first, and the connections."""
         with self._lock:
             closes, self._closes = self._closes, []
             self._held.clear()
@@ -67,6 +69,6 @@ class Process:
             self.ledger.close()
 
     def hold(self, make: Callable[["Process"], T], value: T) -> None:
-        """Let `held` give this value, which another process made."""
+        """Let `held` return this value, which belongs to another process object."""
         with self._lock:
             self._held[make] = value

@@ -1,10 +1,10 @@
-"""What becomes of a step that failed: the one retry policy for all kinds.
+"""The retry policy for failed steps, the same for all kinds of jobs.
 
-- `Retryable`, unknown errors and worker loss are tried again with backoff and jitter until the
-  step's attempts are used up; then it is a dead letter. `Unavailable` does not use up attempts
-  for as long as a setting says. `Permanent` fails at once. What an error of the database is, its
-  SQLSTATE says (`shared/database/sqlstates.py`).
-- The attempt was counted when it was claimed, so a step that kills its worker ends here too.
+- `Retryable`, unknown errors and worker loss are tried again, with backoff and jitter, until the
+  attempts are used up; then the job is a dead letter. `Unavailable` uses up no attempts for
+  SLUICE_UNAVAILABLE_RETRY_FOR_S. `Permanent` fails at once. Errors of the database are classified
+  by their SQLSTATE (`shared/database/sqlstates.py`).
+- An attempt is counted when it is claimed, so a step that kills its worker ends as well.
 """
 
 import logging
@@ -51,8 +51,9 @@ def settle_failure(
     claim: Claim,
     error: Exception,
 ) -> bool:
-    """The retry policy: again later, or for good. False if the attempt runs no longer."""
-    error = translated(error)
+    """Record a failure: the step runs again later, or has failed for good. Returns False if this
+    worker has lost the step."""
+    error = as_our_error(error)
     reason = {"type": code_of(error), "message": message_of(error)}
     is_free = False
     if isinstance(error, Unavailable):
@@ -76,8 +77,8 @@ def settle_failure(
     )
 
 
-def translated(error: Exception) -> Exception:
-    """An error of the database as what it means for the step; any other as it is."""
+def as_our_error(error: Exception) -> Exception:
+    """An error of the database as one of our errors; any other error unchanged."""
     trouble = trouble_of(error)
     if trouble is None:
         return error
@@ -102,10 +103,8 @@ def _absorb(handler: Handler | None, claim: Claim, message: str) -> Record | Non
 
 
 def _unavailable_since(claim: Claim) -> datetime | None:
-    """When the outage began that the step meets, by the database's clock; None at its first.
-
-    An outage lasts for as long as each attempt meets it. How long the step waited before its
-    first attempt is of no account.
+    """When the present outage began, by the database's clock; None if the attempt before did not
+    meet it. How long the step waited before its first attempt does not count.
     """
     before = (claim.error_before or {}).get(UNAVAILABLE_SINCE)
     try:
@@ -121,7 +120,7 @@ def backoff_s(settings: Settings, attempt: int) -> float:
 
 
 def _requested_delay_s(error: Exception) -> float:
-    """What a server demands that has too much to do (`Retry-After`)."""
+    """The delay that an overloaded server asks for (`Retry-After`)."""
     delay_s = error.retry_after_s if isinstance(error, Unavailable) else None
     return delay_s or 0.0
 

@@ -1,8 +1,8 @@
-"""The life of one attempt: claim, run, record.
+"""The life of an attempt: claim, run, record.
 
-A success is recorded in one transaction with what the handler wants written (`Done`); a failure is
-tried again or final (`retry.py`). Steps that share a batch are claimed, run and recorded together;
-each keeps an attempt of its own.
+A success (`Done`) is recorded in one transaction, with all that its handler writes. A failure is
+tried again or final (`retry.py`). Steps that share a batch are claimed, run and recorded together,
+but each has its own attempt.
 """
 
 import logging
@@ -25,7 +25,7 @@ from shared.jobs.claims import Claim
 from shared.jobs.steps import Ending
 from shared.redis.bell import Bell
 from shared.vocabulary import Queue
-from workers.attempts.context import Context, Done, Handler, RunBatch, finish_of, prepared
+from workers.attempts.context import Context, Done, Handler, RunBatch, encode_result, finish_of
 from workers.attempts.heartbeat import Heartbeat, heartbeats_of
 from workers.attempts.process import Process
 from workers.attempts.retry import message_of, settle_failure
@@ -33,21 +33,22 @@ from workers.attempts.retry import message_of, settle_failure
 log = logging.getLogger(__name__)
 
 Handlers = Mapping[str, Handler]
-"""By the names of steps."""
+"""Name of a step -> its handler."""
 
 Conclude = Callable[[Sequence[tuple[Heartbeat, Done | Exception]]], None]
 
 FIRST_STEPS = 32
 LEFT_MESSAGES = 256
-"""So many are taken at once where the last one was for nothing."""
+"""How many messages are taken at once after a message for which there was no step."""
 KEYS_KEPT = 1000
-"""Of so many batch keys a process knows how many steps it claims at once."""
+"""For how many batch keys a process remembers the size of batches."""
 
 
 def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
-    """Run the best runnable step, with what shares its batch; False if there is none.
+    """Run the best runnable step, and the steps that share its batch. Returns False if there is
+    none.
 
-    It is called for a message of the queue's list, and answers for those that it takes itself.
+    It is called for one message of the queue, and takes the messages of the other steps itself.
     """
     rings = rings_of(process)
     taken = rings.take(queue)
@@ -74,7 +75,7 @@ def run_next(process: Process, handlers: Handlers, queue: str) -> bool:
 
 
 def run(process: Process, handlers: Handlers, claim: Claim) -> None:
-    """Run a claimed step to its record, whatever happens in it."""
+    """Run a claimed step and record its outcome, whatever happens."""
     context = Context(process, claim)
     handler = handlers.get(claim.name)
     with heartbeats_of(process).during(context) as heartbeat:
@@ -94,18 +95,22 @@ def run(process: Process, handlers: Handlers, claim: Claim) -> None:
 def conclude(
     process: Process, handler: Handler | None, heartbeat: Heartbeat, outcome: Done | Exception
 ) -> None:
-    """Record what came of an attempt. One that runs no longer undoes what it wrote elsewhere."""
+    """Record the outcome of an attempt. If this worker has lost the step, undo what the attempt
+    wrote elsewhere."""
     claim = heartbeat.context.claim
     try:
-        recorded = _recorded(process, handler, heartbeat, outcome)
+        recorded = _record_outcome(process, handler, heartbeat, outcome)
         if not recorded and isinstance(outcome, Done):
-            # It may have been recorded without an answer to the commit. What it has written must
-            # not be deleted then.
-            recorded = _persistently(process, heartbeat, lambda own: steps.was_recorded(own, claim))
+            # It may have been recorded although the answer to the commit was lost. Then nothing
+            # that it has written may be deleted.
+            recorded = _write_until_lost(
+                process, heartbeat, lambda own: steps.was_recorded(own, claim)
+            )
             if recorded and heartbeat.unanswered is not None:
                 process.ledger.complete(heartbeat.unanswered)
     except SQLAlchemyError as error:
-        # Nothing is known of it, and so nothing is deleted; the sweeper finds it if it still runs.
+        # Whether it was recorded is not known, so nothing is deleted. If the step still counts as
+        # running, the sweeper takes it back.
         log.warning(
             "step %s (%s) was not recorded: %s", claim.step_id, claim.name, message_of(error)
         )
@@ -114,22 +119,22 @@ def conclude(
         _undo(heartbeat.context)
 
 
-def _recorded(
+def _record_outcome(
     process: Process, handler: Handler | None, heartbeat: Heartbeat, outcome: Done | Exception
 ) -> bool:
-    """False if the attempt runs no longer."""
+    """Returns False if this worker has lost the step."""
     claim = heartbeat.context.claim
     try:
         if isinstance(outcome, Exception):
             raise outcome
-        done = prepared(heartbeat.context, outcome, handler)
-        return _persistently(
+        done = encode_result(heartbeat.context, outcome, handler)
+        return _write_until_lost(
             process, heartbeat, lambda own: _succeed(own, process.settings, handler, claim, done)
         )
     except Cancelled as error:
         reason = error.message
-        return not heartbeat.lost and _persistently(
-            process, heartbeat, lambda own: _stopped(own, process.settings, handler, claim, reason)
+        return not heartbeat.lost and _write_until_lost(
+            process, heartbeat, lambda own: _stop(own, process.settings, handler, claim, reason)
         )
     except SoftTimeLimitExceeded:
         limit = process.settings.step_soft_limit_s
@@ -140,17 +145,17 @@ def _recorded(
         if not isinstance(error, SluiceError):
             log.exception("step %s (%s) failed", claim.step_id, claim.name)
         failure = error
-    return _persistently(
+    return _write_until_lost(
         process,
         heartbeat,
         lambda own: settle_failure(own, process.settings, handler, claim, failure),
     )
 
 
-def _persistently(
+def _write_until_lost(
     process: Process, heartbeat: Heartbeat, write: Callable[[Transaction], bool]
 ) -> bool:
-    """A transaction that is run again where the database goes away, until the lease has ended."""
+    """Run a transaction; while the database is away, run it again until the lease has ended."""
     while True:
         try:
             with process.ledger.begin() as transaction:
@@ -166,17 +171,17 @@ def _persistently(
 def conclude_all(
     process: Process, handler: Handler, outcomes: Sequence[tuple[Heartbeat, Done | Exception]]
 ) -> None:
-    """Record what came of several attempts: successes together, if that can be."""
+    """Record the outcomes of several attempts: successes together if possible."""
     done: list[tuple[Heartbeat, Done]] = []
     others: list[tuple[Heartbeat, Done | Exception]] = []
     for heartbeat, outcome in outcomes:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            done.append((heartbeat, prepared(heartbeat.context, outcome, handler)))
+            done.append((heartbeat, encode_result(heartbeat.context, outcome, handler)))
         except Exception as error:
             others.append((heartbeat, error))
-    # In the order of their ids, as by all that lock several jobs.
+    # Everything that locks several jobs does it in the order of their ids.
     done.sort(key=lambda pair: pair[0].context.claim.job_id)
     done = _end_jobs(process, handler, done)
     if len(done) > 1:
@@ -190,7 +195,7 @@ Successes = Sequence[tuple[Heartbeat, Done]]
 
 
 def _end_jobs(process: Process, handler: Handler, done: Successes) -> list[tuple[Heartbeat, Done]]:
-    """Record those that are no more than the end of their jobs, by one statement; the others."""
+    """Record by one statement the successes that only end their jobs. Returns the others."""
     endings = [
         Ending(claim=heartbeat.context.claim, result=success.result)
         for heartbeat, success in done
@@ -203,14 +208,14 @@ def _end_jobs(process: Process, handler: Handler, done: Successes) -> list[tuple
         with process.ledger.begin_planned() as transaction:
             ended = steps.end_jobs(transaction, endings)
     except SQLAlchemyError as error:
-        return _unanswered(done, transaction, error)
+        return _without_answer(done, transaction, error)
     return [pair for pair in done if pair[0].context.claim.step_id not in ended]
 
 
 def _succeed_all(
     process: Process, handler: Handler, done: Successes
 ) -> list[tuple[Heartbeat, Done]]:
-    """Record them in one transaction, whatever follows from them; all of them if that failed."""
+    """Record successes in one transaction. Returns all of them if that fails, otherwise none."""
     try:
         with process.ledger.begin() as transaction:
             recorded = [
@@ -218,16 +223,17 @@ def _succeed_all(
                 for heartbeat, success in done
             ]
     except Exception as error:
-        return _unanswered(done, transaction, error)
+        return _without_answer(done, transaction, error)
     for (heartbeat, _), is_recorded in zip(done, recorded, strict=True):
         if not is_recorded:
             _undo(heartbeat.context)
     return []
 
 
-def _unanswered(
+def _without_answer(
     done: Successes, transaction: Transaction, error: Exception
 ) -> list[tuple[Heartbeat, Done]]:
+    """Note for each that the commit may have succeeded although there was an error. Returns all."""
     log.warning("%s steps are recorded one by one: %s", len(done), message_of(error))
     for heartbeat, _ in done:
         heartbeat.unanswered = transaction
@@ -259,14 +265,14 @@ def _succeed(
     )
 
 
-def _stopped(
+def _stop(
     transaction: Transaction,
     settings: Settings,
     handler: Handler | None,
     claim: Claim,
     reason: str,
 ) -> bool:
-    """The heartbeat asked to stop: the job ends, or the time was up."""
+    """Record an attempt that the heartbeat has stopped: the job is ending, or the time was up."""
     if steps.is_ending(transaction, claim):
         return steps.abandon(transaction, claim)
     return settle_failure(transaction, settings, handler, claim, Retryable(reason))
@@ -277,16 +283,16 @@ def _undo(context: Context) -> None:
         try:
             undo()
         except (SluiceError, SQLAlchemyError) as error:
-            # What stays behind is invisible to readers, and the sweeper looks for it.
+            # No reader sees what is left, and the sweeper deletes it.
             log.warning("could not tidy up after step %s: %s", context.claim.step_id, error)
 
 
-# Steps that share a batch. How many are claimed is learnt from how many were through in time: steps
-# that are not even begun go back to the queue.
+# Steps that share a batch. How many are claimed depends on how many were done in time before: steps
+# that were not begun go back to the queue.
 
 
 class BatchSizes:
-    """How many steps of each batch key a process claims at once, in the light of the last time."""
+    """How many steps of each batch key a process claims at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -296,18 +302,18 @@ class BatchSizes:
         limit = self._limit(claim)
         return min(self._steps.get(claim.batch_key or "", FIRST_STEPS), limit)
 
-    def learn(self, claim: Claim, *, claimed: int, through: int) -> None:
-        """Twice as many next time if all were through, else as many as were."""
+    def learn(self, claim: Claim, *, claimed: int, done: int) -> None:
+        """Claim twice as many next time if all were done, otherwise as many as were done."""
         if claim.batch_key is None:
             return
-        size = 2 * self.of(claim) if through == claimed else max(1, through)
+        size = 2 * self.of(claim) if done == claimed else max(1, done)
         self._steps[claim.batch_key] = min(self._limit(claim), size)
         self._steps.move_to_end(claim.batch_key)
         if len(self._steps) > KEYS_KEPT:
             self._steps.popitem(last=False)
 
     def _limit(self, claim: Claim) -> int:
-        """How many that may be; of the steps in `claim`'s queue."""
+        """The limit for the queue of a claim."""
         if claim.queue == Queue.HF:
             return self._settings.hf_batch_steps
         return self._settings.embedding_batch_steps
@@ -325,7 +331,7 @@ def _with_companions(process: Process, first: Claim) -> list[Claim]:
 
 
 def claim_more(process: Process, transaction: Transaction, first: Claim) -> list[Claim]:
-    """The steps that are to run together with this one, which was just claimed."""
+    """The step that was just claimed, and those that are claimed to run together with it."""
     if first.batch_key is None:
         return [first]
     more = claims.claim_companions(
@@ -341,7 +347,7 @@ def claim_more(process: Process, transaction: Transaction, first: Claim) -> list
 
 
 def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude: Conclude) -> None:
-    """Run claimed steps to their records, whatever happens in them."""
+    """Run claimed steps and record their outcomes, whatever happens."""
     with ExitStack() as stack:
         running = {}
         for claim in batch:
@@ -357,13 +363,13 @@ def run_batch(process: Process, run: RunBatch, batch: Sequence[Claim], conclude:
             for context in settlement.left():
                 settlement(context, error)
             return
-        batch_sizes_of(process).learn(batch[0], claimed=len(batch), through=len(batch) - len(left))
+        batch_sizes_of(process).learn(batch[0], claimed=len(batch), done=len(batch) - len(left))
         _give_back(process, left)
 
 
 class _Settlement:
-    """What has come of each step of a batch. Successes are kept until `flush`, which records them
-    in one transaction; anything else is recorded at once."""
+    """The `Settle` of a batch. Successes are collected until `flush`, which records them in one
+    transaction; other outcomes are recorded at once."""
 
     def __init__(self, running: Mapping[Context, Heartbeat], conclude: Conclude) -> None:
         self._open = dict(running)
@@ -387,7 +393,7 @@ class _Settlement:
 
 
 def _give_back(process: Process, contexts: Sequence[Context]) -> None:
-    """Queue steps again that were not begun; those of jobs that are ending end."""
+    """Put steps that were not begun back into the queue; steps of jobs that are ending end."""
     if not contexts:
         return
     log.info("%s steps of a batch are given back to the queue", len(contexts))
@@ -405,26 +411,28 @@ def _batch_sizes(process: Process) -> BatchSizes:
     return BatchSizes(process.settings)
 
 
-# Messages of steps that are claimed together.
+# Messages of steps that are claimed together
 
 
 class Rings:
-    """The messages that a process takes off a queue's list by itself, beyond the one in hand.
+    """The messages that a process takes from a queue's list itself, besides the one that Celery
+    delivered.
 
-    There is a message for each runnable step. Who claims several steps for one message takes the
-    others' messages, too: each would cost a trip through Celery, and a claim that finds nothing.
-    They are taken before the claim and handed back after it as far as it left their steps, so no
-    step is ever without its message. Those of a claim that found nothing are nobody's: it saw all
-    that was committed before they were taken.
+    There is a message for each runnable step. A process that claims several steps for one message
+    takes the messages of the others, too: each would cost a delivery by Celery and an empty claim.
+    They are taken before the claim, and those of steps that were not claimed are put back after it,
+    so no step is ever without its message. After an empty claim none is put back: the claim has
+    seen all steps that were committed before the messages were taken.
     """
 
     def __init__(self, bell: Bell) -> None:
         self._bell = bell
         self._steps: dict[str, int] = {}
-        """How many steps the last claim of a queue took, where these were several."""
+        """How many steps the last claim from a queue had, if more than one."""
 
     def take(self, queue: str) -> int:
-        """Take as many messages as the next claim may have steps for; how many there were."""
+        """Take messages for as many steps as the next claim may have. Returns how many there
+        were."""
         if queue not in self._steps:
             return 0
         try:
@@ -434,12 +442,13 @@ class Rings:
             return 0
 
     def settle(self, queue: str, taken: int, *, claimed: int) -> None:
-        """After a claim of so many steps, the first of which is that of the message in hand."""
+        """Put messages back after a claim of `claimed` steps; one of them is for the message that
+        Celery delivered."""
         if claimed > 1:
             self._steps[queue] = claimed
         elif claimed == 1:
             self._steps.pop(queue, None)
-        elif queue in self._steps:  # batches have left messages behind
+        elif queue in self._steps:  # earlier batches have left messages without steps
             self._steps[queue] = LEFT_MESSAGES
         unused = taken - (claimed - 1)
         if claimed == 0 or unused <= 0:

@@ -1,9 +1,9 @@
-"""The steps of `chat`: one answer of the model each, and between two of them calls of tools.
+"""The steps of `chat`: a step for each answer of the model, and one for the tool calls between two.
 
-A chat without tools is one step. With tools, a model that calls some hands over to `chat.tools` on
-a CPU worker, which hands back with their results: each answer of the model is a step of its
-own, claimed, fenced and recovered like any other. Calls of tools that the client declared end the
-job; the client runs them and sends their results. The last turn allowed offers no tools.
+A chat without tools is one step. If the model calls tools, the step `chat.tools` runs them on a CPU
+worker, and the next answer is a new step: each is claimed, fenced and recovered like any other.
+Calls of tools that the client has declared end the job; the client runs them and sends their
+results. In the last turn that is allowed, the model gets no tools.
 """
 
 import re
@@ -75,16 +75,16 @@ from workers.tools import table
 
 @dataclass(frozen=True, kw_only=True)
 class AgentState:
-    """How far an agent has come: `later` are the messages since the client's, of whose calls
-    `searches` has what was found."""
+    """The state of a chat between its steps. `later` are the messages after those of the client;
+    `searches` are the results of their searches."""
 
     turn: int = 1
     choice: int | None = None
-    """The number of the answer, where the job writes several."""
+    """The number of the answer if the job writes several."""
     later: tuple[Message, ...] = ()
     searches: tuple[ToolSearch, ...] = ()
     remote: tuple[RemoteTool, ...] | None = None
-    """The tools of MCP servers; None where they are not known yet."""
+    """The tools of MCP servers; None if they were not read yet."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -128,14 +128,15 @@ class AgentState:
         )
 
     def calls_left(self, limit: int | None) -> int | None:
-        """How many calls of Sluice's own tools may still be run; None for any number."""
-        run = sum(message.role == Role.TOOL for message in self.later)
-        return None if limit is None else max(limit - run, 0)
+        """How many more tool calls Sluice may run; None for any number."""
+        run_count = sum(message.role == Role.TOOL for message in self.later)
+        return None if limit is None else max(limit - run_count, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutput:
-    """What the model wrote in one turn: text for the client, and calls of tools."""
+    """The output of the model in one turn: text for the client, and tool calls. `dropped` messages
+    found no room in the prompt."""
 
     text: str
     calls: tuple[ToolCall, ...]
@@ -146,7 +147,7 @@ class ModelOutput:
 
 
 def chat_answer(context: Context) -> Done:
-    """The answer, or the steps of several answers."""
+    """One answer of the model; or, if the job writes several, their steps."""
     process = context.process
     with process.ledger.read_single() as session:
         job = jobs.get(session, context.claim.job_id)
@@ -158,38 +159,38 @@ def chat_answer(context: Context) -> Done:
         )
     state = AgentState.of(context.claim.payload)
     if _servers(input_) and state.remote is None:
-        # What MCP servers offer is looked up by a CPU worker, once: each attempt reads the same.
+        # A CPU worker reads the tools of MCP servers once, so that all attempts see the same ones.
         step = NewStep(name="chat.tools", queue=Queue.QUERY, payload=state.payload())
         return Done(children=[step])
     model = input_.model or process.settings.generation_model
     if input_.n > 1 and state.choice is None:
         payloads = [state.payload()] * input_.n
         return Done(children=choice_steps("chat.choice", model, payloads))
-    loaded = generators_of(process).get(model)
-    generator = presets.generator_for(loaded, input_.preset, input_.parameters)
+    base = generators_of(process).get(model)
+    generator = presets.generator_for(base, input_.preset, input_.parameters)
     is_last = state.turn >= process.settings.agent_limit_turns
     answer = _generate(context, generator, job, input_, before, state, is_last=is_last)
-    own_ids = partial(_with_own_id, step_id=context.claim.step_id)
-    answer = replace(answer, calls=tuple(map(own_ids, answer.calls)))
+    with_unique_id = partial(_with_unique_id, step_id=context.claim.step_id)
+    answer = replace(answer, calls=tuple(map(with_unique_id, answer.calls)))
     if is_last and answer.calls:
         raise Permanent(
             f"The model was asked {state.turn} times and still calls tools instead of answering. "
             "Ask for less at once, take a more able model, or raise SLUICE_AGENT_LIMIT_TURNS."
         )
     declared = {tool.function.name for tool in input_.tools if isinstance(tool, DeclaredTool)}
-    foreign = tuple(call for call in answer.calls if call.name in declared)
-    # Of a tool that there is not, the model reads that there is none.
-    own = tuple(call for call in answer.calls if call.name not in declared)
-    own = own[: state.calls_left(input_.tool_calls_limit)]
+    for_client = tuple(call for call in answer.calls if call.name in declared)
+    # Unknown tools are among these: the model gets the error as their result.
+    for_us = tuple(call for call in answer.calls if call.name not in declared)
+    for_us = for_us[: state.calls_left(input_.tool_calls_limit)]
     if not input_.parallel_tool_calls:
-        own, foreign = own[:1], foreign[:1]
-    if own and not foreign:
-        message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=own)
+        for_us, for_client = for_us[:1], for_client[:1]
+    if for_us and not for_client:
+        message = Message(role=Role.ASSISTANT, content=answer.text, tool_calls=for_us)
         after = state.after(answer.completion, [message])
         step = NewStep(name="chat.tools", queue=Queue.QUERY, payload=after.payload())
         return Done(children=[step], record=answer.record)
     name = presets.name_of(input_.preset, generator)
-    return _end(job, input_, before, state, name, replace(answer, calls=foreign))
+    return _end(job, input_, before, state, name, replace(answer, calls=for_client))
 
 
 def _tools(input_: ChatInput, remote: Sequence[RemoteTool]) -> tuple[Tool, ...]:
@@ -221,76 +222,96 @@ def _generate(
     *,
     is_last: bool,
 ) -> ModelOutput:
+    """Let the model write: quietly if the text has to be checked before clients see it (tool calls
+    that are required, JSON), otherwise as a stream."""
     tools = _tools(input_, state.remote or ())
-    chosen = sampling(
-        input_.parameters, context.process.settings, step_id=context.claim.step_id,
-        choice=state.choice or 0,
-    )  # fmt: skip
-    incoming = [to_message(message) for message in input_.all_messages]
-    messages = (*_in_order(input_.instructions, input_.preset, before, incoming), *state.later)
-    prompts.check(messages)
-    as_json = input_.response_format.type == "json"
-    if as_json:
-        messages = instructed(context, messages, input_.response_format)
-    available = () if is_last or input_.tool_choice == "none" else tools
-    must_call = input_.tool_choice == "required" and state.turn == 1 and not is_last
-    offered = available if generator.has_native_tools else ()
-
-    def spelled(part: Sequence[Message]) -> Sequence[Message]:
-        return part if generator.has_native_tools else spell_out(part, available)
-
-    def count(part: Sequence[Message]) -> int:
-        return generator.count_tokens(spelled(part), offered)
-
-    generator.learn(context.check)
-    budget = prompt_budget(generator, chosen.max_tokens)
-    fitted = prompts.fit(
-        context, generator, before, messages, budget_tokens=budget, count=count,
-        conversation_id=job.conversation_id,
-    )  # fmt: skip
-    if fitted.dropped and input_.history == "whole":
-        raise WindowExceeded(
-            f"The messages have more tokens than the {budget:,} that the model's window leaves for "
-            f"them: the {fitted.dropped} oldest find no room. Send less, ask for fewer max_tokens, "
-            "take a model with a larger window, or let the oldest be dropped (`history`: trim)."
-        )
-    request = Request(
-        messages=tuple(spelled(fitted.messages)),
-        tools=offered,
-        must_call=must_call,
-        parallel_calls=input_.parallel_tool_calls,
-        sampling=chosen,
-        deadline=deadline(context),
-        lane=context.claim.lane,
-        fair_key=context.claim.fair_key,
+    request, dropped = _request(
+        context, generator, job, input_, before, state, tools, is_last=is_last
     )
     names = set() if input_.tool_choice == "none" else {tool.name for tool in tools}
-    if must_call:
+    if request.must_call:
         text, calls, completion = _required_calls(context, generator, request, names, state)
         return ModelOutput(
-            text=text, calls=calls, completion=completion, dropped=fitted.dropped,
+            text=text, calls=calls, completion=completion, dropped=dropped,
             record=show_at_once(context, text),
         )  # fmt: skip
-    if as_json:
+    if input_.response_format.type == "json":
         completion = write_quietly(context, generator, request)
         text, calls = _calls(completion, names, state)
         if calls:
             return ModelOutput(
-                text=text, calls=calls, completion=completion, dropped=fitted.dropped,
+                text=text, calls=calls, completion=completion, dropped=dropped,
                 record=show_at_once(context, text),
             )  # fmt: skip
         json_ = read_json(context, generator, request, completion, input_.response_format)
         return ModelOutput(
-            text=json_.text, calls=(), completion=json_.completion, dropped=fitted.dropped,
+            text=json_.text, calls=(), completion=json_.completion, dropped=dropped,
             parsed=json_.value, record=show_at_once(context, json_.text),
         )  # fmt: skip
     filter_: TextFilter = ToolCallFilter(names=names) if names else Unfiltered()
     written = write(context, generator, request, filter_)
     _, calls = _calls(written.completion, names, state)
     return ModelOutput(
-        text=written.shown, calls=calls, completion=written.completion, dropped=fitted.dropped,
+        text=written.shown, calls=calls, completion=written.completion, dropped=dropped,
         record=written.record,
     )  # fmt: skip
+
+
+def _request(
+    context: Context,
+    generator: TextGenerator,
+    job: Job,
+    input_: ChatInput,
+    before: Dialogue,
+    state: AgentState,
+    tools: Sequence[Tool],
+    *,
+    is_last: bool,
+) -> tuple[Request, int]:
+    """The request of a turn, whose messages fit the model's window, and how many messages were
+    dropped for that. Raises WindowExceeded if none may be dropped."""
+    sampling_ = sampling(
+        input_.parameters, context.process.settings, step_id=context.claim.step_id,
+        choice=state.choice or 0,
+    )  # fmt: skip
+    incoming = [to_message(message) for message in input_.all_messages]
+    messages = (*_in_order(input_.instructions, input_.preset, before, incoming), *state.later)
+    prompts.check(messages)
+    if input_.response_format.type == "json":
+        messages = instructed(context, messages, input_.response_format)
+    available = () if is_last or input_.tool_choice == "none" else tuple(tools)
+    native_tools = available if generator.has_native_tools else ()
+
+    def spelled(part: Sequence[Message]) -> Sequence[Message]:
+        return part if generator.has_native_tools else spell_out(part, available)
+
+    def count(part: Sequence[Message]) -> int:
+        return generator.count_tokens(spelled(part), native_tools)
+
+    generator.learn(context.check)
+    budget = prompt_budget(generator, sampling_.max_tokens)
+    fitting = prompts.fit(
+        context, generator, before, messages, budget_tokens=budget, count=count,
+        conversation_id=job.conversation_id,
+    )  # fmt: skip
+    if fitting.dropped and input_.history == "whole":
+        raise WindowExceeded(
+            f"The messages have more tokens than the {budget:,} that the model's window leaves for "
+            f"them: the {fitting.dropped} oldest find no room. Send less, ask for fewer "
+            "max_tokens, take a model with a larger window, or let the oldest be dropped "
+            "(`history`: trim)."
+        )
+    request = Request(
+        messages=tuple(spelled(fitting.messages)),
+        tools=native_tools,
+        must_call=input_.tool_choice == "required" and state.turn == 1 and not is_last,
+        parallel_calls=input_.parallel_tool_calls,
+        sampling=sampling_,
+        deadline=deadline(context),
+        lane=context.claim.lane,
+        fair_key=context.claim.fair_key,
+    )
+    return request, fitting.dropped
 
 
 def _in_order(
@@ -299,8 +320,8 @@ def _in_order(
     before: Dialogue,
     messages: Sequence[Message],
 ) -> list[Message]:
-    """System prompts in front, where models look for them; then all other messages. Those of a
-    named model are never stored with the conversation."""
+    """System prompts first, where models expect them, then all other messages. Those of a named
+    model are never stored with the conversation."""
     system = [message for message in messages if message.role == Role.SYSTEM]
     if before.keeps_system:
         system = [*before.system, *system]
@@ -320,7 +341,8 @@ def _in_order(
 def _calls(
     completion: Completion, names: set[str], state: AgentState
 ) -> tuple[str, tuple[ToolCall, ...]]:
-    """The calls that the server reported, or what the text holds of them."""
+    """The text and the tool calls of a completion: those that the server reported, or that are in
+    the text."""
     if completion.tool_calls or not names:
         return completion.text, tuple(map(storable, completion.tool_calls))
     first = sum(len(message.tool_calls) for message in state.later)
@@ -328,9 +350,9 @@ def _calls(
     return text, tuple(map(storable, calls))
 
 
-def _with_own_id(call: ToolCall, *, step_id: int) -> ToolCall:
-    """Calls that were read in a text are numbered from 0 on: one chat that goes on with another
-    would have two of one id."""
+def _with_unique_id(call: ToolCall, *, step_id: int) -> ToolCall:
+    """Calls that were parsed from a text are numbered from 0. With the id of the step they are
+    unique in a chat that continues another one."""
     number = re.fullmatch(r"call_(\d+)", call.id, re.ASCII)
     return call if number is None else replace(call, id=f"call_{step_id}_{number[1]}")
 
@@ -348,8 +370,8 @@ def _required_calls(
     names: set[str],
     state: AgentState,
 ) -> tuple[str, tuple[ToolCall, ...], Completion]:
-    """An answer that calls a tool; the model is told so once more where it does not. Raises
-    Permanent after that."""
+    """An answer with a tool call. If the model calls none, it is asked once more; then raises
+    Permanent."""
     completion = write_quietly(context, generator, request)
     text, calls = _calls(completion, names, state)
     if calls:
@@ -376,8 +398,8 @@ def _required_calls(
 
 
 def storable(call: ToolCall) -> ToolCall:
-    """The call as it can be stored and read again, whatever a model or its server wrote. Raises
-    Retryable: another attempt may be written better."""
+    """The call in a form that can be stored. Raises Retryable if its arguments cannot be: the model
+    may write better ones in the next attempt."""
     try:
         arguments = check_json(storable_json(call.arguments), limit_bytes=SCHEMA_LIMIT_BYTES)
     except (ValueError, RecursionError) as error:
@@ -416,6 +438,7 @@ def _end(
         parsed=answer.parsed,
         logprobs=logprobs_of(answer.completion, input_.parameters, model),
     )
+    # A system prompt that is the conversation's newest one already is not stored again.
     known = {message.content for message in before.system[-1:]}
     stored = [
         message.as_dict()
@@ -435,14 +458,14 @@ def _end(
 
 
 def all_choices(transaction: Transaction, job_id: UUID) -> dict[str, Any]:
-    """The result of a job that writes several answers: what they have in common is of the first,
-    and all have cost what they have cost."""
+    """The result of a job that writes several answers: common fields are those of the first one,
+    and the tokens of all answers are added up."""
     results = choice_results(transaction, job_id, "chat.choice")
     whole = ChatResult.model_validate(
         {key: results[0][key] for key in results[0] if key != "choice"}
     )
     usages = [Usage.model_validate(result["usage"]) for result in results]
-    spent = Usage(
+    total = Usage(
         prompt_tokens=whole.usage.prompt_tokens,
         completion_tokens=sum(usage.completion_tokens for usage in usages),
     )
@@ -450,11 +473,11 @@ def all_choices(transaction: Transaction, job_id: UUID) -> dict[str, Any]:
         ChatChoice.model_validate({key: result[key] for key in ChatChoice.model_fields})
         for result in results
     ]
-    return whole.model_copy(update={"usage": spent, "choices": choices}).model_dump(mode="json")
+    return whole.model_copy(update={"usage": total, "choices": choices}).model_dump(mode="json")
 
 
 def chat_tools(context: Context) -> Done:
-    """Runs on CPU workers: what MCP servers offer, or the tool calls of the turn before."""
+    """Read the tools of MCP servers, or run the tool calls of the turn before; on CPU workers."""
     input_ = context.input(ChatInput)
     state = AgentState.of(context.claim.payload)
     if not state.later:

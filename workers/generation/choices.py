@@ -1,7 +1,7 @@
-"""Jobs that write several texts: a step for each, side by side, and one result of all.
+"""Jobs that write several texts: a step for each, in parallel, and one result of all.
 
-The first step of such a job makes the others; each has a transcript of its own, and what it has
-written stays in its row until the last one ends the job.
+The first step of such a job makes the others. Each has its own transcript, and its result stays in
+its row until the last one ends the job.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from workers.generation.backends.interface import Completion
 
 
 def choice_steps(name: str, model: str, payloads: Sequence[Mapping[str, Any]]) -> list[NewStep]:
-    """A step for each text, numbered as the payloads are."""
+    """A step for each text, numbered in the order of the payloads."""
     return [
         NewStep(
             name=name,
@@ -33,7 +33,7 @@ def choice_steps(name: str, model: str, payloads: Sequence[Mapping[str, Any]]) -
 
 
 def choice_results(session: Session, job_id: UUID, name: str) -> list[dict[str, Any]]:
-    """What the steps of that name have written, in the order of their numbers."""
+    """The results of the steps of this name, in the order of their numbers."""
     results = steps.results_of(session, job_id, name)
     return sorted(results, key=lambda result: int(result["choice"]))
 
@@ -41,7 +41,8 @@ def choice_results(session: Session, job_id: UUID, name: str) -> list[dict[str, 
 def logprobs_of(
     completion: Completion, parameters: Parameters, reference: str
 ) -> list[TokenLogprob] | None:
-    """None where the job does not ask for them. Raises Permanent where the server gives none."""
+    """The log-probabilities of a completion; None if the job does not ask for them. Raises
+    Permanent if the server does not report them."""
     if parameters.logprobs is None:
         return None
     if completion.completion_tokens and completion.text and not completion.logprobs:

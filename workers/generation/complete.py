@@ -1,4 +1,4 @@
-"""The steps of `complete`: how a text goes on, as the model writes it without a chat template."""
+"""The steps of `complete`: the model continues texts, without a chat template."""
 
 from typing import Any
 from uuid import UUID
@@ -17,26 +17,26 @@ from workers.generation.transcripts import Unfiltered, deadline, sampling, write
 
 
 def complete_write(context: Context) -> Done:
-    """The text of a single choice, or the steps of several."""
+    """The text of a single choice, or a step for each of several choices."""
     input_ = context.input(CompleteInput)
     model = input_.model or context.process.settings.generation_model
     choices = len(input_.prompts) * input_.n
     if choices > 1:
         return Done(children=choice_steps("complete.choice", model, [{}] * choices))
-    return _written(context, input_, model, choice=0)
+    return _write_choice(context, input_, model, choice=0)
 
 
 def complete_choice(context: Context) -> Done:
     input_ = context.input(CompleteInput)
     model = input_.model or context.process.settings.generation_model
-    return _written(context, input_, model, choice=context.claim.payload["choice"])
+    return _write_choice(context, input_, model, choice=context.claim.payload["choice"])
 
 
-def _written(context: Context, input_: CompleteInput, model: str, *, choice: int) -> Done:
-    held = generators_of(context.process).get(model)
-    generator = presets.generator_for(held, None, input_.parameters)
+def _write_choice(context: Context, input_: CompleteInput, model: str, *, choice: int) -> Done:
+    base = generators_of(context.process).get(model)
+    generator = presets.generator_for(base, None, input_.parameters)
     generator.learn(context.check)
-    chosen = sampling(
+    sampling_ = sampling(
         input_.parameters,
         context.process.settings,
         step_id=context.claim.step_id,
@@ -44,7 +44,7 @@ def _written(context: Context, input_: CompleteInput, model: str, *, choice: int
     )
     request = Request(
         prompt=input_.prompts[choice // input_.n],
-        sampling=chosen,
+        sampling=sampling_,
         deadline=deadline(context),
         lane=context.claim.lane,
         fair_key=context.claim.fair_key,
@@ -77,7 +77,7 @@ def _written(context: Context, input_: CompleteInput, model: str, *, choice: int
 
 
 def all_choices(transaction: Transaction, job_id: UUID) -> dict[str, Any]:
-    """The result of all choices: a prompt counts once, however often it was gone on with."""
+    """The result of all choices. The tokens of a prompt count once, however many choices it has."""
     results = choice_results(transaction, job_id, "complete.choice")
     input_ = CompleteInput.model_validate(jobs.get(transaction, job_id).input)
     parts = [

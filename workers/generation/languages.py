@@ -1,11 +1,11 @@
-"""Languages: which one a text is in, its function words, and how it says that nothing was found.
+"""Languages: the language of a text, its function words, and its sentence for "nothing was found".
 
-`language_of` looks at the script first; where several languages share one, at the function words
-and at letters that only one of them has. It knows the languages below; a text in another one, or
-without any letter, is taken for English. Meant for questions: of a text that mixes languages it
-names the one that carries the sentence. No model, no dictionary.
+`language_of` looks at the script first; if several languages share it, at function words and at
+letters that only one of them has. It knows the languages below; a text in another language, or
+without letters, counts as English. It is made for questions: in a text that mixes languages it
+returns the language of the sentence. It needs no model and no dictionary.
 
-A language is one record, so adding one is adding a record.
+Each language is one record.
 """
 
 import re

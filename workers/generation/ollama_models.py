@@ -1,9 +1,10 @@
 """The models of the Ollama server: pull, create, delete, list, show; on demand, or by a job.
 
-The step `model.apply` is here, and `on_demand`, with which a job has its missing model pulled.
+This module has the step `model.apply`, and `on_demand`, by which a job lets its missing model be
+pulled.
 
-All of it is for threads that can wait. `check` is called at least every heartbeat while a server
-works, and ends the work by raising: the connection is closed, and the server stops.
+All functions block. While the server works, `check` is called at least once a heartbeat; if it
+raises, the connection is closed and the server stops.
 """
 
 import queue
@@ -38,13 +39,13 @@ _NO_SUCH_MODEL: Final = ("file does not exist", "not found", "does not exist")
 
 
 class _End:
-    """Behind the last part of a stream."""
+    """Marks the end of a stream."""
 
 
 def pull(
     server: OllamaServer, name: str, *, on_progress: OnProgress, check: Callable[[], None]
 ) -> None:
-    """Have the server fetch the model. Interrupted, it goes on where it was the next time."""
+    """Let the server fetch a model. After an interruption, the next call continues."""
 
     def start() -> Awaitable[AsyncIterator[ProgressResponse]]:
         return server.client.pull(name, stream=True)
@@ -57,7 +58,7 @@ def pull(
                 f"{server.info} cannot pull {name!r}: {error.error}. Look for its name at "
                 "https://ollama.com/library."
             ) from error
-        raise _known(server, error) from error
+        raise _as_our_error(server, error) from error
 
 
 def create(
@@ -71,7 +72,7 @@ def create(
     on_progress: OnProgress,
     check: Callable[[], None],
 ) -> None:
-    """Make a model of another one, as a Modelfile does."""
+    """Make a model from another one, as with a Modelfile."""
 
     def start() -> Awaitable[AsyncIterator[ProgressResponse]]:
         return server.client.create(
@@ -92,22 +93,22 @@ def create(
 
 
 def delete(server: OllamaServer, name: str, *, check: Callable[[], None] = lambda: None) -> None:
-    """Raises ModelMissing where there is none."""
+    """Raises ModelMissing if there is no such model."""
     server.call(_delete(server, name), check=check)
 
 
 def list_models(server: OllamaServer) -> list[str]:
-    """Their names."""
+    """The names of the server's models."""
     models = server.call(_list(server))
     return [model.model for model in models if model.model is not None]
 
 
 def show(server: OllamaServer, name: str) -> ShowResponse:
-    """Raises ModelMissing where there is none."""
+    """Raises ModelMissing if there is no such model."""
     return server.call(_show(server, name))
 
 
-# The client is made at its first use, which has to happen on the loop.
+# Coroutines, because the client is made at its first use, which has to be on the event loop.
 async def _delete(server: OllamaServer, name: str) -> None:
     await server.client.delete(name)
 
@@ -126,7 +127,8 @@ def _to_success(
     on_progress: OnProgress,
     check: Callable[[], None],
 ) -> None:
-    """Raises ollama.ResponseError where the server reports in its stream that it failed."""
+    """Read a stream to its end. Raises ollama.ResponseError if the server reports a failure in
+    it."""
     status: str | None = None
     for part in _parts(server, start, check):
         status = part.status
@@ -140,7 +142,7 @@ def _parts(
     start: Callable[[], Awaitable[AsyncIterator[ProgressResponse]]],
     check: Callable[[], None],
 ) -> Iterator[ProgressResponse]:
-    """The parts of a stream on the loop, read in this thread."""
+    """The parts of a stream, which is read on the event loop."""
     parts: queue.SimpleQueue[ProgressResponse | Exception | type[_End]] = queue.SimpleQueue()
     reading = server.spawn(_read(start, parts.put))
     try:
@@ -153,7 +155,7 @@ def _parts(
             if isinstance(part, ollama.ResponseError):
                 raise part
             if isinstance(part, Exception):
-                raise _known(server, part) from part
+                raise _as_our_error(server, part) from part
             if isinstance(part, ProgressResponse):
                 yield part
             else:
@@ -175,14 +177,14 @@ async def _read(
         put(error)
 
 
-def _known(server: OllamaServer, error: Exception) -> Exception:
+def _as_our_error(server: OllamaServer, error: Exception) -> Exception:
     return server.translated(error, has_begun=False) or error
 
 
-# The step `model.apply`: what a job of the kind `model` does at the Ollama server.
+# The step `model.apply`: changes models on the Ollama server.
 #
-# Doing it again does no harm: a pull goes on where it was, a creation replaces, and a model
-# that an earlier attempt may have deleted is allowed to be gone.
+# It can be repeated: a pull continues, a creation replaces, and a model that an earlier attempt may
+# have deleted may be missing.
 
 UNIT: Final = "bytes"
 
@@ -210,7 +212,7 @@ def _apply(context: Context, server: OllamaServer, input_: ModelInput) -> None:
         create(
             server,
             name,
-            # The shape lets no creation through without it.
+            # `ModelInput` demands `from_` for a creation.
             from_=(input_.from_ or "").removeprefix(OLLAMA.prefix),
             system=input_.system,
             template=input_.template,
@@ -222,7 +224,7 @@ def _apply(context: Context, server: OllamaServer, input_: ModelInput) -> None:
 
 
 class _Meter:
-    """Adds up the layers of a model, and writes the sum down once a heartbeat."""
+    """Adds up the progress of a model's layers, and stores the sum once a heartbeat."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -252,10 +254,10 @@ class _Meter:
 APPLY = Handler(run=run)
 
 
-# Models that are pulled when a job asks for them (SLUICE_OLLAMA_PULL), as a job of their own.
+# Models that are pulled when a job needs them (SLUICE_OLLAMA_PULL).
 #
-# The step that found its model missing waits, as for a server that does not answer; the pull is
-# a job of kind `model` with its progress, which all steps that need the model wait for together.
+# The pull is a job of the kind `model` with its own progress. All steps that need the model wait
+# for the same job, as they wait for a server that does not answer.
 
 LOOK_AGAIN_S = 2.0
 LOCK = "pull a model"
@@ -264,21 +266,23 @@ RunStep = Callable[[Context], Done]
 
 
 def on_demand(run: RunStep) -> RunStep:
-    """Where the model is missing and may be pulled, the step waits for a pull."""
+    """Let a step wait for a pull if its model is missing and may be pulled."""
 
     @wraps(run)
-    def running(context: Context) -> Done:
+    def run_or_pull(context: Context) -> Done:
         try:
             return run(context)
         except ModelMissing as error:
             if not context.process.settings.ollama_pull:
                 raise
-            raise _awaited(context, error.reference) from error
+            raise _wait_for_pull(context, error.reference) from error
 
-    return running
+    return run_or_pull
 
 
-def _awaited(context: Context, model: str) -> Exception:
+def _wait_for_pull(context: Context, model: str) -> Exception:
+    """Submit a job that pulls the model, unless there is one. Returns the error with which the step
+    waits for it, or fails if the pull has failed."""
     with context.process.ledger.begin() as session:
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(LOCK + model))))
         since = jobs.get(session, context.claim.job_id).created_at

@@ -1,7 +1,7 @@
-"""Named models at work: what a preset makes of a generator and of a conversation.
+"""Presets of named models: their effect on a generator and on a conversation.
 
-A template of the preset takes the place of the model's own: messages become a bare prompt, for
-every back end alike.
+A template of the preset replaces the model's own: messages become a bare prompt, for every back
+end.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ LEAST_TOKENS: Final = 1
 
 
 class PresetGenerator(TextGenerator):
-    """Another generator, with a template and a window of its own. It closes nothing."""
+    """Wraps a generator with a template and a window. It does not close the inner generator."""
 
     def __init__(
         self, inner: TextGenerator, template: GoTemplate | None, window_tokens: int | None
@@ -50,17 +50,17 @@ class PresetGenerator(TextGenerator):
             max_tokens = min(request.sampling.max_tokens, max(room, LEAST_TOKENS))
             request = replace(request, sampling=replace(request.sampling, max_tokens=max_tokens))
         if self._template is not None and request.messages:
-            prompt = self._rendered(request.messages, request.tools)
+            prompt = self._render(request.messages, request.tools)
             request = replace(request, messages=(), prompt=prompt)
         return self._inner.start(request)
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         if self._template is None or not messages:
             return self._inner.count_tokens(messages, tools)
-        prompt = self._rendered(messages, tools)
+        prompt = self._render(messages, tools)
         return self._inner.count_tokens([Message(role=Role.USER, content=prompt)])
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         assert self._template is not None
         return self._template.render(
             [message.as_dict() for message in messages], [tool.as_dict() for tool in tools]
@@ -70,7 +70,8 @@ class PresetGenerator(TextGenerator):
 def generator_for(
     generator: TextGenerator, preset: Preset | None, parameters: Parameters
 ) -> TextGenerator:
-    """The generator as the job has it. Raises InvalidInput for a template that cannot be read."""
+    """The generator with the preset and the window of a job. Raises InvalidInput for a template
+    that cannot be parsed."""
     template = None if preset is None else preset.template
     if template is None and parameters.window_tokens is None:
         return generator
@@ -79,7 +80,7 @@ def generator_for(
 
 
 def system_of(preset: Preset | None) -> list[Message]:
-    """The system prompts of a named model, which a conversation's own take the place of."""
+    """The system prompts of a named model, which those of a conversation replace."""
     if preset is None:
         return []
     texts = [preset.system] if preset.system else []
@@ -88,7 +89,7 @@ def system_of(preset: Preset | None) -> list[Message]:
 
 
 def spoken_of(preset: Preset | None) -> list[Message]:
-    """What a named model has as said before any conversation."""
+    """The messages of a named model that come before every conversation."""
     return [
         Message(role=Role(message.role), content=message.content)
         for message in (preset.messages if preset is not None else ())
@@ -97,5 +98,5 @@ def spoken_of(preset: Preset | None) -> list[Message]:
 
 
 def name_of(preset: Preset | None, generator: TextGenerator) -> str:
-    """The model as a result names it: as the job did."""
+    """The model name for the result: the one that the job names."""
     return generator.reference if preset is None else preset.name

@@ -1,9 +1,9 @@
-"""What models read: the prompt of `rag`, and as much of a conversation as fits the window.
+"""The input of models: the prompt of `rag`, and the part of a conversation that fits the window.
 
-Of a conversation, system prompts stay, and so do the last message of the user and the newest step
-behind it. What is dropped goes oldest first: whole turns (a message of the user with everything
-up to the next one), then, within the last turn, whole steps (a message of the assistant with the
-results of the tools that it called). So a tool's result never stands without its call.
+System prompts always stay in a conversation, and so do the last message of the user and the newest
+messages after it. The oldest messages are dropped first: whole turns (a message of the user with
+everything before the next one), then, in the last turn, each answer of the assistant with the
+results of its tool calls. So no result is left without its call.
 """
 
 import json
@@ -35,23 +35,21 @@ from workers.generation.languages import KOREAN as KOREAN_LANGUAGE
 from workers.generation.languages import language_of
 from workers.generation.transcripts import write_quietly
 
-# The prompt of `rag`: rules, what was said before, numbered passages, the question.
+# The prompt of `rag`: rules, earlier messages, numbered passages, the question.
 #
-# The passages come best first. Those that find no room in the model's window are dropped from
-# the tail, and the first one alone is cut where even that is too long. Equal input gives an
-# equal prompt, so that a retried attempt goes on where the one before stopped; the rules in
-# front are the same for all questions of a language and equal passages are written equally,
-# so that back ends can reuse what they have computed for a common beginning.
-# `workers/fences.py` keeps passages from being more than text. No type of LangChain leaves
-# this module.
-
-# How many of something fit, with few measurements: measuring a prompt is tokenizing it.
+# The best passages come first. Passages that do not fit the model's window are dropped from the
+# end; the first one is cut if even that is too long. The same input always gives the same prompt,
+# so that the next attempt can continue the text. The rules are the same for all questions in a
+# language, and a passage is always written in the same way, so that back ends can reuse a common
+# beginning. `workers/fences.py` makes sure that passages are read as data. No type of LangChain
+# leaves this module.
 
 
 def most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest n of 0 to `limit` that fits; 0 is taken without a question.
+    """The largest n from 0 to `limit` that fits, found with few calls of `fits`, because each call
+    tokenizes a prompt. 0 is taken to fit, and if n does not fit, n + 1 must not.
 
-    All are tried first, since all of them usually fit. More must not fit where fewer do not.
+    `limit` is tried first, because usually everything fits.
     """
     if limit <= 0 or fits(limit):
         return max(limit, 0)
@@ -62,16 +60,16 @@ def most(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-# The words of prompts, in English and in Korean. The language is the one of the question. What a
-# model is to say where the passages hold no answer is in the question's own language.
+# The texts of prompts, in English and in Korean; the language is that of the question. The sentence
+# for a question without an answer is in the question's language, whichever that is.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
     passages_are_data: str
-    """Goes with every prompt that holds passages, also with a user's own template."""
+    """In every prompt with passages, also with a user's template."""
     answer_from_passages: str
-    """Ends with what introduces the sentence that says that nothing was found."""
+    """Followed by the sentence for a question without an answer."""
     no_passages: str
     question: str
     """Has the placeholders {context} and {question}."""
@@ -79,7 +77,7 @@ class Wording:
     summary_so_far: str
     new_messages: str
     summary: str
-    """How a summary stands in the system prompt; has the placeholder {summary}."""
+    """The text of a summary in the system prompt; has the placeholder {summary}."""
 
 
 ENGLISH: Final = Wording(
@@ -144,7 +142,7 @@ def is_korean(text: str) -> bool:
 
 
 def wording_for(text: str) -> Wording:
-    """By the language of what the user wrote."""
+    """The wording for a text of the user, by its language."""
     return KOREAN if is_korean(text) else ENGLISH
 
 
@@ -157,25 +155,26 @@ _CUT_MARK: Final = " …"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passage:
+class PromptPassage:
     text: str
     source: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class RagPrompt:
-    """The first `used` passages are in it, as `[1]` to `[used]`; `dropped` found no room."""
+    """A prompt with the first `used` passages as `[1]` to `[used]`; `dropped` passages did not
+    fit."""
 
     messages: tuple[Message, ...]
     used: int
     dropped: int
     is_cut: bool = False
-    """Whether of the one passage that is in it only the beginning is."""
+    """Whether it has only the beginning of its one passage."""
 
 
 def build(
     question: str,
-    passages: Sequence[Passage],
+    passages: Sequence[PromptPassage],
     *,
     template: str | None = None,
     budget_tokens: int,
@@ -183,19 +182,20 @@ def build(
     history: Sequence[Message] = (),
     system: Sequence[str] = (),
 ) -> RagPrompt:
-    """Raises InvalidInput where the question has no room even beside a single word of a passage.
+    """The prompt of a question with as many passages as fit. Raises InvalidInput if the question
+    does not fit together with one word of a passage.
 
-    `history` is what was said before, without a system prompt; it is taken whole, so trim it to a
-    part of the budget first. `system` is what a named model says before the rules.
+    `history` are the earlier messages without system prompts; all of them are used, so the caller
+    has to trim them. `system` are texts before the rules.
     """
     wording = wording_for(question)
-    written = _template(template) if template is not None else None
+    user_template = _template(template) if template is not None else None
     code = code_for(text for passage in passages for text in (passage.text, passage.source))
 
-    def messages(shown: Sequence[Passage]) -> tuple[Message, ...]:
-        return _messages(question, shown, code, wording, written, history, system)
+    def messages(shown: Sequence[PromptPassage]) -> tuple[Message, ...]:
+        return _messages(question, shown, code, wording, user_template, history, system)
 
-    def fits(shown: Sequence[Passage]) -> bool:
+    def fits(shown: Sequence[PromptPassage]) -> bool:
         return count(messages(shown)) <= budget_tokens
 
     used = most(len(passages), lambda n: fits(passages[:n]))
@@ -212,7 +212,7 @@ def build(
 
 def _messages(
     question: str,
-    passages: Sequence[Passage],
+    passages: Sequence[PromptPassage],
     code: str,
     wording: Wording,
     template: PromptTemplate | None,
@@ -238,7 +238,7 @@ def _messages(
 
 
 def _template(template: str) -> PromptTemplate:
-    """A user's template. Only its own braces count: those in passages and questions are text."""
+    """A user's template. Braces in passages and questions are not read as placeholders."""
     try:
         fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
@@ -257,17 +257,19 @@ def _template(template: str) -> PromptTemplate:
     return PromptTemplate.from_template(template)
 
 
-def _beginning(passage: Passage, fits: Callable[[Passage], bool]) -> Passage | None:
-    """As much of the passage as fits, up to the end of a sentence or at least of a word."""
+def _beginning(
+    passage: PromptPassage, fits: Callable[[PromptPassage], bool]
+) -> PromptPassage | None:
+    """The longest beginning of the passage that fits, up to the end of a sentence or of a word."""
     text = passage.text.strip()
 
-    def of(length: int) -> Passage:
-        return Passage(text=text[:length].rstrip() + _CUT_MARK, source=passage.source)
+    def of(length: int) -> PromptPassage:
+        return PromptPassage(text=text[:length].rstrip() + _CUT_MARK, source=passage.source)
 
     length = most(len(text), lambda n: fits(of(n)))
     while length:
         end = _boundary(text, length)
-        # Fewer characters are nearly always fewer tokens; where they are not, take fewer still.
+        # A shorter text may have more tokens, though rarely: then try a still shorter one.
         if fits(of(end)):
             return of(end)
         length = end - 1
@@ -275,7 +277,7 @@ def _beginning(passage: Passage, fits: Callable[[Passage], bool]) -> Passage | N
 
 
 def _boundary(text: str, length: int) -> int:
-    """The last good position to cut at or before `length`, unless that would lose half the text."""
+    """The last end of a sentence or of a word up to `length`, if that keeps half of the text."""
     at_least = length // 2
     for pattern in (_SENTENCE_END, _SPACE):
         ends = [match.end() for match in pattern.finditer(text, 0, length + 1)]
@@ -293,13 +295,13 @@ def _no_room(needed: int, budget_tokens: int) -> InvalidInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trimmed:
+class TrimResult:
     messages: tuple[Message, ...]
     dropped: tuple[Message, ...]
 
 
 def check(messages: Sequence[Message]) -> None:
-    """Raises InvalidInput where a result has no call before it, or a call has no result."""
+    """Raises InvalidInput if a result has no call before it, or a call has no result."""
     open_calls: set[str] = set()
     for number, message in enumerate(messages):
         if message.role == Role.TOOL:
@@ -321,29 +323,33 @@ def check(messages: Sequence[Message]) -> None:
             raise InvalidInput(f"messages[{number}] has tool calls with equal ids.")
 
 
-def trim(messages: Sequence[Message], *, budget_tokens: int, count: CountTokens) -> Trimmed:
-    """Raises WindowExceeded where not even what has to stay fits. `count` is called few times."""
-    units, kept_from = _units(messages)
+def trim(messages: Sequence[Message], *, budget_tokens: int, count: CountTokens) -> TrimResult:
+    """Drop the oldest messages until the others fit. Raises WindowExceeded if the messages that
+    must stay do not fit. `count` is called few times."""
+    units, droppable = _units(messages)
 
     def without(number: int) -> list[Message]:
-        gone = {index for unit in units[:number] for index in unit}
-        return [message for index, message in enumerate(messages) if index not in gone]
+        indices = {index for unit in units[:number] for index in unit}
+        return [message for index, message in enumerate(messages) if index not in indices]
 
-    kept_units = most(kept_from, lambda n: count(without(kept_from - n)) <= budget_tokens)
-    dropped = kept_from - kept_units
+    staying = most(droppable, lambda n: count(without(droppable - n)) <= budget_tokens)
+    dropped = droppable - staying
     remaining = without(dropped)
-    if not kept_units and (needed := count(remaining)) > budget_tokens:
+    if not staying and (needed := count(remaining)) > budget_tokens:
         raise WindowExceeded(
             f"The system prompt and the newest messages need {needed:,} tokens, but the model's "
             f"window leaves {max(budget_tokens, 0):,} for the prompt. Shorten them, ask for fewer "
             "max_tokens, or take a model with a larger window."
         )
-    gone = [index for unit in units[:dropped] for index in unit]
-    return Trimmed(messages=tuple(remaining), dropped=tuple(messages[index] for index in gone))
+    indices = [index for unit in units[:dropped] for index in unit]
+    return TrimResult(
+        messages=tuple(remaining), dropped=tuple(messages[index] for index in indices)
+    )
 
 
 def _units(messages: Sequence[Message]) -> tuple[list[list[int]], int]:
-    """What is dropped together, as indices, oldest first; and how many of these may go."""
+    """Groups of indices of messages that are dropped together, oldest first; and how many of these
+    groups may be dropped."""
     questions = [index for index, message in enumerate(messages) if message.role == Role.USER]
     last_question = questions[-1] if questions else -1
     turns: list[list[int]] = []
@@ -362,10 +368,10 @@ def _units(messages: Sequence[Message]) -> tuple[list[list[int]], int]:
 def summary_prompt(
     old_summary: str | None, dropped: Sequence[Message], *, budget_tokens: int, count: CountTokens
 ) -> list[Message]:
-    """Asks a model for a summary that takes in the dropped messages.
+    """A prompt for a summary of the old summary and the dropped messages.
 
-    Of messages that find no room in the budget, the oldest are left out: they are lost. Raises
-    InvalidInput where there is room for none.
+    If these do not fit the budget, the oldest messages are left out, and are lost. Raises
+    InvalidInput if not even one fits.
     """
     wording = wording_for(
         " ".join(message.content for message in dropped if message.role == Role.USER)
@@ -396,7 +402,7 @@ def summary_prompt(
 def with_summary(messages: Sequence[Message], summary: str) -> list[Message]:
     """The messages with the summary in the system prompt.
 
-    It goes behind the text of the first one: many models take a single system message, in front.
+    It is appended to the first one, because many models take only one system message, at the start.
     """
     user_text = " ".join(message.content for message in messages if message.role == Role.USER)
     system = wording_for(user_text).summary.format(summary=summary.strip())
@@ -414,12 +420,12 @@ def _line(message: Message) -> str:
     return f"{message.role.value}: {message.content}{calls}"
 
 
-# Stored conversations as models read them, and turns as they are stored.
+# Stored conversations
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredMessage:
-    """A stored message; those of one conversation are numbered from 0."""
+    """A stored message. `ordinal` is its number in the conversation, from 0."""
 
     ordinal: int
     message: Message
@@ -427,13 +433,14 @@ class StoredMessage:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """What was said before this turn, less what the summary covers. Empty for a lone turn."""
+    """The messages before this turn that the summary does not cover. Empty without a
+    conversation."""
 
     lines: tuple[StoredMessage, ...] = ()
     summary: str | None = None
     summarize: bool = False
     keeps_system: bool = False
-    """Whether all of its system prompts count, and not only the newest one."""
+    """Whether all of its system prompts are used, instead of only the newest one."""
 
     @property
     def system(self) -> list[Message]:
@@ -445,7 +452,7 @@ class Dialogue:
 
     @property
     def without_tools(self) -> list[Message]:
-        """What the user and the model have said to each other."""
+        """The messages of the user and the answers of the model, without tool calls and results."""
         return [
             message
             for message in self.spoken
@@ -454,7 +461,7 @@ class Dialogue:
 
 
 def load(session: Session, conversation_id: UUID | None) -> Dialogue:
-    """Raises NotFound where the conversation was erased."""
+    """The dialogue of a conversation. Raises NotFound if it was erased."""
     if conversation_id is None:
         return Dialogue()
     conversation = conversations.get(session, conversation_id)
@@ -476,7 +483,8 @@ def load(session: Session, conversation_id: UUID | None) -> Dialogue:
 
 
 def continued(session: Session, job_id: UUID, fair_key: str, storage: Storage) -> Dialogue:
-    """What was said up to a chat's end. Raises NotFound where it, or one before it, is gone."""
+    """The dialogue that ends with a `chat` or `rag` job. Raises NotFound if that job, or one that
+    it continues, was erased."""
     messages = conversations.earlier(session, job_id, fair_key, storage)
     return Dialogue(
         lines=tuple(
@@ -490,7 +498,7 @@ def continued(session: Session, job_id: UUID, fair_key: str, storage: Storage) -
 def newest(
     messages: Sequence[Message], *, budget_tokens: int, count: CountTokens
 ) -> tuple[Message, ...]:
-    """As many of the last turns as fit, whole ones."""
+    """The last whole turns that fit."""
     starts = [n for n, message in enumerate(messages) if message.role == Role.USER]
     turns = most(len(starts), lambda n: count(messages[starts[-n] :]) <= budget_tokens)
     return tuple(messages[starts[-turns] :]) if turns else ()
@@ -509,15 +517,15 @@ def to_message(message: ChatMessage) -> Message:
     )
 
 
-# Messages that fit a model's window, with a summary of the others where the conversation has one.
+# Messages that fit a model's window, with a summary of the others if the conversation has one
 
 SUMMARY_SHARE = 8
-"""A summary may take an eighth of the prompt."""
+"""A summary may take 1/8 of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """`dropped` counts the messages that the model is not shown, in a summary or not at all."""
+class FittingMessages:
+    """`dropped` is the number of messages that the model does not read, or only in a summary."""
 
     messages: Sequence[Message]
     dropped: int
@@ -532,11 +540,12 @@ def fit(
     conversation_id: UUID | None,
     budget_tokens: int,
     count: CountTokens,
-) -> Fitted:
-    """Raises InvalidInput where not even the last message fits, and what `write` raises."""
+) -> FittingMessages:
+    """The messages that fit the budget. Raises WindowExceeded if the last message does not fit, and
+    what `write` raises."""
     if not before.summarize and before.summary is None:
         trimmed = trim(messages, budget_tokens=budget_tokens, count=count)
-        return Fitted(messages=trimmed.messages, dropped=len(trimmed.dropped))
+        return FittingMessages(messages=trimmed.messages, dropped=len(trimmed.dropped))
     room = budget_tokens // SUMMARY_SHARE
     trimmed = trim(messages, budget_tokens=budget_tokens - room, count=count)
     summary = before.summary
@@ -546,7 +555,7 @@ def fit(
             upto = _covered(before, trimmed.dropped)
             conversations.sum_up(session, conversation_id, summary, upto)
     shown = trimmed.messages if summary is None else with_summary(trimmed.messages, summary)
-    return Fitted(messages=shown, dropped=len(trimmed.dropped))
+    return FittingMessages(messages=shown, dropped=len(trimmed.dropped))
 
 
 def _sum_up(
@@ -560,7 +569,7 @@ def _sum_up(
     prompt = summary_prompt(old, dropped, budget_tokens=budget_tokens, count=generator.count_tokens)
     request = Request(
         messages=tuple(prompt),
-        # Somewhat less than the room: it stands there with words around it.
+        # Less than the room, because the summary is put into a sentence.
         sampling=Sampling(max_tokens=max(16, room_tokens * 3 // 4)),
         lane=context.claim.lane,
         fair_key=context.claim.fair_key,
@@ -575,6 +584,6 @@ def _sum_up(
 
 
 def _covered(before: Dialogue, dropped: Sequence[Message]) -> int:
-    """How many stored messages the summary covers then."""
-    gone = {id(message) for message in dropped}
-    return max((line.ordinal + 1 for line in before.lines if id(line.message) in gone), default=0)
+    """How many stored messages the new summary covers."""
+    ids = {id(message) for message in dropped}
+    return max((line.ordinal + 1 for line in before.lines if id(line.message) in ids), default=0)

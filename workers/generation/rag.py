@@ -28,7 +28,7 @@ from workers.generation.backends import extractive
 from workers.generation.backends.interface import Completion, Request, TextGenerator, generators_of
 from workers.generation.languages import language_of, not_found_sentences
 from workers.generation.ollama_models import on_demand
-from workers.generation.prompts import Passage, RagPrompt, build
+from workers.generation.prompts import PromptPassage, RagPrompt, build
 from workers.generation.transcripts import (
     deadline,
     prompt_budget,
@@ -39,12 +39,12 @@ from workers.generation.transcripts import (
 )
 from workers.retrieval.search import joined_text
 
-# Citation markers in an answer, checked while it streams.
+# Citation markers in an answer, checked while it is streamed.
 #
-# A marker is `[n]`, or several numbers as `[n, m]` or `[n; m]`. Numbers that are of no
-# passage are taken out and counted, a marker without others goes with the space before it.
-# Code between backticks is left alone: `rows[0]` cites nothing. What comes out does not
-# depend on how the text was cut into pieces.
+# A marker is `[n]`, or has several numbers: `[n, m]`, `[n; m]`. Numbers that are no passage are
+# removed and counted; a marker without other numbers is removed with the space before it. Code
+# between backticks is not changed: `rows[0]` cites nothing. The result does not depend on the
+# pieces in which the text arrives.
 
 _LONGEST_MARKER_CHARS: Final = 64
 _MARKER: Final = re.compile(r"\[ *(\d+(?: *[,;] *\d+)*) *\]", re.ASCII)
@@ -55,10 +55,10 @@ _DECORATION: Final = " \t\r\n\"'“”‘’«»*_`.。।۔!！"
 
 
 class MarkerFilter:
-    """`feed` it the answer piece by piece, then `close` it; both return text to show.
+    """`feed` takes the answer piece by piece, `close` ends it; both return text to show.
 
-    Held back are only an open bracket that may become a marker, and spaces that may stand before
-    a removed one. `cited` has the passage numbers in the order of first use.
+    Only an open bracket that may become a marker is held back, and spaces that may be before a
+    marker that is removed. `cited` has the passage numbers in the order of first use.
     """
 
     def __init__(self, passages: int) -> None:
@@ -77,14 +77,14 @@ class MarkerFilter:
     def feed(self, text: str) -> str:
         for char in text:
             self._take(char)
-        return self._flushed()
+        return self._flush()
 
     def close(self) -> str:
         self._give_up_marker()
         self._write_spaces(before="")
-        return self._flushed()
+        return self._flush()
 
-    def _flushed(self) -> str:
+    def _flush(self) -> str:
         text = "".join(self._out)
         self._out.clear()
         return text
@@ -106,7 +106,7 @@ class MarkerFilter:
         if self._code:
             self._ticks += char == "`"
             if char == "\n" and self._code < _FENCE_TICKS:
-                self._code = 0  # a backtick alone was no code after all
+                self._code = 0  # code does not go over the end of a line: it was a single backtick
             self._write(char)
         elif char == "[":
             self._marker = char
@@ -132,7 +132,7 @@ class MarkerFilter:
         self.removed += len(numbers) - len(valid)
         self._marker = ""
         if not valid and self._outer:
-            # Of "[[9]9]" is left "[9]", which must not pass for text.
+            # "[[9]9]" becomes "[9]", which has to be checked again.
             at = self._outer.rindex("[")
             self._outer, self._marker = self._outer[:at], self._outer[at:]
             return
@@ -152,7 +152,7 @@ class MarkerFilter:
             self._outer = ""
 
     def _give_up_marker(self) -> None:
-        """What was held back is text: no marker has its beginning in it."""
+        """Write what was held back: it is no beginning of a marker."""
         if self._marker:
             self._write_outer()
             self._write_spaces(before="[")
@@ -163,7 +163,7 @@ class MarkerFilter:
 
     def _take_space(self, char: str) -> None:
         if self._spaces_before_removed:
-            # "a [9] b": one of the two spaces goes with the marker; at a line's start all do.
+            # In "a [9] b" one of the two spaces is removed, too; at the start of a line all are.
             self._spaces_before_removed = self._at_line_start
             self._spaces = "" if self._at_line_start else char
             return
@@ -190,12 +190,12 @@ def is_no_answer(answer: str) -> bool:
 
 
 def _number(digits: str) -> int:
-    """Of no passage where there are too many digits for one."""
+    """The number in a marker; 0, which is no passage, if it has too many digits."""
     return int(digits) if len(digits) <= 9 else 0
 
 
 HISTORY_SHARE = 3
-"""A conversation may take a third of the prompt; the passages have the rest."""
+"""A conversation may take 1/3 of the prompt; the rest is for passages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,14 +215,14 @@ def rag_answer(context: Context) -> Done:
     if model == EXTRACTIVE:
         return _quote(context, job, input_, hits)
     if not hits:
-        # Nothing to rest an answer on: no model runs.
-        named = model if input_.preset is None else input_.preset.name
-        return _done(context, job, _nothing(input_, named))
+        # Without passages no model is needed.
+        name = model if input_.preset is None else input_.preset.name
+        return _done(context, job, _not_found(input_, name))
     return _generate(context, job, input_, model, hits)
 
 
 def _live_hits(session: Session, job_id: UUID, input_: RagInput) -> list[ScoredChunk]:
-    """The passages that are still there: text erased or replaced since is not quoted."""
+    """The passages that are still live: text that was erased or replaced since is not quoted."""
     step = RERANK_STEPS["rag.find"] if input_.search.rerank else "rag.find"
     matches = steps.result_of(session, job_id, step)["found"]
     collection = collections.get(session, input_.collection)
@@ -235,7 +235,7 @@ def _live_hits(session: Session, job_id: UUID, input_: RagInput) -> list[ScoredC
 
 
 def _with_neighbours(session: Session, chunk: ChunkView, match: Mapping[str, Any]) -> ChunkView:
-    """The passage as the search has joined it, where it consists of several chunks."""
+    """The passage with the text of all chunks that the search has joined."""
     first, last = match.get("ordinals") or (chunk.ordinal, chunk.ordinal)
     place = documents.parse_chunk_id(chunk.id)
     if first == last or place is None:
@@ -263,13 +263,13 @@ def _quote(context: Context, job: Job, input_: RagInput, hits: Sequence[ScoredCh
 
 
 def _title(chunk: ChunkView) -> str:
-    """What says what a chunk is about: the name of its document, its title, the headings above."""
+    """The context of a chunk: the name of its document, the title, and the headings above it."""
     name = PurePosixPath(chunk.source).stem
     texts = [chunk.metadata.get(key) for key in ("title", "heading")]
     return "\n".join([name, *(text for text in texts if isinstance(text, str))])
 
 
-def _nothing(input_: RagInput, model: str) -> RagResult:
+def _not_found(input_: RagInput, model: str) -> RagResult:
     return RagResult(
         answer=language_of(input_.question).not_found,
         citations=[],
@@ -282,13 +282,12 @@ def _generate(
     context: Context, job: Job, input_: RagInput, model: str, hits: Sequence[ScoredChunk]
 ) -> Done:
     process = context.process
-    held = generators_of(process).get(model)
-    generator = presets.generator_for(held, input_.preset, input_.parameters)
+    base = generators_of(process).get(model)
+    generator = presets.generator_for(base, input_.preset, input_.parameters)
     model = presets.name_of(input_.preset, generator)
-    own = presets.spoken_of(input_.preset)
-    chosen = sampling(input_.parameters, process.settings, step_id=context.claim.step_id)
+    sampling_ = sampling(input_.parameters, process.settings, step_id=context.claim.step_id)
     generator.learn(context.check)
-    budget = prompt_budget(generator, chosen.max_tokens)
+    budget = prompt_budget(generator, sampling_.max_tokens)
     with process.ledger.read_single() as session:
         before = (
             prompts.load(session, job.conversation_id)
@@ -298,12 +297,14 @@ def _generate(
     before = before or [prompts.to_message(message) for message in input_.earlier]
     prompt = build(
         input_.question,
-        [Passage(text=hit.chunk.text, source=hit.chunk.source) for hit in hits],
+        [PromptPassage(text=hit.chunk.text, source=hit.chunk.source) for hit in hits],
         template=input_.template,
         budget_tokens=budget,
         count=generator.count_tokens,
         history=prompts.newest(
-            [*own, *before], budget_tokens=budget // HISTORY_SHARE, count=generator.count_tokens
+            [*presets.spoken_of(input_.preset), *before],
+            budget_tokens=budget // HISTORY_SHARE,
+            count=generator.count_tokens,
         ),
         system=[
             *(message.content for message in presets.system_of(input_.preset)),
@@ -313,7 +314,7 @@ def _generate(
     markers = MarkerFilter(prompt.used)
     request = Request(
         messages=prompt.messages,
-        sampling=chosen,
+        sampling=sampling_,
         deadline=deadline(context),
         lane=context.claim.lane,
         fair_key=context.claim.fair_key,
@@ -334,7 +335,7 @@ def _generate_json(
     prompt: RagPrompt,
     hits: Sequence[ScoredChunk],
 ) -> Done:
-    """Markers in strings of the JSON count as citations; the JSON itself is left as it is."""
+    """An answer in JSON. Markers in its strings count as citations; the JSON is not changed."""
     format_ = input_.response_format
     request = replace(request, messages=instructed(context, request.messages, format_))
     first = write_quietly(context, generator, request)

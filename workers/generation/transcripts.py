@@ -1,8 +1,8 @@
-"""Runs a generator for a step: its text is stored, shown, and continued after a loss.
+"""Runs a generator for a step: its text is stored, shown to clients, and continued after a loss.
 
-A step's text is durable as it grows (`TranscriptWriter`). An attempt that finds text of its
-predecessor goes on behind it. What clients see goes through a filter, which may hold back or take
-out parts of it; a filter gives equal text for equal text, however that comes in pieces.
+The text of a step is durable while it grows (`TranscriptWriter`). An attempt continues the text of
+the attempt before. Clients see the text through a filter, which may hold back or remove parts of
+it; the output of a filter does not depend on the pieces in which the text arrives.
 """
 
 import logging
@@ -36,30 +36,30 @@ from workers.generation.backends.interface import (
     TextGenerator,
 )
 
-# Writes down what is generated: to Postgres first, then to the clients' streams.
+# Writing generated text: to Postgres first, then to the clients' streams.
 #
-# One thread and one transaction every `generation_flush_s` for all texts that a process
-# generates; what a text begins with is written as soon as it is there. Where Postgres does not
-# answer, text waits here; a step that has lost its lease has to stop.
+# One thread runs one transaction every `generation_flush_s` for all texts that a process generates.
+# The beginning of a text is written at once. If Postgres does not answer, text waits here. A step
+# that has lost its lease has to stop.
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class GrowingTranscript:
-    """The text of one step as it grows. `offset` counts the characters that are written down."""
+    """The text of one step while it grows. `offset` is how many characters are stored."""
 
     context: Context
     offset: int = 0
     on_begin: Callable[[], None] = lambda: None
-    """Called when there is text to show for the first time."""
+    """Called when there is text for clients for the first time."""
     has_begun: bool = False
     _text: list[str] = field(default_factory=list)
     _shown: list[str] = field(default_factory=list)
     _token_ids: list[int] = field(default_factory=list)
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     logprobs_before: int = 0
-    """How many log-probabilities are written down."""
+    """How many log-probabilities are stored."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(
@@ -80,7 +80,7 @@ class GrowingTranscript:
             self.on_begin()
 
     def take(self) -> Addition | None:
-        """What has come since; None if nothing has."""
+        """Remove and return what was added since the last call; None if nothing was."""
         with self._lock:
             if not (self._token_ids or self._logprobs or any(self._text) or any(self._shown)):
                 return None
@@ -99,7 +99,8 @@ class GrowingTranscript:
             return addition
 
     def put_back(self, addition: Addition) -> None:
-        """It could not be written; it comes again with what follows."""
+        """Undo `take` for an addition that could not be stored; the next `take` returns it
+        again."""
         with self._lock:
             self.offset -= len(addition.shown)
             self.logprobs_before -= len(addition.logprobs)
@@ -110,7 +111,7 @@ class GrowingTranscript:
 
 
 class TranscriptWriter:
-    """Writes while any transcript is open."""
+    """Stores the texts of all open transcripts, in a thread that runs while there are any."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
@@ -120,7 +121,7 @@ class TranscriptWriter:
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._begun: list[GrowingTranscript] = []
-        """Those whose first text waits to be written."""
+        """The transcripts whose first text is not stored yet."""
         self._has_begun = threading.Event()
 
     def open(self, transcript: GrowingTranscript) -> None:
@@ -132,11 +133,11 @@ class TranscriptWriter:
                 self._thread.start()
 
     def finish(self, transcript: GrowingTranscript) -> None:
-        """From here on it is its owner's alone, who writes its rest with `write_rest`."""
+        """Stop writing a transcript. Its owner stores the rest with `write_rest`."""
         with self._lock:
             self._transcripts.remove(transcript)
-        with self._writing:  # a round that has taken from it has ended, or put it back
-            pass
+        with self._writing:
+            pass  # waits for a round that may have taken text from it
 
     def _begin(self, transcript: GrowingTranscript) -> None:
         with self._lock:
@@ -185,7 +186,7 @@ class TranscriptWriter:
 
 
 def write_rest(session: Transaction, transcript: GrowingTranscript) -> None:
-    """Write what a closed transcript still holds, in the transaction that records its step."""
+    """Store the rest of a transcript in the transaction that records its step."""
     addition = transcript.take()
     if addition is not None:
         conversations.append_text(session, [addition])
@@ -195,7 +196,7 @@ INTERRUPTED = (FinishReason.CANCELLED, FinishReason.DEADLINE)
 
 
 class TextFilter(Protocol):
-    """Between what a model writes and what clients see."""
+    """Makes the text for clients from the text of a model."""
 
     def feed(self, text: str) -> str: ...
 
@@ -203,7 +204,7 @@ class TextFilter(Protocol):
 
 
 class Unfiltered:
-    """All that is written is shown."""
+    """A filter that shows all text."""
 
     def feed(self, text: str) -> str:
         return text
@@ -213,8 +214,9 @@ class Unfiltered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """A completion, the text that clients saw of it, and what is left to write with the step."""
+class WrittenText:
+    """A completion, the text that clients saw of it, and a function that stores the rest with the
+    step."""
 
     completion: Completion
     shown: str
@@ -223,8 +225,8 @@ class Written:
 
 def write(
     context: Context, generator: TextGenerator, request: Request, filter_: TextFilter
-) -> Written:
-    """Generate to the end. Raises Cancelled where the step has to stop, Timeout at its deadline."""
+) -> WrittenText:
+    """Generate a text. Raises Cancelled if the step has to stop, Timeout at the job's deadline."""
     process = context.process
     transcript = GrowingTranscript(context)
     shown: list[str] = []
@@ -263,7 +265,7 @@ def write(
         _keep(context, transcript)
         context.check()
         raise Timeout
-    return Written(
+    return WrittenText(
         completion=completion,
         shown="".join(shown),
         record=partial(write_rest, transcript=transcript),
@@ -271,8 +273,8 @@ def write(
 
 
 def _resume(before: Transcript, request: Request) -> Resume:
-    """What an attempt before has written. With log-probabilities, tokens that had none yet are
-    written again: they had no text either."""
+    """The output of the attempt before. With log-probabilities, tokens without one are generated
+    again: their text was not stored either."""
     ids = tuple(before.token_ids)
     if request.sampling.logprobs is None:
         return Resume(text=before.text, token_ids=ids)
@@ -281,16 +283,17 @@ def _resume(before: Transcript, request: Request) -> Resume:
 
 
 def _keep(context: Context, transcript: GrowingTranscript) -> None:
-    """Note what there is of a text that does not end now: for the next attempt, and for clients."""
+    """Store the text of an interrupted attempt, for the next attempt and for clients."""
     try:
         with context.process.ledger.begin() as session:
             write_rest(session, transcript)
     except SQLAlchemyError as error:
-        log.warning("the end of the text of step %s are lost: %s", context.claim.step_id, error)
+        log.warning("the end of the text of step %s is lost: %s", context.claim.step_id, error)
 
 
 def write_quietly(context: Context, generator: TextGenerator, request: Request) -> Completion:
-    """Generate what no client sees; an attempt after a loss begins anew. Raises as `write`."""
+    """Generate a text that no client sees; after a loss it begins again. Raises what `write`
+    raises."""
     completion = _follow(context, generator, request, lambda _delta: None)
     if completion.finish_reason in INTERRUPTED:
         context.check()
@@ -301,8 +304,8 @@ def write_quietly(context: Context, generator: TextGenerator, request: Request) 
 def _follow(
     context: Context, generator: TextGenerator, request: Request, take: Callable[[Delta], None]
 ) -> Completion:
-    # The first text is waited for. Dozens of threads that woke up for every other token would take
-    # the model's own time.
+    # After the first text, this thread sleeps between looks: dozens of threads that wake up for
+    # each token would take processor time from the model.
     pause_s = context.process.settings.generation_flush_s / 2
     generation = generator.start(request)
     has_text = False
@@ -319,14 +322,14 @@ def _follow(
             if context.stop.is_set() and not generation.is_cancelled:
                 generation.cancel()
     except BaseException:
-        generation.cancel()  # nobody reads it any more
+        generation.cancel()
         raise
     assert generation.completion is not None
     return generation.completion
 
 
 def show_at_once(context: Context, text: str) -> Record:
-    """What records a text that was not written bit by bit, so that streams have it, too."""
+    """A function that stores a text which was not streamed, so that streams have it at the end."""
     with context.process.ledger.read_single() as session:
         before = conversations.of_step(session, context.claim.step_id)
     transcript = GrowingTranscript(context, offset=len(before.shown) if before else 0)
@@ -337,10 +340,10 @@ def show_at_once(context: Context, text: str) -> Record:
 def sampling(
     parameters: Parameters, settings: Settings, *, step_id: int, choice: int = 0
 ) -> Sampling:
-    """Raises InvalidInput for more tokens than the server allows.
+    """Parameters -> sampling. Raises InvalidInput for more tokens than the server allows.
 
-    Without a seed the step's id is one: the next attempt has to draw as this one did. Choices of
-    one job have seeds that follow each other.
+    Without a seed, the id of the step is the seed, so that the next attempt draws the same tokens.
+    The choices of a job have consecutive seeds.
     """
     max_tokens = parameters.max_tokens or settings.max_tokens_default
     check_max_tokens(max_tokens, settings)
@@ -368,12 +371,13 @@ def check_max_tokens(max_tokens: int, settings: Settings) -> None:
 
 
 def prompt_budget(generator: TextGenerator, max_tokens: int) -> int:
-    """How many tokens a prompt may have: an answer keeps its room, but never most of the window."""
+    """How many tokens a prompt may have: the window without the answer's tokens, but at least half
+    of the window."""
     return generator.window_tokens - min(max_tokens, generator.window_tokens // 2)
 
 
 def deadline(context: Context) -> float | None:
-    """The job's deadline as a moment of `time.monotonic()`; the database's clock decides of it."""
+    """The job's deadline, by `time.monotonic()`; computed by the database's clock."""
     with context.process.ledger.read_single() as session:
         left_s = jobs.seconds_left(session, context.claim.job_id)
     return None if left_s is None else time.monotonic() + left_s

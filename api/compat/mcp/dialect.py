@@ -1,7 +1,7 @@
 """The Model Context Protocol at `/mcp`, by its official SDK: streamable HTTP, without sessions.
 
-Each request stands alone, so that any API process may have any of them. The SDK is imported with
-the first request: it takes a second, and many servers are never asked.
+Requests are independent, so any API process can answer any of them. The SDK is imported at the
+first request, because that takes a second and many servers get none.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from api.compat.dialect import Dialect, Problem, load
 from api.http.body import StrictRoute
 
-# Errors that come before the SDK, as a missing key: JSON-RPC errors that answer no request.
+# Errors before the SDK is called, such as a missing key: JSON-RPC errors without a request id.
 
 PARSE_ERROR, INVALID_REQUEST, INTERNAL_ERROR = -32700, -32600, -32603
 JSON, EVENTS = "application/json", "text/event-stream"
@@ -65,8 +65,8 @@ MCP = Dialect(
 router = APIRouter(route_class=StrictRoute)
 
 
-class Served(Response):
-    """The SDK's answer to a message that has been read."""
+class SdkResponse(Response):
+    """Lets the SDK answer a message that has been read."""
 
     def __init__(self, body: bytes, message: Any) -> None:
         super().__init__()
@@ -78,7 +78,8 @@ class Served(Response):
 
 
 MEMBERS = ("method", "result", "error")
-"""One of them is in every message: in a request or notification, in a response."""
+"""Every message has one of them: requests and notifications the first, responses one of the
+others."""
 MESSAGE = {
     "type": "object",
     "required": ["jsonrpc", "method"],
@@ -96,7 +97,7 @@ DOCUMENTED: dict[str, Any] = {
             "description": "A JSON-RPC response, or a stream that ends with it",
             "content": {JSON: {"schema": {"type": "object"}}, EVENTS: {"schema": {}}},
         },
-        202: {"description": "A notification was taken"},
+        202: {"description": "A notification was accepted"},
     },
     "openapi_extra": {
         "requestBody": {"required": True, "content": {JSON: {"schema": MESSAGE}}},
@@ -107,8 +108,8 @@ DOCUMENTED: dict[str, Any] = {
 @router.post("/mcp/", include_in_schema=False, name="answer_mcp_slash")
 @router.post("/mcp", name="answer_mcp", **DOCUMENTED)
 async def answer(http: Request) -> Response:
-    """One JSON-RPC message of the Model Context Protocol: requests are answered as JSON or, where
-    progress is to be told, as a stream."""
+    """One JSON-RPC message of the Model Context Protocol. Requests are answered as JSON, or as a
+    stream if the client asks for progress."""
     accepted = http.headers.get("accept", "")
     types = {type_.partition(";")[0].strip().lower() for type_ in accepted.split(",")}
     if not types & {"*/*", JSON, "application/*"} or not types & {"*/*", EVENTS, "text/*"}:
@@ -123,4 +124,4 @@ async def answer(http: Request) -> Response:
         raise HTTPException(
             422, 'Send a JSON-RPC message, as {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}.'
         )
-    return Served(await http.body(), message)
+    return SdkResponse(await http.body(), message)

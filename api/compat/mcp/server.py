@@ -1,9 +1,9 @@
 """The MCP server: its tools, and the stored prompts as prompts of the protocol.
 
-A call of a tool that works is a job like any other, in the lane `interactive`. Cancelling the
-request, or closing its connection, cancels the job. What goes wrong with a call is the result of
-the tool, marked as an error, with what to do: the model reads it. What is wrong with the protocol
-itself, as a tool that there is not, is a JSON-RPC error.
+A tool call is a job in the lane `interactive`. It is cancelled if the request is cancelled or its
+connection closed. If a call fails, the result of the tool is marked as an error and says what to
+do, for the model to read. Errors in the protocol itself, such as an unknown tool, are JSON-RPC
+errors.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ from shared.kinds.ingest import IngestDocuments, SourceError
 from shared.kinds.kind import Kind
 from shared.kinds.rag import Citation, RagResult
 from shared.kinds.search import Hit, PassageCount, Query, SearchType
-from shared.prompts import VariableValues
+from shared.prompts import VariableValues, VersionedPrompt
 from shared.vocabulary import OPEN, KeyScope, Shape, State
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ INSTRUCTIONS = (
     "is a job; `get_job` tells of one that was not waited for."
 )
 PROGRESS_S = 1.0
-"""Progress is told no more often."""
+"""The shortest time between two reports of progress."""
 SHOWN_COLLECTIONS = 20
 PROMPTS_ITEMS = 100
 INVALID_PARAMS = -32602
@@ -76,7 +76,7 @@ SESSION_CHARS = 128
 
 
 async def serve(scope: Scope, receive: Receive, send: Send, *, body: bytes, message: Any) -> None:
-    """Answer one HTTP request whose body has been read. What the SDK starts for it ends with it."""
+    """Answer one HTTP request whose body has been read. The SDK's tasks end with the request."""
     http = Request(scope, receive)
     method = message.get("method") if isinstance(message, dict) else None
     if method == "notifications/cancelled" and SESSION in http.headers:
@@ -84,43 +84,43 @@ async def serve(scope: Scope, receive: Receive, send: Send, *, body: bytes, mess
         await Response(status_code=202)(scope, receive, send)
         return
     if method == "initialize":
-        send = _naming_a_session(send)
+        send = _with_session_id(send)
     manager = StreamableHTTPSessionManager(
         app=_server(), stateless=True, max_request_body_size=max(1, len(body))
     )
     async with manager.run():
-        await manager.handle_request(scope, _behind(body, receive), send)
+        await manager.handle_request(scope, _replay(body, receive), send)
 
 
-def _behind(body: bytes, receive: Receive) -> Receive:
-    """What comes once the body has been read anew: the client's going away."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns the body once more, and then the client's disconnecting."""
     is_read = False
 
-    async def replayed() -> Message:
+    async def replay() -> Message:
         nonlocal is_read
         if is_read:
             return await receive()
         is_read = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return replayed
+    return replay
 
 
-# Before protocol version 2026-07-28 a client cancels a request by another message, which may come
-# to any API process. The name of a session that it got at its first request tells which one is
-# meant: nothing else is kept for a session. Redis has the jobs by it; where it has lost them, the
-# job goes on.
+# Before protocol version 2026-07-28, a client cancels a request by another message, which may reach
+# any API process. So each client gets a session id with its first answer, and Redis maps session
+# and request to a job. Nothing else is stored for a session. If Redis has lost the entry, the job
+# goes on.
 
 SESSION = "mcp-session-id"
 
 
-def _naming_a_session(send: Send) -> Send:
-    async def naming(message: Message) -> None:
+def _with_session_id(send: Send) -> Send:
+    async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 200:
             MutableHeaders(scope=message)[SESSION] = uuid4().hex
         await send(message)
 
-    return naming
+    return send_with_id
 
 
 def _key(http: Request, request_id: object) -> str:
@@ -167,21 +167,21 @@ def _server() -> "Server[dict[str, Any]]":
     )
 
 
-Context = ServerRequestContext[Any, Any]
+RequestContext = ServerRequestContext[Any, Any]
 
 
 @dataclass(kw_only=True)
 class Call:
-    """A call of a tool: who calls, and where progress is told."""
+    """A tool call: who calls, and to whom progress is reported."""
 
     parts: Parts
     caller: Caller
-    context: Context
+    context: RequestContext
     reported: float = -1.0
-    """The last progress; each one has to be larger than the one before."""
+    """The last progress that was reported; the protocol demands that it increases."""
     reported_at: float = field(default_factory=time.monotonic)
 
-    async def tell(self, done: float, total: float | None, message: str) -> None:
+    async def report(self, done: float, total: float | None, message: str) -> None:
         now = time.monotonic()
         if done <= self.reported or (self.reported >= 0 and now - self.reported_at < PROGRESS_S):
             return
@@ -189,7 +189,7 @@ class Call:
         await self.context.session.report_progress(done, total, message)
 
 
-def _call_of(context: Context) -> Call:
+def _call_of(context: RequestContext) -> Call:
     http = context.request
     assert isinstance(http, Request)  # the transport is HTTP
     parts = http.app.state.parts
@@ -199,7 +199,7 @@ def _call_of(context: Context) -> Call:
 
 
 class ToolFailed(Exception):
-    """What the model is to read of a call that came to nothing."""
+    """A failed call, with the message for the model."""
 
 
 # Jobs of calls
@@ -207,16 +207,16 @@ class ToolFailed(Exception):
 
 async def _submit(call: Call, kind: Kind, values: dict[str, Any]) -> Submitted:
     new = calls.new_job(call.parts, call.caller, kind, calls.input_of(kind, values))
-    # A request that is cancelled meanwhile must not leave a job that nobody knows of.
+    # Shielded: if the request is cancelled in between, no job may be left that nobody cancels.
     with anyio.CancelScope(shield=True):
         made = await calls.submit(call.parts, new)
         await _note_request(call, made.id)
     return made
 
 
-async def _finished(call: Call, made: Submitted) -> calls.JobOutcome | None:
-    """How the job ended; None where it goes on, since it was waited for long enough. Raises
-    ProblemError for one that did not succeed."""
+async def _wait_for(call: Call, made: Submitted) -> calls.JobOutcome | None:
+    """Wait for the job; None if the time is up and it goes on. Raises ProblemError if it does not
+    succeed."""
     parts, since = call.parts, time.monotonic()
 
     async def meanwhile() -> None:
@@ -225,9 +225,9 @@ async def _finished(call: Call, made: Submitted) -> calls.JobOutcome | None:
         view = await run_in_threadpool(job_view, parts, made.id, call.caller.fair_key)
         done, total = view.progress.done, view.progress.total
         if view.kind != kinds.INGEST.name:
-            await call.tell(round(time.monotonic() - since, 1), None, _words(view))
+            await call.report(round(time.monotonic() - since, 1), None, _status_text(view))
         elif total or call.reported < 0:
-            await call.tell(done, total, _words(view))
+            await call.report(done, total, _status_text(view))
 
     try:
         has_ended = await waiting.until_end(
@@ -252,9 +252,9 @@ def _outcome(parts: Parts, job_id: UUID) -> calls.JobOutcome:
 
 
 async def _result(call: Call, kind: Kind, values: dict[str, Any]) -> calls.JobOutcome:
-    """Of a job that is waited for. Raises ToolFailed where that takes too long."""
+    """Submit a job and wait for its outcome. Raises ToolFailed if that takes too long."""
     made = await _submit(call, kind, values)
-    outcome = await _finished(call, made)
+    outcome = await _wait_for(call, made)
     if outcome is None:
         raise ToolFailed(f"{_still_runs(call, made.id)} get_job with this job_id has its result.")
     return outcome
@@ -269,8 +269,8 @@ def _still_runs(call: Call, job_id: UUID) -> str:
     )
 
 
-def _words(view: JobView) -> str:
-    """What a job does now."""
+def _status_text(view: JobView) -> str:
+    """What a job is doing, in words."""
     if view.waiting_for:
         return f"waits for: {view.waiting_for}"
     if view.state == State.QUEUED:
@@ -282,10 +282,10 @@ def _words(view: JobView) -> str:
     return str(view.state)
 
 
-# Tools: what they take, what they give, and how they are run
+# Tools: arguments, answers, and what they do
 
 
-class SearchArguments(Shape):
+class SearchToolArguments(Shape):
     collection: Annotated[CollectionName, Field(description="Where to look.")]
     query: Annotated[Query, Field(description="What to look for, as a question or in words.")]
     k: Annotated[PassageCount, Field(description="How many passages.")] = 6
@@ -306,19 +306,19 @@ class SearchArguments(Shape):
     ] = None
 
     def options(self) -> dict[str, Any]:
-        """The kind's `search`."""
+        """The options of a search in the input of a job."""
         names = ("type", "score_threshold", "filter", "rerank")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
 
-class SearchAnswer(BaseModel):
+class SearchToolAnswer(BaseModel):
     job_id: UUID
     hits: list[Hit]
     warnings: list[str]
 
 
-async def _search(call: Call, arguments: SearchArguments) -> SearchAnswer:
+async def _search(call: Call, arguments: SearchToolArguments) -> SearchToolAnswer:
     values = {
         "collection": arguments.collection,
         "query": arguments.query,
@@ -327,7 +327,7 @@ async def _search(call: Call, arguments: SearchArguments) -> SearchAnswer:
     }
     outcome = await _result(call, kinds.SEARCH, values)
     hits = [Hit.model_validate(hit) for hit in outcome.result["hits"]]
-    return SearchAnswer(job_id=outcome.id, hits=hits, warnings=list(outcome.warnings))
+    return SearchToolAnswer(job_id=outcome.id, hits=hits, warnings=list(outcome.warnings))
 
 
 class AskArguments(Shape):
@@ -355,7 +355,7 @@ class AskArguments(Shape):
 
 
 class AskAnswer(RagResult):
-    """`answer` cites by markers such as `[1]`, which `citations` have."""
+    """An answer that cites `citations` by markers such as `[1]`."""
 
     job_id: UUID
     citations: list[Citation]
@@ -402,7 +402,7 @@ class IngestArguments(Shape):
 
 
 class IngestAnswer(BaseModel):
-    """`documents` and `chunks` are there once the job has succeeded; else get_job has them."""
+    """`documents` and `chunks` are set if the job has succeeded; otherwise get_job returns them."""
 
     job_id: UUID
     state: State
@@ -425,7 +425,7 @@ async def _ingest_text(call: Call, arguments: IngestArguments) -> IngestAnswer:
     made = await _submit(call, kinds.INGEST, values)
     if not arguments.wait:
         return IngestAnswer(job_id=made.id, state=State.QUEUED)
-    outcome = await _finished(call, made)
+    outcome = await _wait_for(call, made)
     if outcome is None:
         return IngestAnswer(
             job_id=made.id, state=State.RUNNING, warnings=[_still_runs(call, made.id)]
@@ -490,13 +490,13 @@ async def _get_job(call: Call, arguments: JobArguments) -> JobView:
         parts.followers.check_room()
         await waiting.until_end(parts, job_id, wait_s=arguments.wait_s)
     view = await run_in_threadpool(job_view, parts, job_id, call.caller.fair_key)
-    # What the caller has sent is known to it, and may be long.
+    # Without the input, which the caller has sent and which may be long.
     return view.model_copy(update={"input": None}) if view.state in OPEN else view
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToolRecord:
-    """A tool: what it takes and gives, and what runs it."""
+    """A tool: the shapes of its arguments and its answer, and the function that runs it."""
 
     name: str
     title: str
@@ -505,12 +505,12 @@ class ToolRecord:
     answer: type[BaseModel]
     run: Callable[[Call, Any], Awaitable[BaseModel]]
     scope: KeyScope
-    """What the key needs."""
+    """The scope that the API key needs."""
     is_read_only: bool = True
     input_schema: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def described(self) -> types.Tool:
+    def description_for_clients(self) -> types.Tool:
         return types.Tool(
             name=self.name,
             title=self.title,
@@ -527,12 +527,12 @@ class ToolRecord:
 
 
 def _schema(arguments: type[Shape]) -> dict[str, Any]:
-    """Without the titles that pydantic makes of names."""
+    """The JSON Schema of arguments, without the titles that pydantic makes of names."""
     schema = arguments.model_json_schema()
     for name in ("title", "description"):
         schema.pop(name, None)
-    for described in schema["properties"].values():
-        described.pop("title", None)
+    for property_ in schema["properties"].values():
+        property_.pop("title", None)
     return schema
 
 
@@ -544,8 +544,8 @@ TOOLS = {
             title="Search a collection",
             description="The passages of a collection that answer a query best, with their source "
             "and score.",
-            arguments=SearchArguments,
-            answer=SearchAnswer,
+            arguments=SearchToolArguments,
+            answer=SearchToolAnswer,
             run=_search,
             scope=kinds.SEARCH.scope,
         ),
@@ -593,12 +593,12 @@ TOOLS = {
 
 
 async def _list_tools(
-    context: Context, _params: types.PaginatedRequestParams | None
+    context: RequestContext, _params: types.PaginatedRequestParams | None
 ) -> types.ListToolsResult:
-    """Those that the key may use."""
+    """The tools that the key may use."""
     call = _call_of(context)
-    own = [tool for tool in _described() if _is_allowed(call, TOOLS[tool.name])]
-    return types.ListToolsResult(tools=own, ttl_ms=3_600_000, cache_scope="private")
+    allowed = [tool for tool in _descriptions() if _is_allowed(call, TOOLS[tool.name])]
+    return types.ListToolsResult(tools=allowed, ttl_ms=3_600_000, cache_scope="private")
 
 
 def _is_allowed(call: Call, tool: ToolRecord) -> bool:
@@ -616,11 +616,13 @@ def _require(call: Call, tool: ToolRecord) -> None:
 
 
 @cache
-def _described() -> list[types.Tool]:
-    return [tool.described for tool in TOOLS.values()]
+def _descriptions() -> list[types.Tool]:
+    return [tool.description_for_clients for tool in TOOLS.values()]
 
 
-async def _call_tool(context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
+async def _call_tool(
+    context: RequestContext, params: types.CallToolRequestParams
+) -> types.CallToolResult:
     tool = TOOLS.get(params.name)
     if tool is None:
         known = ", ".join(TOOLS)
@@ -642,7 +644,8 @@ async def _call_tool(context: Context, params: types.CallToolRequestParams) -> t
 
 
 def _arguments(tool: ToolRecord, values: dict[str, Any], call: Call) -> Shape:
-    """Raises InvalidInput, or RequestValidationError, which names the fields."""
+    """Validate the arguments of a call. Raises InvalidInput, or RequestValidationError, which names
+    the fields."""
     try:
         check_json(values, limit_bytes=call.parts.settings.max_body_bytes)
     except ValueError as error:
@@ -656,7 +659,7 @@ def _arguments(tool: ToolRecord, values: dict[str, Any], call: Call) -> Shape:
 
 
 def _failure(call: Call, error: Exception, values: dict[str, Any]) -> str:
-    """What the model reads of a call that came to nothing: what is wrong, and what to do."""
+    """The message for the model about a failed call: what is wrong, and what to do."""
     if isinstance(error, ToolFailed):
         return str(error)
     name = values.get("collection")
@@ -674,7 +677,7 @@ def _failure(call: Call, error: Exception, values: dict[str, Any]) -> str:
 
 
 def _known_collections(parts: Parts) -> Sequence[str] | None:
-    """None where there are too many to know all of them."""
+    """The names of all collections; None if there are too many."""
     with parts.ledger.read() as session:
         rows = collections.page(session, limit=200, after=None)
     return None if len(rows) == 200 else [row.name for row in rows]
@@ -684,7 +687,7 @@ def _known_collections(parts: Parts) -> Sequence[str] | None:
 
 
 async def _list_prompts(
-    context: Context, params: types.PaginatedRequestParams | None
+    context: RequestContext, params: types.PaginatedRequestParams | None
 ) -> types.ListPromptsResult:
     call = _call_of(context)
     cursor = params.cursor if params is not None else None
@@ -692,18 +695,18 @@ async def _list_prompts(
         rows = await run_in_threadpool(_prompts, call.parts, cursor)
     except SluiceError as error:
         raise MCPError(INVALID_PARAMS, error.message) from error
-    listed = rows[:PROMPTS_ITEMS]
-    more = answers.encode("prompts", listed[-1].name) if len(rows) > PROMPTS_ITEMS else None
-    return types.ListPromptsResult(prompts=[_prompt(row) for row in listed], next_cursor=more)
+    page = rows[:PROMPTS_ITEMS]
+    more = answers.encode("prompts", page[-1].name) if len(rows) > PROMPTS_ITEMS else None
+    return types.ListPromptsResult(prompts=[_prompt(row) for row in page], next_cursor=more)
 
 
-def _prompts(parts: Parts, cursor: str | None) -> list[prompts.Version]:
+def _prompts(parts: Parts, cursor: str | None) -> list[VersionedPrompt]:
     with parts.ledger.read() as session:
         after = answers.decode("prompts", cursor)
         return prompts.page(session, limit=PROMPTS_ITEMS + 1, after=after)
 
 
-def _prompt(version: prompts.Version) -> types.Prompt:
+def _prompt(version: VersionedPrompt) -> types.Prompt:
     return types.Prompt(
         name=version.name,
         description=version.content.description or None,
@@ -719,12 +722,12 @@ def _prompt(version: prompts.Version) -> types.Prompt:
 
 
 async def _get_prompt(
-    context: Context, params: types.GetPromptRequestParams
+    context: RequestContext, params: types.GetPromptRequestParams
 ) -> types.GetPromptResult:
     call = _call_of(context)
     try:
         version, text = await run_in_threadpool(
-            _rendered, call.parts, params.name, params.arguments or {}
+            _render, call.parts, params.name, params.arguments or {}
         )
     except SluiceError as error:
         raise MCPError(INVALID_PARAMS, error.message) from error
@@ -735,7 +738,7 @@ async def _get_prompt(
     )
 
 
-def _rendered(parts: Parts, name: str, values: dict[str, str]) -> tuple[prompts.Version, str]:
+def _render(parts: Parts, name: str, values: dict[str, str]) -> tuple[VersionedPrompt, str]:
     reference = prompts.reference_of(name)
     if reference is None:
         raise NotFound(f"There is no prompt {shown(name)}; prompts/list names them.")

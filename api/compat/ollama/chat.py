@@ -1,14 +1,14 @@
 """`/api/chat` and `/api/generate`: jobs of the kinds `chat`, `complete` (bare prompts) and `rag`.
 
-`context`, with which `/api/generate` goes on with what was said, is an encoding of the messages
-themselves: it holds for every back end, and a chat template sees the turns as they were.
+The `context` of `/api/generate`, which continues a conversation, is here an encoding of the
+messages themselves, not of tokens: so it works with every back end and chat template.
 """
 
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -27,14 +27,13 @@ from api.compat.ollama.dialect import (
     is_zero,
     moment,
     nanoseconds,
-    streamed,
-    whole,
+    single_answer,
+    stream_answer,
 )
 from api.compat.ollama.names import Model, ask_behind, model_of
 from api.deps import Parts, PartsDep
 from api.jobs.texts import TextPiece
 from shared.bounds import JsonSchema, Line, Paragraph, ToolArguments, shown
-from shared.config import EXTRACTIVE
 from shared.errors import InvalidInput
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import ALTERNATIVES_LIMIT, CALLS_LIMIT, CHAT
@@ -43,10 +42,11 @@ from shared.kinds.kind import Kind
 from shared.kinds.rag import RAG, RAG_PREFIX, rag_of
 from shared.modelfiles import go_templates
 from shared.modelfiles.modelfile import checked_parameters
+from shared.openai.chat import quotes, rag_values
 from shared.providers import OLLAMA, OLLAMA_SERVER
 from shared.vocabulary import WireShape
 
-# What requests look like.
+# Requests
 
 MESSAGE_CHARS: Final = 1_000_000
 MESSAGES_LIMIT: Final = 1000
@@ -86,7 +86,7 @@ class OllamaCall(WireShape):
 
 
 class OllamaMessage(WireShape):
-    """`thinking` of an earlier answer is not read again by models."""
+    """A message. Models do not read the `thinking` of an earlier answer again."""
 
     role: Annotated[
         Literal["system", "user", "assistant", "tool"],
@@ -108,7 +108,7 @@ class OllamaFunction(WireShape):
     strict: Any = None
 
     def to_input(self) -> dict[str, Any]:
-        """In the shape of a declared tool of `chat`."""
+        """The tool in the input of a `chat`."""
         return {"type": "function", "function": self.model_dump(exclude={"strict"})}
 
 
@@ -124,18 +124,18 @@ def _format(value: Any) -> Any:
     raise ValueError('must be "json" or a JSON Schema')
 
 
-Format = Annotated[JsonSchema | Literal["", "json"], BeforeValidator(_format)]
+OllamaFormat = Annotated[JsonSchema | Literal["", "json"], BeforeValidator(_format)]
 
 
 class WritingRequest(ModelRequest):
-    """What `/api/chat` and `/api/generate` have in common.
+    """The common fields of `/api/chat` and `/api/generate`.
 
-    `truncate` false makes a conversation that finds no room an error; `shift` would go on in a
-    window that has moved, which no back end here does.
+    If `truncate` is false, a conversation that is too long for the window is an error. `shift`,
+    which moves the window during generation, has no effect: no back end here does that.
     """
 
     stream: bool = True
-    format: Format = ""
+    format: OllamaFormat = ""
     options: Annotated[dict[str, Any], Field(max_length=64)] = {}
     keep_alive: KeepAlive = None
     think: Think | None = None
@@ -146,16 +146,17 @@ class WritingRequest(ModelRequest):
     debug_render_only: Literal[False] = Field(default=False, alias="_debug_render_only")
 
     def parameters(self, parts: Parts, model: Model) -> dict[str, Any]:
-        """What the options say, then what the model has by itself. Raises InvalidInput."""
+        """The parameters of the model, replaced by the options that were sent. Raises
+        InvalidInput."""
         options = dict(self.options)
         if options.get("top_p") == 0:
-            options |= {"top_p": None, "top_k": 1}  # it leaves the likeliest token alone
-        ours = {**model.parameters, **checked_parameters(options)}
+            options |= {"top_p": None, "top_k": 1}  # both mean the most probable token only
+        parameters = {**model.parameters, **checked_parameters(options)}
         if options.get("num_predict") in (-1, -2):
-            ours["max_tokens"] = parts.settings.max_tokens_limit
+            parameters["max_tokens"] = parts.settings.max_tokens_limit
         if self.logprobs:
-            ours["logprobs"] = self.top_logprobs
-        return ours
+            parameters["logprobs"] = self.top_logprobs
+        return parameters
 
     def response_format(self) -> dict[str, Any]:
         if self.format == "":
@@ -182,60 +183,62 @@ class OllamaGenerate(WritingRequest):
     steps: NoImages = None
 
 
-# From messages of the wire to ours.
+# Messages -> messages of `chat`
 
 
 def messages_of(wire: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
-    """Calls of tools have ids here; a result belongs to the call of its id, or else to the first
-    one of its tool that has none."""
+    """The messages with ids for tool calls, which Ollama's may lack. The result of a tool belongs
+    to the call with its id, or else to the first call of the same tool without a result."""
     messages: list[dict[str, Any]] = []
-    waiting: list[tuple[str, str]] = []
+    open_calls: list[tuple[str, str]] = []
+    """Id and name of the calls that have no result yet."""
     count = 0
     for number, message in enumerate(wire):
         values: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.tool_calls:
-            own = []
+            open_calls = []
             for call in message.tool_calls:
                 id_ = call.id or f"call_{count}"
                 count += 1
-                own.append((id_, call.function.name))
-            waiting = own
+                open_calls.append((id_, call.function.name))
             values["tool_calls"] = [
                 {
                     "id": id_,
                     "type": "function",
                     "function": {"name": name, "arguments": call.function.arguments},
                 }
-                for (id_, name), call in zip(own, message.tool_calls, strict=True)
+                for (id_, name), call in zip(open_calls, message.tool_calls, strict=True)
             ]
         if message.role == "tool":
-            values["tool_call_id"] = _answered(number, message, waiting)
+            values["tool_call_id"] = _call_id_of(number, message, open_calls)
         elif not message.content and not message.tool_calls:
             if message.role == "user":
                 raise InvalidInput(f"messages.{number}.content is empty; send a text")
-            continue  # an answer that was empty, as clients send it back
+            continue  # an empty answer that the client sends back
         messages.append(values)
     if not messages:
         raise InvalidInput("messages hold no text; send one of the user")
     return messages
 
 
-def _answered(number: int, message: OllamaMessage, waiting: list[tuple[str, str]]) -> str:
+def _call_id_of(number: int, message: OllamaMessage, open_calls: list[tuple[str, str]]) -> str:
+    """The id of the call whose result a message is, which is removed from `open_calls`. Raises
+    InvalidInput."""
     name = message.tool_name or message.name
-    for known in ((message.tool_call_id, None), (None, name)):
-        for call in waiting:
-            if (known[0] and call[0] == known[0]) or (known[1] and call[1] == known[1]):
-                waiting.remove(call)
+    for wanted_id, wanted_name in ((message.tool_call_id, None), (None, name)):
+        for call in open_calls:
+            if (wanted_id and call[0] == wanted_id) or (wanted_name and call[1] == wanted_name):
+                open_calls.remove(call)
                 return call[0]
-    if waiting and not name and not message.tool_call_id:
-        return waiting.pop(0)[0]
+    if open_calls and not name and not message.tool_call_id:
+        return open_calls.pop(0)[0]
     raise InvalidInput(
         f"messages.{number} is the result of a tool that no message before it calls; send the "
         "assistant's message with its tool_calls first"
     )
 
 
-# Context: messages as a list of integers, three bytes of their JSON in each.
+# Context: messages as a list of integers, each of which holds three bytes of their JSON
 
 CONTEXT_MARK: Final = 0x53_4C_43
 CONTEXT_ITEM_BYTES: Final = 3
@@ -249,7 +252,7 @@ def context_of(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def messages_in(context: Sequence[int]) -> list[dict[str, Any]]:
-    """Raises InvalidInput for the context of another server."""
+    """The messages in a context. Raises InvalidInput for that of another server."""
     if not context:
         return []
     try:
@@ -270,26 +273,26 @@ def messages_in(context: Sequence[int]) -> list[dict[str, Any]]:
         ) from error
 
 
-# Requests as jobs.
+# Requests -> jobs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """The job of a request. `said` are the messages that a context goes on from; None of bare
-    prompts."""
+class WritingJob:
+    """The kind and the input of a job. `dialogue` are the messages for the context of the answer;
+    None if the answer has no context."""
 
     kind: Kind
     values: Mapping[str, Any]
-    said: Sequence[Mapping[str, Any]] | None = None
+    dialogue: Sequence[Mapping[str, Any]] | None = None
 
 
-def chat_work(parts: Parts, model: Model, request: OllamaChat) -> Work:
+def chat_job(parts: Parts, model: Model, request: OllamaChat) -> WritingJob:
     """Raises InvalidInput."""
     messages = messages_of(request.messages)
     if model.reference.startswith(RAG_PREFIX):
         if request.tools:
             raise InvalidInput(f"tools is not supported by models {RAG_PREFIX}<collection>")
-        return _rag_work(parts, model, request, messages)
+        return _rag_job(parts, model, request, messages)
     values: dict[str, Any] = {
         "model": model.reference,
         "messages": messages,
@@ -298,10 +301,10 @@ def chat_work(parts: Parts, model: Model, request: OllamaChat) -> Work:
         "response_format": request.response_format(),
         "history": "trim" if request.truncate else "whole",
     }
-    return Work(kind=CHAT, values=values)
+    return WritingJob(kind=CHAT, values=values)
 
 
-def generate_work(parts: Parts, model: Model, request: OllamaGenerate) -> Work:
+def generate_job(parts: Parts, model: Model, request: OllamaGenerate) -> WritingJob:
     """Raises InvalidInput."""
     if request.suffix:
         raise InvalidInput(
@@ -311,54 +314,54 @@ def generate_work(parts: Parts, model: Model, request: OllamaGenerate) -> Work:
     if request.raw:
         if request.template or request.system or request.context:
             raise InvalidInput("raw mode does not support template, system, or context")
-        return _bare_work(parts, model, request, request.prompt, "raw")
+        return _bare_job(parts, model, request, request.prompt, "raw")
     before = messages_in(request.context)
     system = [{"role": "system", "content": request.system}] if request.system else []
-    said = [message for message in before if not (system and message["role"] == "system")]
-    said = [*system, *said, {"role": "user", "content": request.prompt}]
+    dialogue = [message for message in before if not (system and message["role"] == "system")]
+    dialogue = [*system, *dialogue, {"role": "user", "content": request.prompt}]
     if model.reference.startswith(RAG_PREFIX):
         if request.template:
             raise InvalidInput(f"template is not supported by models {RAG_PREFIX}<collection>")
-        work = _rag_work(parts, model, request, said)
-        return Work(kind=work.kind, values=work.values, said=said)
+        return replace(_rag_job(parts, model, request, dialogue), dialogue=dialogue)
     if request.template:
-        prompt = _rendered(request, model, said)
-        work = _bare_work(parts, model, request, prompt, "template")
-        return Work(kind=work.kind, values=work.values, said=said)
+        prompt = _render(request, model, dialogue)
+        return replace(_bare_job(parts, model, request, prompt, "template"), dialogue=dialogue)
     values: dict[str, Any] = {
         "model": model.reference,
-        "messages": said,
+        "messages": dialogue,
         "parameters": request.parameters(parts, model),
         "response_format": request.response_format(),
         "history": "trim" if request.truncate else "whole",
     }
-    return Work(kind=CHAT, values=values, said=said)
+    return WritingJob(kind=CHAT, values=values, dialogue=dialogue)
 
 
-def _bare_work(
+def _bare_job(
     parts: Parts, model: Model, request: OllamaGenerate, prompt: str, because: str
-) -> Work:
+) -> WritingJob:
+    """The job of a prompt that is sent to the model without a chat template. `because` is the field
+    of the request that asks for that."""
     if model.reference.startswith(RAG_PREFIX):
         raise InvalidInput(f"{because} is not supported by models {RAG_PREFIX}<collection>")
     if request.format:
         raise InvalidInput(f"format is not supported together with {because}; leave one out")
     values = {
-        # Nothing of a preset goes with a bare prompt but its parameters, which are there.
+        # The base, not the named model: of a preset, a bare prompt uses only the parameters.
         "model": model.base,
         "prompts": [prompt],
         "parameters": request.parameters(parts, model),
     }
-    return Work(kind=COMPLETE, values=values)
+    return WritingJob(kind=COMPLETE, values=values)
 
 
-def _rendered(request: OllamaGenerate, model: Model, said: Sequence[Mapping[str, Any]]) -> str:
+def _render(request: OllamaGenerate, model: Model, dialogue: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt that the request's template makes of the messages."""
     template = go_templates.parse(request.template)
-    messages = list(said)
+    messages = list(dialogue)
     preset = None if model.definition is None else model.definition.preset
     if preset is not None:
-        own = [message.model_dump() for message in preset.messages]
-        messages = [*own, *messages]
-        if preset.system and not any(message["role"] == "system" for message in said):
+        messages = [*(message.model_dump() for message in preset.messages), *messages]
+        if preset.system and not any(message["role"] == "system" for message in dialogue):
             messages = [{"role": "system", "content": preset.system}, *messages]
     prompt = template.render(messages)
     if not prompt:
@@ -366,10 +369,10 @@ def _rendered(request: OllamaGenerate, model: Model, said: Sequence[Mapping[str,
     return prompt
 
 
-def _rag_work(
+def _rag_job(
     parts: Parts, model: Model, request: WritingRequest, messages: Sequence[Mapping[str, Any]]
-) -> Work:
-    """The last message is the question; those before it go to the model as far as there is room."""
+) -> WritingJob:
+    """The last message is the question; the model reads the earlier ones, too."""
     rag = rag_of(model.reference)
     assert rag is not None
     *earlier, last = messages or [{"role": ""}]
@@ -377,42 +380,39 @@ def _rag_work(
         raise InvalidInput("messages must end with the question, a message of the user")
     if any(m["role"] == "tool" or m.get("tool_calls") for m in earlier):
         raise InvalidInput(f"messages must be without tools for models {RAG_PREFIX}<collection>")
-    values: dict[str, Any] = {"collection": rag.collection, "question": last["content"]}
-    if rag.model is not None:
-        values["model"] = rag.model
-    if (rag.model or parts.settings.generation_model) == EXTRACTIVE:
-        if request.format:
-            raise InvalidInput(f"format is for models that generate text; {model.name} quotes")
-        return Work(kind=RAG, values=values)
-    system = [message["content"] for message in earlier if message["role"] == "system"]
-    values |= {
-        "parameters": request.parameters(parts, model),
-        "response_format": request.response_format(),
-        "earlier": [message for message in earlier if message["role"] != "system"],
-    }
-    if system:
-        values["instructions"] = "\n\n".join(system)
-    return Work(kind=RAG, values=values)
+    is_quoted = quotes(rag, parts.settings)
+    if is_quoted and request.format:
+        raise InvalidInput(f"format is for models that generate text; {model.name} quotes")
+    values = rag_values(
+        rag,
+        parts.settings,
+        question=last["content"],
+        earlier=[message for message in earlier if message["role"] != "system"],
+        system=[message["content"] for message in earlier if message["role"] == "system"],
+        parameters={} if is_quoted else request.parameters(parts, model),
+        response_format=request.response_format(),
+    )
+    return WritingJob(kind=RAG, values=values)
 
 
-def _new_job(parts: Parts, caller: Caller, work: Work) -> NewJob:
-    return calls.new_job(parts, caller, work.kind, calls.input_of(work.kind, work.values))
+def _new_job(parts: Parts, caller: Caller, job: WritingJob) -> NewJob:
+    return calls.new_job(parts, caller, job.kind, calls.input_of(job.kind, job.values))
 
 
-# From what a job gives to parts of a stream.
+# Output of a job -> parts of a stream
 
 THINK_BEGINS, THINK_ENDS = "<think>", "</think>"
 
 
 class ThoughtFilter:
-    """Takes what a model thought in front of its answer out of it: `<think>...</think>`."""
+    """Separates the thoughts before an answer (`<think>...</think>`) from the answer."""
 
     def __init__(self) -> None:
         self._held = ""
         self._place: Literal["front", "thought", "gap", "answer"] = "front"
 
     def feed(self, text: str) -> tuple[str, str]:
-        """New text -> what of it is thought, and what is the answer."""
+        """New text -> the new part of the thoughts, and the new part of the answer."""
         thought, answer = "", ""
         self._held += text
         if self._place == "front":
@@ -439,54 +439,57 @@ class ThoughtFilter:
         return thought, answer
 
     def close(self) -> tuple[str, str]:
-        """What was held back."""
+        """The rest: the thoughts and the answer that were held back."""
         held, self._held = self._held, ""
         return (held, "") if self._place == "thought" else ("", held)
 
 
 def _open_end(text: str, mark: str) -> int:
-    """How many characters at the end may be the beginning of a mark."""
+    """How many characters at the end of a text may be the beginning of a mark."""
     sizes = range(min(len(mark) - 1, len(text)), 0, -1)
     return next((size for size in sizes if mark.startswith(text[-size:])), 0)
 
 
 @dataclass
 class Clock:
-    """When a call began, and when the first text came, in seconds since 1970."""
+    """When a request began, and when its first text came, in seconds since 1970."""
 
     began_at: float
     first_at: float | None = None
 
     def durations(self, outcome: JobOutcome, tokens: int) -> dict[str, int]:
-        """Loading is all before the job's step ran: its queue, and a model that was loaded. Of an
-        answer of so many tokens that came in one piece, the prompt is one pass of the model of as
-        many and one more: clients divide tokens by `eval_duration`."""
+        """The durations of Ollama's API. Loading is the time before the step ran, in the queue or
+        while a model was loaded. If the answer of `tokens` tokens came in one piece, the time is
+        divided into `tokens` + 1 equal parts, of which the prompt gets one, because clients divide
+        the number of tokens by `eval_duration`."""
         now = time.time()
-        started = _seconds(outcome.started_at, self.began_at)
-        ended = max(_seconds(outcome.finished_at, now), started)
-        first = max(self.first_at or ended, started)
-        if first >= ended:
-            first = started + (ended - started) / (tokens + 1)
+        start = _seconds(outcome.started_at, self.began_at)
+        end = max(_seconds(outcome.finished_at, now), start)
+        first = max(self.first_at or end, start)
+        if first >= end:
+            first = start + (end - start) / (tokens + 1)
         return {
             "total_duration": nanoseconds(now - self.began_at),
-            "load_duration": nanoseconds(started - self.began_at),
-            "prompt_eval_duration": nanoseconds(first - started),
-            "eval_duration": nanoseconds(ended - first),
+            "load_duration": nanoseconds(start - self.began_at),
+            "prompt_eval_duration": nanoseconds(first - start),
+            "eval_duration": nanoseconds(end - first),
         }
 
 
-def _seconds(at: datetime | None, unless: float) -> float:
-    return unless if at is None else at.timestamp()
+def _seconds(at: datetime | None, default: float) -> float:
+    return default if at is None else at.timestamp()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """How an endpoint writes a part. `said` is None where there is no context."""
+class PartWriter:
+    """Writes the parts of an answer of `/api/chat` or `/api/generate`. `dialogue` are the messages
+    for the context; None if the answer has none."""
 
     model: str
     is_chat: bool
     thinks: bool
-    said: Sequence[Mapping[str, Any]] | None = None
+    """Whether thoughts are sent."""
+    dialogue: Sequence[Mapping[str, Any]] | None = None
 
     def part(
         self, text: str, thought: str = "", logprobs: Sequence[Mapping[str, Any]] = (), **extra: Any
@@ -507,15 +510,16 @@ class Form:
 
 def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
     def plain(value: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {"token": value["token"], "logprob": value["logprob"]}
-        return kept if value.get("bytes") is None else kept | {"bytes": value["bytes"]}
+        plain_value = {"token": value["token"], "logprob": value["logprob"]}
+        bytes_ = value.get("bytes")
+        return plain_value if bytes_ is None else plain_value | {"bytes": bytes_}
 
     return plain(entry) | {"top_logprobs": [plain(other) for other in entry.get("top") or ()]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a job of any of the kinds has written."""
+class WrittenAnswer:
+    """The text that a job of any of these kinds has written."""
 
     text: str
     finish_reason: str
@@ -523,19 +527,19 @@ class Answer:
     logprobs: Sequence[Mapping[str, Any]] = ()
 
 
-def answer_of(outcome: JobOutcome) -> Answer:
+def answer_of(outcome: JobOutcome) -> WrittenAnswer:
     result = outcome.result
     if "answer" in result:
-        return Answer(text=result["answer"], finish_reason=result["finish_reason"])
+        return WrittenAnswer(text=result["answer"], finish_reason=result["finish_reason"])
     if "message" not in result:
         choice = result["choices"][0]
-        return Answer(
+        return WrittenAnswer(
             text=choice["text"],
             finish_reason=choice["finish_reason"],
             logprobs=choice.get("logprobs") or (),
         )
     message = result["message"]
-    return Answer(
+    return WrittenAnswer(
         text=message["content"],
         finish_reason=result["finish_reason"],
         tool_calls=message.get("tool_calls") or (),
@@ -544,9 +548,9 @@ def answer_of(outcome: JobOutcome) -> Answer:
 
 
 def _end(
-    form: Form, outcome: JobOutcome, clock: Clock, text: str, answer: Answer
+    form: PartWriter, outcome: JobOutcome, clock: Clock, text: str, answer: WrittenAnswer
 ) -> dict[str, Any]:
-    """The fields of the last part. `text` is the whole answer, without thoughts."""
+    """The additional fields of the last part. `text` is the whole answer without thoughts."""
     usage = outcome.result["usage"]
     fields: dict[str, Any] = {
         "done": True,
@@ -555,12 +559,12 @@ def _end(
         "prompt_eval_count": usage["prompt_tokens"],
         "eval_count": usage["completion_tokens"],
     }
-    if form.said is not None:
-        fields["context"] = context_of([*form.said, {"role": "assistant", "content": text}])
+    if form.dialogue is not None:
+        fields["context"] = context_of([*form.dialogue, {"role": "assistant", "content": text}])
     return fields
 
 
-def _wire_calls(answer: Answer) -> list[dict[str, Any]]:
+def _wire_calls(answer: WrittenAnswer) -> list[dict[str, Any]]:
     return [
         {
             "id": call["id"],
@@ -575,9 +579,9 @@ def _wire_calls(answer: Answer) -> list[dict[str, Any]]:
 
 
 async def parts_of(
-    news: AsyncGenerator[calls.News, None], form: Form, clock: Clock
+    news: AsyncGenerator[calls.News, None], form: PartWriter, clock: Clock
 ) -> AsyncGenerator[Mapping[str, Any], None]:
-    """A body for each piece of text, and a last one with the figures."""
+    """A part for each piece of text, and the last part with the counts and durations."""
     filter_ = ThoughtFilter()
     text = ""
     logprobs_sent = 0
@@ -604,9 +608,9 @@ async def parts_of(
 
 
 async def whole_of(
-    news: AsyncGenerator[calls.News, None], form: Form, clock: Clock
+    news: AsyncGenerator[calls.News, None], form: PartWriter, clock: Clock
 ) -> AsyncGenerator[Mapping[str, Any], None]:
-    """The one body of an answer that is no stream."""
+    """The only part of an answer without a stream."""
     async with aclosing(news):
         async for item in news:
             if isinstance(item, TextPiece):
@@ -615,28 +619,28 @@ async def whole_of(
                 answer = answer_of(item)
                 filter_ = ThoughtFilter()
                 thought, text = filter_.feed(answer.text)
-                late_thought, late = filter_.close()
-                text += late
+                more_thought, more = filter_.close()
+                text += more
                 calls_ = _wire_calls(answer)
                 extra: dict[str, Any] = {"tool_calls": calls_} if calls_ else {}
                 end = _end(form, item, clock, text, answer)
-                yield form.part(text, thought + late_thought, answer.logprobs, **extra, **end)
+                yield form.part(text, thought + more_thought, answer.logprobs, **extra, **end)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stay:
-    """How long a model stays loaded behind a request: `keep_alive`, where it says so."""
+class KeepLoaded:
+    """How long a model stays loaded after a request, if `keep_alive` says it."""
 
     model: Model
     keep_alive: float | str | None
 
     @property
     def is_behind(self) -> bool:
-        """Whether the Ollama server behind has the model."""
+        """Whether the model is one of the Ollama server behind Sluice."""
         return self.model.base.startswith(OLLAMA.prefix)
 
     def check(self) -> None:
-        """Raises InvalidInput: models of workers are loaded while these live."""
+        """Raises InvalidInput if a worker's model is to be unloaded: workers hold theirs."""
         if is_zero(self.keep_alive) and not self.is_behind:
             raise InvalidInput(
                 f"keep_alive is 0, which would unload {shown(self.model.name)}: its workers hold "
@@ -644,48 +648,48 @@ class Stay:
                 f"({OLLAMA_SERVER.setting}) are unloaded"
             )
 
-    async def begin(self, parts: Parts) -> None:
-        """Have the server behind load the model, or unload it."""
+    async def apply(self, parts: Parts) -> None:
+        """Let the Ollama server load the model for that time, or unload it."""
         if not self.is_behind:
             return
         body = {"model": self.model.base.removeprefix(OLLAMA.prefix), "stream": False}
-        kept = {} if self.keep_alive is None else {"keep_alive": self.keep_alive}
-        await ask_behind(parts.settings, "POST", "/api/generate", body | kept)
+        time_s = {} if self.keep_alive is None else {"keep_alive": self.keep_alive}
+        await ask_behind(parts.settings, "POST", "/api/generate", body | time_s)
 
-    async def begun_behind(self, parts: Parts, frames: Bodies) -> Bodies:
-        """The parts of an answer; then the time begins in which the model stays."""
+    async def apply_after(self, parts: Parts, frames: Bodies) -> Bodies:
+        """The parts of an answer; the time begins with the last one."""
         async with aclosing(frames):
             async for frame in frames:
                 if frame["done"] and self.keep_alive is not None:
-                    await self.begin(parts)
+                    await self.apply(parts)
                 yield frame
 
 
-def _answered_by(
-    parts: Parts, caller: Caller, made: Submitted, form: Form, stay: Stay, clock: Clock, *,
-    stream: bool,
+def _answer(
+    parts: Parts, caller: Caller, made: Submitted, form: PartWriter, loaded: KeepLoaded,
+    clock: Clock, *, stream: bool,
 ) -> Response:  # fmt: skip
     news = calls.follow(parts, caller, made)
     headers = calls.headers_of(made)
     if stream:
-        return streamed(stay.begun_behind(parts, parts_of(news, form, clock)), headers)
-    return whole(stay.begun_behind(parts, whole_of(news, form, clock)), headers)
+        return stream_answer(loaded.apply_after(parts, parts_of(news, form, clock)), headers)
+    return single_answer(loaded.apply_after(parts, whole_of(news, form, clock)), headers)
 
 
-async def _without_words(parts: Parts, stay: Stay, form: Form) -> Response:
-    """A request without words loads a model, or unloads it."""
-    await stay.begin(parts)
-    reason = "unload" if is_zero(stay.keep_alive) else "load"
+async def _load_only(parts: Parts, loaded: KeepLoaded, form: PartWriter) -> Response:
+    """The answer to a request without a prompt, which loads or unloads a model."""
+    await loaded.apply(parts)
+    reason = "unload" if is_zero(loaded.keep_alive) else "load"
     return JSONResponse(form.part("", done=True, done_reason=reason))
 
 
-# The routes.
+# Routes
 
 router = APIRouter(route_class=AnyTypeRoute)
 
 
 class OllamaAnswer(BaseModel):
-    """The whole answer, or one part of a stream."""
+    """A whole answer, or one part of a stream."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -706,39 +710,38 @@ async def chat_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaChat
     clock = Clock(time.time())
     model = await model_of(parts, request.model_name)
     check_thinking(model, request.think)
-    stay = Stay(model=model, keep_alive=request.keep_alive)
-    stay.check()
-    form = Form(model=request.model_name, is_chat=True, thinks=request.think is not False)
+    loaded = KeepLoaded(model=model, keep_alive=request.keep_alive)
+    loaded.check()
+    form = PartWriter(model=request.model_name, is_chat=True, thinks=request.think is not False)
     if not request.messages:
-        return await _without_words(parts, stay, form)
-    new = _new_job(parts, caller, chat_work(parts, model, request))
+        return await _load_only(parts, loaded, form)
+    new = _new_job(parts, caller, chat_job(parts, model, request))
     made = await calls.submit(parts, new, is_waited=True)
-    return _answered_by(parts, caller, made, form, stay, clock, stream=request.stream)
+    return _answer(parts, caller, made, form, loaded, clock, stream=request.stream)
 
 
 @router.post("/api/generate", **DOCUMENTED)
 async def generate_as_ollama(
     parts: PartsDep, caller: CallerDep, request: OllamaGenerate
 ) -> Response:
-    """How a prompt goes on, as a stream unless `stream` is false."""
+    """The answer to a prompt, as a stream unless `stream` is false."""
     clock = Clock(time.time())
     model = await model_of(parts, request.model_name)
     check_thinking(model, request.think)
-    stay = Stay(model=model, keep_alive=request.keep_alive)
-    stay.check()
-    thinks = request.think is not False
+    loaded = KeepLoaded(model=model, keep_alive=request.keep_alive)
+    loaded.check()
+    form = PartWriter(model=request.model_name, is_chat=False, thinks=request.think is not False)
     if not request.prompt:
-        form = Form(model=request.model_name, is_chat=False, thinks=thinks)
-        return await _without_words(parts, stay, form)
-    work = generate_work(parts, model, request)
-    form = Form(model=request.model_name, is_chat=False, thinks=thinks, said=work.said)
-    made = await calls.submit(parts, _new_job(parts, caller, work), is_waited=True)
-    return _answered_by(parts, caller, made, form, stay, clock, stream=request.stream)
+        return await _load_only(parts, loaded, form)
+    job = generate_job(parts, model, request)
+    form = replace(form, dialogue=job.dialogue)
+    made = await calls.submit(parts, _new_job(parts, caller, job), is_waited=True)
+    return _answer(parts, caller, made, form, loaded, clock, stream=request.stream)
 
 
 def check_thinking(model: Model, think: bool | str | None) -> None:
-    """Raises InvalidInput for what is not done: how much a model thinks is its own to say, and what
-    models of the server behind think does not come through."""
+    """Raises InvalidInput for levels of thinking, which are not supported, and for `true` with
+    models of the Ollama server behind Sluice, whose thoughts are not passed on."""
     if isinstance(think, str):
         raise InvalidInput("think must be true or false here: levels are not passed on to models")
     if think and model.shown is not None:

@@ -1,8 +1,9 @@
-"""The dialect of Ollama: its record, its errors, and what all its requests and answers share.
+"""The dialect of Ollama: its record, its errors, and what its requests and answers share.
 
-After `api/types.go`, `server/routes.go` and `docs/api.md` of github.com/ollama/ollama, August 2026.
-Clients take it by `OLLAMA_HOST=http://<host>:<port>/ollama`. Bodies are JSON whatever their content
-type says (`curl -d`), streams are a line of JSON for each part, durations are nanoseconds.
+Follows `api/types.go`, `server/routes.go` and `docs/api.md` of github.com/ollama/ollama, August
+2026. Clients find it by `OLLAMA_HOST=http://<host>:<port>/ollama`. Bodies are read as JSON whatever
+their content type is (`curl -d`), streams have one line of JSON for each part, durations are
+nanoseconds.
 """
 
 import re
@@ -21,11 +22,12 @@ from shared.vocabulary import WireShape
 
 PREFIX = "/ollama"
 VERSION = "0.14.0"
-"""What clients are told that this is: the version whose API it has."""
+"""The version of Ollama whose API this is."""
 
 
 PLACE = re.compile(r"(?:body: )?(?:input\.(?=parameters|messages|model))?(?:parameters\.)?")
-"""Where our inputs have a field that stands elsewhere in requests of this dialect."""
+"""The beginning of the paths of fields in our inputs, which requests of this dialect do not
+have."""
 
 
 def _body(problem: Problem) -> dict[str, Any]:
@@ -48,7 +50,7 @@ OLLAMA_API = Dialect(
         "required": ["error"],
         "properties": {"error": {"type": "string"}},
     },
-    # Whatever is wrong with the content of a request.
+    # Ollama answers 400 to everything that is wrong with the content of a request.
     statuses={422: 400},
     descriptions={
         400: "A field is wrong, or is not supported here; the error names it",
@@ -62,22 +64,22 @@ OLLAMA_API = Dialect(
 
 
 class AnyTypeRoute(StrictRoute):
-    """A route that takes its body for JSON: nobody says so with `curl -d`, as Ollama's documents
-    have it."""
+    """A route that reads its body as JSON: the examples of Ollama's documents (`curl -d`) send no
+    content type of JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
-        async def typed(request: Request) -> Response:
-            kept = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
-            headers = [*kept, (b"content-type", b"application/json")]
+        async def handle(request: Request) -> Response:
+            others = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
+            headers = [*others, (b"content-type", b"application/json")]
             return await handler(Request({**request.scope, "headers": headers}, request.receive))
 
-        return typed
+        return handle
 
 
 class ModelRequest(WireShape):
-    """A request that names a model, by `model` or, as old clients do, by `name`."""
+    """A request that names a model, by `model` or, in old clients, by `name`."""
 
     model: str = ""
     name: str = ""
@@ -95,8 +97,7 @@ DURATION = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs
 
 
 def check_keep_alive(value: Any) -> float | str | None:
-    """Seconds, or a duration of Go's as `5m`: models stay loaded here as their workers say. Raises
-    ValueError."""
+    """Check a number of seconds or a duration of Go such as `5m`. Raises ValueError."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     if isinstance(value, str) and DURATION.fullmatch(value):
@@ -105,32 +106,32 @@ def check_keep_alive(value: Any) -> float | str | None:
 
 
 def is_zero(keep_alive: float | str | None) -> bool:
-    """Whether the model is to be unloaded."""
+    """Whether `keep_alive` asks to unload the model."""
     if isinstance(keep_alive, str):
         return not re.search(r"[1-9]", keep_alive)
     return keep_alive is not None and keep_alive == 0
 
 
 def moment(at: datetime | None = None) -> str:
-    """As Go writes a time."""
+    """A time as Go writes it, by default the present."""
     return (at or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def nanoseconds(seconds: float) -> int:
-    """At least one: a duration of 0 is not written, and clients divide by it."""
+    """At least 1, because Ollama leaves out durations of 0, and clients divide by them."""
     return max(1, round(seconds * 1e9))
 
 
 def line(body: Mapping[str, Any]) -> bytes:
-    """A part of a stream."""
+    """A body as a line of a stream."""
     return json_line(body).encode("utf-8", "backslashreplace") + b"\n"
 
 
 Bodies = AsyncGenerator[Mapping[str, Any], None]
 
 
-def streamed(frames: Bodies, headers: Mapping[str, str]) -> Response:
-    """A line for each body as it comes; an error is the last of them."""
+def stream_answer(frames: Bodies, headers: Mapping[str, str]) -> Response:
+    """A stream with a line for each body; an error is the last line."""
     return StreamedAnswer(
         _lines(frames),
         media_type="application/x-ndjson",
@@ -139,8 +140,9 @@ def streamed(frames: Bodies, headers: Mapping[str, str]) -> Response:
     )
 
 
-def whole(frames: Bodies, headers: Mapping[str, str]) -> Response:
-    """The one body that comes, or an error with its status. The client's going away ends it."""
+def single_answer(frames: Bodies, headers: Mapping[str, str]) -> Response:
+    """The only body of `frames`, or an error with its status. If the client disconnects, `frames`
+    is closed."""
     return StreamedAnswer(
         _lines(frames),
         media_type="application/json",

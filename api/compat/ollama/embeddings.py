@@ -63,25 +63,25 @@ class OllamaVector(BaseModel):
 
 
 def embedding_model_of(parts: Parts, name: str) -> str:
-    """What jobs name the embedding model of a request. Raises InvalidInput for models of servers,
+    """The embedding model of a request as jobs name it. Raises InvalidInput for models of servers,
     which make no vectors here."""
     short = name.removesuffix(LATEST)
-    own = parts.settings.embedding_model
-    if short in (own, own.rpartition("/")[2]):
-        return own
+    default = parts.settings.embedding_model
+    if short in (default, default.rpartition("/")[2]):
+        return default
     if short in ALIASES:
         return ALIASES[short]
     provider = provider_of(short)
     if provider is not None and provider is not HF and is_reference(short):
         raise InvalidInput(
             f"model {shown(name)} runs on another server; embeddings are made by models of the "
-            f"library sentence-transformers, such as {own}"
+            f"library sentence-transformers, such as {default}"
         )
     return short.removeprefix(HF.prefix)
 
 
-def cut_to(vector: Sequence[float], dimensions: int) -> list[float]:
-    """The first dimensions, of length 1 again, as Ollama does it."""
+def shorten(vector: Sequence[float], dimensions: int) -> list[float]:
+    """The first numbers of a vector, scaled to length 1 again, as in Ollama."""
     part = list(vector[:dimensions])
     length = math.sqrt(sum(value * value for value in part))
     return [value / length for value in part] if length > 1e-12 else part
@@ -109,7 +109,7 @@ async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaEmb
     vectors = outcome.result["embeddings"]
     dimensions = request.dimensions
     if dimensions and dimensions < outcome.result["dimension"]:
-        vectors = [cut_to(vector, dimensions) for vector in vectors]
+        vectors = [shorten(vector, dimensions) for vector in vectors]
     now = time.time()
     started = outcome.started_at.timestamp() if outcome.started_at is not None else now
     body = {
@@ -126,7 +126,7 @@ async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaEmb
 async def embed_one_as_ollama(
     parts: PartsDep, caller: CallerDep, request: OllamaEmbedOne
 ) -> Response:
-    """The vector of one text: an older form of `/api/embed`."""
+    """The vector of one text; an older form of `/api/embed`."""
     parameters_of(request.options)
     name = request.model_name
     model = embedding_model_of(parts, name)
@@ -138,7 +138,8 @@ async def embed_one_as_ollama(
 
 
 def _nonempty(texts: Sequence[str]) -> list[str]:
-    """Raises InvalidInput for an empty text among others: it has no vector."""
+    """The texts as a list. Raises InvalidInput for an empty text among others, which has no
+    vector."""
     for number, text in enumerate(texts):
         if not text:
             raise InvalidInput(f"input.{number} is empty; leave it out")

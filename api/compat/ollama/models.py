@@ -1,7 +1,7 @@
 """Models in the dialect of Ollama: list, show, running, pull, create, copy, delete, version.
 
-Named models are ours (`shared/named_models.py`); what has to happen on the Ollama server behind is
-a job of the kind `model`.
+Named models are Sluice's (`shared/named_models.py`). Changes on the Ollama server behind Sluice are
+jobs of the kind `model`.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from api.compat.ollama.dialect import (
     AnyTypeRoute,
     ModelRequest,
     moment,
-    streamed,
-    whole,
+    single_answer,
+    stream_answer,
 )
 from api.compat.ollama.names import (
     ALIASES,
@@ -55,9 +55,9 @@ from shared.vocabulary import Lane, WireShape
 
 LISTED_LIMIT: Final = 1000
 UNKNOWN_SINCE: Final = datetime(2026, 1, 1, tzinfo=UTC)
-"""When a model changed of which nobody knows it."""
+"""The time of change of a model for which it is not known."""
 HELD_FOR: Final = timedelta(days=36_500)
-"""Workers hold their models as long as they live."""
+"""When the models of workers expire: never, as long as the worker lives."""
 
 router = APIRouter(route_class=AnyTypeRoute)
 
@@ -75,7 +75,7 @@ class OllamaModels(BaseModel):
 
 
 class OllamaStatus(BaseModel):
-    """The end of what was to be done, or a part of a stream on the way there."""
+    """The status of an operation: its end, or a part of a stream before it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -98,24 +98,27 @@ async def version_as_ollama() -> Response:
     return JSONResponse({"version": VERSION})
 
 
-# What there is.
+# Listing models
 
 
 @router.get("/api/tags", response_model=OllamaModels, responses=_documented(503))
 async def list_as_ollama(parts: PartsDep) -> Response:
-    """All models: named ones, those of the Ollama server behind under its own names, those of other
-    providers under Sluice's, collections as `rag/<collection>`, and embedding models."""
-    return JSONResponse({"models": await listed(parts)})
+    """All models: named ones, those of the Ollama server behind Sluice under its names, those of
+    other providers under their references, collections as `rag/<collection>`, and embedding
+    models."""
+    return JSONResponse({"models": await list_models(parts)})
 
 
-async def listed(parts: Parts) -> list[dict[str, Any]]:
-    """The last changed first, as Ollama lists them."""
+async def list_models(parts: Parts) -> list[dict[str, Any]]:
+    """All models, the last changed first, as Ollama lists them."""
     behind = await _tags_behind(parts)
-    named, names = await run_in_threadpool(_stored, parts)
-    own = {definition.name for definition in named}
-    entries = [_named_entry(definition) for definition in named]
+    definitions, names = await run_in_threadpool(_definitions_and_collections, parts)
+    own_names = {definition.name for definition in definitions}
+    entries = [_definition_entry(definition) for definition in definitions]
     entries += [
-        entry for entry in behind if str(entry.get("name", "")).removesuffix(LATEST) not in own
+        entry
+        for entry in behind
+        if str(entry.get("name", "")).removesuffix(LATEST) not in own_names
     ]
     for view in await offered(parts):
         is_behind = view.reference.startswith(OLLAMA.prefix) and behind
@@ -129,18 +132,23 @@ async def listed(parts: Parts) -> list[dict[str, Any]]:
 async def _tags_behind(parts: Parts) -> list[dict[str, Any]]:
     body = await ask_behind(parts.settings, "GET", "/api/tags")
     models = body.get("models") if isinstance(body, dict) else None
-    kept = [model for model in models or () if isinstance(model, dict) and model.get("name")]
-    return [{"modified_at": moment(UNKNOWN_SINCE), **model} for model in kept]
+    return [
+        {"modified_at": moment(UNKNOWN_SINCE), **model}
+        for model in models or ()
+        if isinstance(model, dict) and model.get("name")
+    ]
 
 
-def _stored(parts: Parts) -> tuple[Sequence[Definition], Sequence[tuple[str, datetime]]]:
+def _definitions_and_collections(
+    parts: Parts,
+) -> tuple[Sequence[Definition], Sequence[tuple[str, datetime]]]:
     with parts.ledger.read() as session:
-        named = named_models.page(session, limit=LISTED_LIMIT, after=None)
-        return named, collections.newest(session, limit=LISTED_LIMIT)
+        definitions = named_models.page(session, limit=LISTED_LIMIT, after=None)
+        return definitions, collections.newest(session, limit=LISTED_LIMIT)
 
 
 def _capabilities(view: ModelView) -> list[str]:
-    """None of models that Ollama has no calls for."""
+    """Empty for models that Ollama's API has no routes for."""
     if CHAT.name in view.kinds:
         return ["completion", "tools"]
     return ["embedding"] if EMBED.name in view.kinds else []
@@ -153,7 +161,7 @@ def _entry(
         "name": name,
         "model": name,
         "modified_at": moment(changed_at or UNKNOWN_SINCE),
-        # Weights lie with the workers, and nobody here knows their size.
+        # Only the workers know the size of the weights.
         "size": 0,
         "digest": _digest(name),
         "details": _details(name, **details),
@@ -161,20 +169,20 @@ def _entry(
     }
 
 
-def _named_entry(definition: Definition) -> dict[str, Any]:
+def _definition_entry(definition: Definition) -> dict[str, Any]:
     text = modelfile.write_modelfile(modelfile.description_of(definition))
     entry = _entry(
         definition.name, ["completion", "tools"], definition.updated_at,
         parent_model=definition.base,
     )  # fmt: skip
     return entry | {
-        "name": _tagged(definition.name),
-        "model": _tagged(definition.name),
+        "name": _with_tag(definition.name),
+        "model": _with_tag(definition.name),
         "digest": _digest(text),
     }
 
 
-def _tagged(name: str) -> str:
+def _with_tag(name: str) -> str:
     return name if ":" in name else name + LATEST
 
 
@@ -198,7 +206,7 @@ def _details(reference: str, **fields: Any) -> dict[str, Any]:
 
 @router.get("/api/ps", response_model=OllamaModels, responses=_documented(503))
 async def list_running_as_ollama(parts: PartsDep) -> Response:
-    """What living workers hold, and what the Ollama server behind has loaded."""
+    """The models of living workers, and those that the Ollama server behind Sluice has loaded."""
     body = await ask_behind(parts.settings, "GET", "/api/ps")
     behind = body.get("models") if isinstance(body, dict) else None
     held = sorted(route for route in await run_in_threadpool(routes, parts) if _is_held(route))
@@ -225,7 +233,8 @@ def _is_held(route: str) -> bool:
 
 
 class OllamaShow(ModelRequest):
-    """`system`, `template` and `options` are of old clients, and change nothing."""
+    """A model to be shown. Old clients send `system`, `template` and `options`, which have no
+    effect."""
 
     verbose: bool = False
     system: Any = None
@@ -235,25 +244,25 @@ class OllamaShow(ModelRequest):
 
 @router.post("/api/show", response_model=OllamaModel, responses=_documented(400, 404, 503))
 async def show_as_ollama(parts: PartsDep, request: OllamaShow) -> Response:
-    """One model; of those of the Ollama server behind, what that says of it."""
+    """One model. For a model of the Ollama server behind Sluice, that server's answer."""
     name = request.model_name
-    entries = {entry["name"]: entry for entry in await listed(parts)}
+    entries = {entry["name"]: entry for entry in await list_models(parts)}
     short = name.removesuffix(LATEST)
-    spellings = (name, _tagged(name), short, ALIASES.get(short))
+    spellings = (name, _with_tag(name), short, ALIASES.get(short))
     entry = next((entries[other] for other in spellings if other in entries), None)
     if entry is not None and "embedding" in (entry.get("capabilities") or ()):
-        return JSONResponse(_shown(entry, Description(from_=name)))
+        return JSONResponse(_details_of(entry, Description(from_=name)))
     model = await model_of(parts, name)
     if model.shown is not None:
         return JSONResponse(dict(model.shown))
     if model.definition is not None:
-        entry = _named_entry(model.definition)
-        return JSONResponse(_shown(entry, modelfile.description_of(model.definition)))
+        entry = _definition_entry(model.definition)
+        return JSONResponse(_details_of(entry, modelfile.description_of(model.definition)))
     entry = entry or _entry(name, ["completion", "tools"])
-    return JSONResponse(_shown(entry, Description(from_=model.reference)))
+    return JSONResponse(_details_of(entry, Description(from_=model.reference)))
 
 
-def _shown(entry: Mapping[str, Any], description: Description) -> dict[str, Any]:
+def _details_of(entry: Mapping[str, Any], description: Description) -> dict[str, Any]:
     family = entry["details"]["family"] or "sluice"
     body: dict[str, Any] = {
         "modelfile": modelfile.write_modelfile(description),
@@ -284,7 +293,7 @@ def _parameter_lines(description: Description) -> str:
     return "\n".join(rows)
 
 
-# What changes what there is.
+# Changing models
 
 
 class OllamaPull(ModelRequest):
@@ -302,8 +311,8 @@ CHANGES: dict[str, Any] = {
 
 @router.post("/api/pull", **CHANGES)
 async def pull_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaPull) -> Response:
-    """Have the Ollama server behind fetch a model: a job of the kind `model`, as a stream of its
-    progress. What is here already is there at once."""
+    """Let the Ollama server behind Sluice fetch a model: a job of the kind `model`, whose progress
+    is streamed. For a model that exists already, the answer comes at once."""
     name = request.model_name
     reference = name if is_reference(name) else OLLAMA.prefix + name.removesuffix(LATEST)
     if not reference.startswith(OLLAMA.prefix) or await _is_named(parts, name):
@@ -311,7 +320,7 @@ async def pull_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaPull
         return _answer(_bodies({"status": "success"}), stream=request.stream)
     if not is_set(parts.settings):
         raise no_server(parts.settings)
-    return await _changed(parts, caller, "pull", reference, stream=request.stream)
+    return await _run_change(parts, caller, "pull", reference, stream=request.stream)
 
 
 class OllamaPush(OllamaPull):
@@ -336,7 +345,7 @@ class OllamaDelete(ModelRequest):
 
 @router.delete("/api/delete", status_code=200, responses=_documented(400, 404, 409, 500, 503, 504))
 async def delete_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaDelete) -> Response:
-    """Delete a named model, or a model of the Ollama server behind."""
+    """Delete a named model, or a model of the Ollama server behind Sluice."""
     name = request.model_name
     if await _is_named(parts, name):
         await run_in_threadpool(_delete_named, parts, name)
@@ -358,7 +367,7 @@ class OllamaCopy(WireShape):
 
 @router.post("/api/copy", status_code=200, responses=_documented(400, 404, 503))
 async def copy_as_ollama(parts: PartsDep, request: OllamaCopy) -> Response:
-    """Make a named model that is the same as another one, or is any other model."""
+    """Copy a named model, or give another name to any other model."""
     source = await model_of(parts, request.source)
     description = Description(from_=source.reference)
     await run_in_threadpool(_define, parts, request.destination, description)
@@ -366,7 +375,7 @@ async def copy_as_ollama(parts: PartsDep, request: OllamaCopy) -> Response:
 
 
 class OllamaCreate(ModelRequest):
-    """`modelfile` is of old clients, which sent the description itself."""
+    """A named model to be made. Old clients send the whole description in `modelfile`."""
 
     from_: Annotated[str, Field(max_length=1024)] | None = Field(default=None, alias="from")
     modelfile: Paragraph | None = None
@@ -445,13 +454,13 @@ async def create_as_ollama(parts: PartsDep, request: OllamaCreate) -> Response:
     steps += ["creating system layer"] if description.system else []
     steps += ["creating template layer"] if description.template else []
     steps += ["creating parameters layer"] if description.parameters else []
-    said = _bodies(*({"status": step} for step in (*steps, "writing manifest", "success")))
-    return _answer(said, stream=request.stream)
+    bodies = _bodies(*({"status": step} for step in (*steps, "writing manifest", "success")))
+    return _answer(bodies, stream=request.stream)
 
 
 @router.get("/api/blobs/{digest}", include_in_schema=False)
 async def find_blob_as_ollama(digest: str) -> Response:
-    """What clients ask (by HEAD) before they upload one."""
+    """Whether a blob exists, which clients ask by HEAD before they upload it: it never does."""
     raise NotFound(f"blob {shown(digest)} not found")
 
 
@@ -488,19 +497,19 @@ def _job(parts: Parts, caller: Caller, values: Mapping[str, Any]) -> Any:
     return calls.new_job(parts, caller, MODEL, calls.input_of(MODEL, values), lane=Lane.INTERACTIVE)
 
 
-async def _changed(
+async def _run_change(
     parts: Parts, caller: Caller, action: str, reference: str, *, stream: bool
 ) -> Response:
     made = await calls.submit(parts, _job(parts, caller, {"action": action, "name": reference}))
     name = reference.removeprefix(OLLAMA.prefix)
-    said = _progress(calls.follow(parts, caller, made), name)
-    return _answer(said, stream=stream, headers=calls.headers_of(made))
+    bodies = _progress(calls.follow(parts, caller, made), name)
+    return _answer(bodies, stream=stream, headers=calls.headers_of(made))
 
 
 async def _progress(
     news: AsyncGenerator[calls.News, None], name: str
 ) -> AsyncGenerator[Mapping[str, Any], None]:
-    """As Ollama tells of a pull: all layers of the model as one."""
+    """The progress of a pull in Ollama's words, with all layers of the model as one."""
     yield {"status": "pulling manifest"}
     digest = f"sha256:{_digest(name)}"
     async with aclosing(news):
@@ -529,8 +538,8 @@ def _answer(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     if stream:
-        return streamed(bodies, headers or {})
-    return whole(_last(bodies), headers or {})
+        return stream_answer(bodies, headers or {})
+    return single_answer(_last(bodies), headers or {})
 
 
 async def _last(

@@ -1,7 +1,8 @@
-"""Names of models: what a name of Ollama's stands for here, and what is known of it.
+"""Names of models in Ollama's API, and the models that they mean here.
 
-In this order: a model reference of Sluice, a named model, a model of the Ollama server behind, for
-which `ollama/` may be left out as `:latest` may. Models `rag/<collection>` answer from documents.
+A name is, in this order: a model reference of Sluice, a named model, or a model of the Ollama
+server behind Sluice, for which `ollama/` and `:latest` may be left out. Models `rag/<collection>`
+answer from documents.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from shared.providers import LATEST, OLLAMA, OLLAMA_SERVER, is_reference, provid
 NAMES_SHOWN = 20
 ASK_TIMEOUT_S = 5.0
 DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
-"""Of `DefaultOptions` in `api/types.go`, those that Sluice has other ones for."""
+"""Those of `DefaultOptions` in `api/types.go` that differ from Sluice's defaults."""
 
 
 ALIASES: Mapping[str, str] = {
@@ -38,29 +39,29 @@ ALIASES: Mapping[str, str] = {
     "nomic-embed-text": "nomic-ai/nomic-embed-text-v1.5",
     "snowflake-arctic-embed2": "Snowflake/snowflake-arctic-embed-l-v2.0",
 }
-"""Models of Ollama's library, and the same ones on the hub."""
+"""Name of a model in Ollama's library -> the same model on the Hugging Face hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model that a request names. `reference` is what jobs name; `parameters` are what it sets by
-    itself, under the names of `shared.kinds.chat.Parameters`."""
+    """A model that a request names. `reference` is its model reference for jobs; `parameters` are
+    its default parameters, under the names of `shared.kinds.chat.Parameters`."""
 
     name: str
     reference: str
     definition: Definition | None = None
     shown: Mapping[str, Any] | None = None
-    """Of a model of the Ollama server, what that says of it."""
+    """The answer of the Ollama server to `/api/show`, for one of its models."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
-        """The reference of the model that writes."""
+        """The reference of the model that generates: that of a named model's base."""
         return self.reference if self.definition is None else self.definition.base
 
 
 async def model_of(parts: Parts, name: str) -> Model:
-    """Raises ProblemError for a model that is not here."""
+    """The model with this name. Raises ProblemError for an unknown one."""
     _check(name)
     reference = name if is_reference(name) else name.removesuffix(LATEST)
     if reference.startswith(RAG_PREFIX):
@@ -69,13 +70,13 @@ async def model_of(parts: Parts, name: str) -> Model:
         return await _of_reference(parts, name, reference)
     definition = await run_in_threadpool(_find, parts, reference)
     if definition is not None:
-        own = {**DEFAULTS, **definition.parameters}
-        return Model(name=name, reference=reference, definition=definition, parameters=own)
+        parameters = {**DEFAULTS, **definition.parameters}
+        return Model(name=name, reference=reference, definition=definition, parameters=parameters)
     shown_ = await show_behind(parts.settings, name)
     if shown_ is None and not parts.settings.ollama_pull:
         raise await unknown(parts, name)
     reference = OLLAMA.prefix + name.removesuffix(LATEST)
-    return Model(name=name, reference=reference, shown=shown_, parameters=_own_of(shown_))
+    return Model(name=name, reference=reference, shown=shown_, parameters=_parameters_shown(shown_))
 
 
 async def _of_reference(parts: Parts, name: str, reference: str) -> Model:
@@ -90,7 +91,9 @@ async def _of_reference(parts: Parts, name: str, reference: str) -> Model:
         shown_ = await show_behind(parts.settings, reference.removeprefix(OLLAMA.prefix))
         if shown_ is None and not parts.settings.ollama_pull:
             raise await unknown(parts, name)
-        return Model(name=name, reference=reference, shown=shown_, parameters=_own_of(shown_))
+        return Model(
+            name=name, reference=reference, shown=shown_, parameters=_parameters_shown(shown_)
+        )
     is_held = provider.is_loaded and reference != parts.settings.generation_model
     if is_held and reference not in await run_in_threadpool(routes, parts):
         raise await unknown(parts, name)
@@ -109,13 +112,13 @@ def _find(parts: Parts, name: str) -> Definition | None:
 
 
 def routes(parts: Parts) -> frozenset[str]:
-    """What living workers serve."""
+    """The routes that living workers serve."""
     with parts.ledger.read() as session:
         return parts.routes.of_workers(session)
 
 
 async def unknown(parts: Parts, name: str) -> ProblemError:
-    """The error in Ollama's own words, and what there is."""
+    """The error for an unknown model, in Ollama's words, with a list of known models."""
     known = [view.reference for view in await offered(parts) if "chat" in view.kinds]
     more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
     there = f"there are {', '.join(known[:NAMES_SHOWN])}{more}" if known else "there is none"
@@ -123,7 +126,7 @@ async def unknown(parts: Parts, name: str) -> ProblemError:
     return ProblemError(Problem(status=404, detail=detail))
 
 
-# The Ollama server behind, over plain HTTP: what it knows of its models.
+# The Ollama server behind Sluice, which is asked over plain HTTP
 
 
 def is_set(settings: Settings) -> bool:
@@ -131,7 +134,7 @@ def is_set(settings: Settings) -> bool:
 
 
 async def show_behind(settings: Settings, name: str) -> dict[str, Any] | None:
-    """None where there is no such model, or no server that answers."""
+    """What the server says about a model; None if it has no such model or does not answer."""
     query = {"model": name.removesuffix(LATEST)}
     body = await ask_behind(settings, "POST", "/api/show", query)
     return body if isinstance(body, dict) else None
@@ -140,7 +143,7 @@ async def show_behind(settings: Settings, name: str) -> dict[str, Any] | None:
 async def ask_behind(
     settings: Settings, method: str, path: str, body: Mapping[str, Any] | None = None
 ) -> Any:
-    """The JSON that it answers with; None where it does not answer, or with another status."""
+    """The JSON of the server's answer; None if it does not answer, or not with status 200."""
     url = OLLAMA_SERVER.address(settings, path)
     if url is None:
         return None
@@ -152,19 +155,19 @@ async def ask_behind(
         return None
 
 
-def _own_of(shown_: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The parameters of its own Modelfile, of those that Sluice sends with every request."""
-    own: dict[str, Any] = dict(DEFAULTS)
+def _parameters_shown(shown_: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The parameters of a model's Modelfile that Sluice sends with every request."""
+    parameters: dict[str, Any] = dict(DEFAULTS)
     text = shown_.get("parameters") if shown_ is not None else None
     for row in str(text or "").splitlines():
         name, _, value = row.strip().partition(" ")
         if name not in ("temperature", "top_k", "top_p", "repeat_penalty"):
             continue
         try:
-            own |= parameters_of(values_of([(name, value.strip())]))
-        except InvalidInput:  # another server's own; its default holds
+            parameters |= parameters_of(values_of([(name, value.strip())]))
+        except InvalidInput:  # a value that Sluice does not take: the default is used
             continue
-    return own
+    return parameters
 
 
 def no_server(settings: Settings) -> Unavailable:
