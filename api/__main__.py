@@ -18,12 +18,13 @@ log = logging.getLogger(__name__)
 
 EXIT_CONFIGURATION = 2
 SECRET_CHARS = 16
-"""Shorter secrets are warned of."""
+"""There is a warning about shorter secrets."""
 MMAP_THRESHOLD, ARENA_MAX = -3, -8
 """Of glibc's `mallopt` (malloc.h)."""
 LARGE_BLOCK_BYTES = 256 * 1024
 SWITCH_S = 0.0005
-"""How long a thread that parses a large body may keep the loop from the interpreter at a time."""
+"""The interpreter's switch interval, so that threads which parse large bodies do not slow down the
+event loop."""
 
 
 def main() -> int:
@@ -45,7 +46,7 @@ def main() -> int:
             "in SLUICE_API_KEYS, for example by the output of `openssl rand -hex 24`",
             name, SECRET_CHARS,
         )  # fmt: skip
-    # What the application is made of stays; the collector need not look at it again and again.
+    # The objects of the application live as long as the process: the collector need not scan them.
     gc.collect()
     gc.freeze()
     server = ApiServer(app, settings, host=settings.api_host, port=settings.api_port)
@@ -54,10 +55,10 @@ def main() -> int:
 
 
 def return_memory() -> None:
-    """Have glibc give the memory of large blocks back when they are freed.
+    """Make glibc return the memory of large blocks when they are freed.
 
-    Left alone, it raises its threshold with the first large body that is freed, and from then on
-    keeps what bodies and answers took, in an arena for each thread.
+    By default it raises its threshold with the first large block that is freed, and then keeps the
+    memory of bodies and answers, in an arena for each thread.
     """
     with suppress(OSError, AttributeError):  # another libc
         libc = ctypes.CDLL(None)
@@ -66,7 +67,7 @@ def return_memory() -> None:
 
 
 def check_exposure(settings: HttpSettings) -> None:
-    """Raises ConfigurationError where strangers could reach an API that asks for no key."""
+    """Raises ConfigurationError if other machines could reach an API without keys."""
     if settings.api_keys or settings.api_allow_anonymous or is_loopback(settings.api_host):
         return
     raise ConfigurationError(

@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     _include_routes(app)
     app.mount(openapi.ASSETS, openapi.swagger_files(), name="docs-assets")
     openapi.install(app, has_keys=bool(settings.api_keys))
-    # The last added comes first: who it is comes before how much it sends.
+    # The middleware that is added last runs first: keys are checked before the size of a body.
     app.add_middleware(Methods)
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(Keys, settings=settings)
@@ -62,8 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _include_routes(app: FastAPI) -> None:
-    """The `router` of each module of `api/routes/`, those of each dialect, and /docs."""
-    # Routes are tried in this order at each request.
+    """Add the `router` of each module of `api/routes/`, those of each dialect, and /docs."""
+    # The order matters: routes are matched one after the other for each request.
     for name in sorted((module.name for module in iter_modules(routes.__path__)), key=_rank):
         app.include_router(load(f"{routes.__name__}.{name}:router"))
     for dialect in dialects():
@@ -72,5 +72,5 @@ def _include_routes(app: FastAPI) -> None:
 
 
 def _rank(module: str) -> int:
-    """Those that are asked most stand first."""
+    """Modules with the most frequent requests come first."""
     return BUSIEST.index(module) if module in BUSIEST else len(BUSIEST)

@@ -1,4 +1,5 @@
-"""What routes work with: the parts that the application holds open, and who is asking."""
+"""Dependencies of routes: the open parts of the application, the caller, ids and common
+parameters."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,12 +26,12 @@ from shared.files import Storage, make_storage
 from shared.jobs.queues import Depths, Routes
 
 REDIS_CONNECTIONS = 10
-"""Each is used for a moment, but for the one that waits for events."""
+"""All are used for short times, except the one that waits for events."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Made when the application starts, closed when it stops."""
+    """What is opened when the application starts, and closed when it stops."""
 
     settings: Settings
     ledger: Ledger
@@ -41,12 +42,13 @@ class Parts:
     routes: Routes
     followers: Followers
     stopping: Event = field(default_factory=Event)
-    """Set when the server is to stop, so that streams and waits end by themselves."""
+    """Set when the server begins to stop, so that streams and waiting answers end."""
 
 
 @asynccontextmanager
 async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
-    """Nothing connects here: the API starts, and says what is missing, without its servers."""
+    """Open the parts without connecting: the API starts without its servers, and reports what is
+    missing."""
     ledger, connections = make_ledger(settings), _async_redis(settings)
     parts = Parts(
         settings=settings,
@@ -73,12 +75,12 @@ def _async_redis(settings: Settings) -> redis.asyncio.Redis:
         settings.require_redis_url(),
         max_connections=REDIS_CONNECTIONS,
         timeout=settings.connect_timeout_s,
-        # Reads block for `sse_poll_s` at most; what takes much longer is a server that hangs.
+        # Reads block for `sse_poll_s` at most; if it takes much longer, the server hangs.
         socket_timeout=settings.sse_poll_s + settings.connect_timeout_s,
         socket_connect_timeout=settings.connect_timeout_s,
         decode_responses=True,
         encoding_errors="replace",
-        protocol=2,  # one shape of answers for all versions of the client
+        protocol=2,  # the shape of answers must not depend on the version of redis-py
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
     )
     return redis.asyncio.Redis(connection_pool=pool)
@@ -91,7 +93,7 @@ async def _parts(request: Request) -> Parts:
 
 
 async def _fair_key(request: Request) -> str:
-    """The name of the caller's API key (`api/http/middleware.py` noted it)."""
+    """The name of the caller's API key, from `Keys` in `api/http/middleware.py`."""
     return str(request.state.fair_key)
 
 
@@ -125,7 +127,7 @@ Cursor = Annotated[str | None, Query(max_length=2048, description="`next_cursor`
 
 async def _preferences(
     request: Request,
-    prefer: Annotated[  # noqa: ARG001  (for the document; a list may come in several headers)
+    prefer: Annotated[  # noqa: ARG001  (for OpenAPI; the header may be sent several times)
         str | None,
         Header(
             alias="Prefer",

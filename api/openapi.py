@@ -1,10 +1,10 @@
-"""The OpenAPI document: what FastAPI sees of the routes, and what it cannot see.
+"""The OpenAPI document: what FastAPI knows of the routes, and additions.
 
-Operations are named by their functions (`submit_job`), so that a generated client's calls read well
-and stay what they are. What middleware and the server answer is added to each of them; results
-have the shapes that workers give them. Errors are those of the dialect that owns a path
-(`api/compat/`). The page `/docs` shows it all: Swagger UI from the package `fastapi-swagger`,
-served by the API itself; no CDN.
+Operations are named after their functions (`submit_job`), so that the calls of generated clients
+are readable and stable. The answers of the middleware and the server are added to each operation,
+and the results of jobs get the shapes of their kinds. Errors are those of the dialect that owns the
+path (`api/compat/`). The page `/docs` shows the document with Swagger UI, which the API serves
+itself from the package `fastapi-swagger`, without a CDN.
 """
 
 import json
@@ -49,7 +49,7 @@ BEARER = {"type": "http", "scheme": "bearer", "description": "One of SLUICE_API_
 RESULTS: dict[str, type[BaseModel]] = {
     kind.name: kind.result for kind in KINDS.values() if kind.result is not None
 }
-"""Of all kinds but `hf`, whose results are those of its tasks."""
+"""Kind -> shape of its result; without `hf`, whose results depend on the task."""
 EVERYWHERE = (400, 403, 421, 431, 503)
 WITH_BODY = (408, 413, 415, 422)
 
@@ -57,7 +57,7 @@ WITH_BODY = (408, 413, 415, 422)
 def documented(
     views: Mapping[int, type[BaseModel]], *problems: int
 ) -> dict[int | str, dict[str, Any]]:
-    """What a route of our own answers, for its entry in /docs."""
+    """The answers of a native route, for its entry in the document."""
     responses: dict[int | str, dict[str, Any]] = {code: {"model": v} for code, v in views.items()}
     return responses | NATIVE.documented(*problems)
 
@@ -75,7 +75,7 @@ def tags() -> list[dict[str, str]]:
 def package_version() -> str:
     try:
         return version("sluice")
-    except PackageNotFoundError:  # run from its files, without being installed
+    except PackageNotFoundError:  # it runs from its source files and is not installed
         return "0"
 
 
@@ -118,7 +118,7 @@ def _complete(document: dict[str, Any], *, has_keys: bool) -> dict[str, Any]:
 
 
 def _results() -> dict[str, Any]:
-    """Components: the result of each kind, and `JobResult`, which is any of them."""
+    """The components for the result of each kind, and `JobResult`, which is any of these."""
     _, definitions = models_json_schema(
         [(model, "serialization") for model in RESULTS.values()], ref_template=REF + "{model}"
     )
@@ -137,7 +137,7 @@ def _results() -> dict[str, Any]:
 
 
 def _add_responses(path: str, operation: dict[str, Any]) -> None:
-    """What comes from before the routes, in the dialect of the path."""
+    """Add the answers of the middleware and the server, in the dialect of the path."""
     dialect, responses = dialect_of(path), operation["responses"]
     statuses = {*EVERYWHERE}
     if "requestBody" in operation:
@@ -155,7 +155,7 @@ def _add_responses(path: str, operation: dict[str, Any]) -> None:
 
 
 def _with_names(document: dict[str, Any]) -> dict[str, Any]:
-    """`UploadFileForm` for `Body_upload_file`, `JobPage` for `Page_JobView_`."""
+    """Rename components: `Body_upload_file` to `UploadFileForm`, `Page_JobView_` to `JobPage`."""
     text = json.dumps(document)
     for name, schema in document["components"]["schemas"].items():
         if name.startswith("Body_"):
@@ -170,7 +170,7 @@ def _with_names(document: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-# The page.
+# The page /docs
 
 ASSETS = "/docs/assets"
 
@@ -186,7 +186,7 @@ async def docs(request: Request) -> Response:
         swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
         swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
         swagger_favicon_url=f"{root}{ASSETS}/favicon-32x32.png",
-        # Without this the page shows a badge of a public validator, fetched from its host.
+        # Otherwise the page loads the badge of a public validator from the internet.
         swagger_ui_parameters={"validatorUrl": None, "docExpansion": "list"},
     )
 

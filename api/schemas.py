@@ -1,4 +1,4 @@
-"""The shapes of the HTTP API: what clients send, and what they get."""
+"""The shapes of the HTTP API: requests and answers."""
 
 import functools
 import operator
@@ -42,7 +42,7 @@ from shared.prompts import TemplateText, Variables, VariableValues, VersionedPro
 from shared.tables import ConversationMessage, File, Job, Schedule
 from shared.vocabulary import Lane, LaneRank, Queue, Shape, State
 
-# A type checker cannot see what is made of records.
+# Type checkers cannot evaluate types that are made from records.
 if TYPE_CHECKING:
     KindName = str
 else:
@@ -70,20 +70,20 @@ class ProgressView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job. `position` counts the steps that are served before it; both estimates may be null.
+    """A job. `position` is how many steps are served before it; `position` and `eta_s` may be null.
 
     `waiting_for` says what a queued job, or the next step of a running one, waits for besides its
-    turn: its queue is paused, no living worker takes it, its time has not come, an earlier turn, or
-    the next attempt, with the reason why the last one failed. A result that is too large to be
-    shown here is null, and lies at `result_url`. What a list or an event leaves out since it is
-    large is null, and named in `truncated`; `GET /v1/jobs/{id}` has it. Where a row holds what
-    cannot be read, the rest is shown, and `error` says so.
+    position: a paused queue, a worker that can take it, its time, an earlier turn, or the next
+    attempt, with the reason why the last one failed. A result that is too large for this answer is
+    null, and is at `result_url`. Lists and events leave out large fields: these are null, and are
+    listed in `truncated`; `GET /v1/jobs/{id}` has them. If a part of the row cannot be read, the
+    rest is shown, and `error` says so.
 
-    `batch_id` is that of the batch of which it is a line.
+    `batch_id` is the batch of which the job is a line.
 
-    Turns of a conversation are for the key alone that owns it. Others see of such a job that it is
-    there and how far it is: `input` and `metadata` are empty, `result` and `waiting_for` null, and
-    an error has no message.
+    Turns of a conversation are visible only to the key that owns it. Other keys see that the job
+    exists and how far it is: `input` and `metadata` are empty, `result` and `waiting_for` are null,
+    and an error has no message.
     """
 
     id: UUID
@@ -113,8 +113,8 @@ class JobView(BaseModel):
     def of(
         cls, job: Job, estimate: Estimate, fair_key: str, contents: Contents | None = None
     ) -> "JobView":
-        """As the key may see it. `contents` stand for those of the row, where these are not
-        loaded."""
+        """The job as the key may see it. `contents` replaces the contents of the row, if these were
+        not loaded."""
         hides_text = jobs.hides_text(job, fair_key)
         if hides_text:
             contents = Contents(input={}, metadata={})
@@ -154,7 +154,7 @@ class JobView(BaseModel):
         return view.model_copy(update=view.reduced(flaws)) if flaws else view
 
     def reduced(self, flaws: Sequence[str]) -> dict[str, Any]:
-        """What to change in the view of a row that holds what cannot be read, and where."""
+        """The changes to the view of a row of which the fields `flaws` cannot be read."""
         if not flaws:
             return {}
         remark = (
@@ -169,7 +169,7 @@ class JobView(BaseModel):
 
 
 def _doubtful(job: Job, contents: Contents) -> Iterator[tuple[str, object]]:
-    """The names of what a row may hold wrongly, with None where it does."""
+    """Names of fields of a row that may be invalid; with None for those that are."""
     yield "kind", job.kind if job.kind in set(KINDS) else None
     yield "state", job.state if job.state in set(State) else None
     yield "lane", job.lane if job.lane in set(LaneRank) else None
@@ -191,7 +191,7 @@ class Items(BaseModel, Generic[ItemT]):
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        """`FileList`, `JobPage`: what clients that are made from the document see."""
+        """Names such as `FileList` and `JobPage` for generated clients."""
         item = params[0].__name__.removesuffix("View").removesuffix("Out")
         return f"{item}{'List' if cls.__name__ == 'Items' else cls.__name__}"
 
@@ -284,11 +284,11 @@ class KindView(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model that can run here; `default` says that its kinds use it unless a job names another.
+    """A model that can run here. With `default`, its kinds use it unless a job names another one.
 
-    `workers` counts the living generation workers that serve it; null for models that any CPU
-    worker can load. `tasks` are the Hugging Face tasks that use it unless a job names another.
-    `base` is the model behind a named one.
+    `workers` is the number of living generation workers that serve it; null for models that any CPU
+    worker can load. `tasks` are the Hugging Face tasks that use it by default. `base` is the model
+    on which a named model is based.
     """
 
     reference: str
@@ -304,8 +304,8 @@ class ModelDetails(ModelView):
 
 
 class NamedModelSpec(Shape):
-    """What a named model is made of. `modelfile` is a description in Ollama's form; what the other
-    fields say goes before what it says."""
+    """A named model to be made. `modelfile` is a description in Ollama's format; the other fields
+    take precedence over it."""
 
     modelfile: Paragraph | None = None
     from_: ModelName | None = Field(default=None, alias="from")
@@ -321,11 +321,11 @@ class NamedModelSpec(Shape):
     def description(self) -> Description:
         """Raises InvalidInput, which names the line."""
         read = Description() if self.modelfile is None else read_modelfile(self.modelfile)
-        own: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "from_": self.from_, "system": self.system, "template": self.template,
             "adapter": self.adapter,
         }  # fmt: skip
-        changes = {name: value for name, value in own.items() if value is not None}
+        changes = {name: value for name, value in fields.items() if value is not None}
         if self.messages is not None:
             changes["messages"] = tuple((m.role, m.content) for m in self.messages)
         if self.parameters is not None:
@@ -336,7 +336,7 @@ class NamedModelSpec(Shape):
 
 
 class ConversationView(BaseModel):
-    """`summary` stands for messages that have no room in the model's window."""
+    """A conversation. `summary` replaces messages that do not fit the model's window."""
 
     id: UUID
     metadata: dict[str, Any]
@@ -361,7 +361,7 @@ class ConversationView(BaseModel):
 
 
 class MessageView(BaseModel):
-    """A stored message, in the shape that `chat` takes, and the job whose turn it was."""
+    """A stored message in the shape of `chat`, and the job of its turn."""
 
     message: dict[str, Any]
     job_id: UUID | None
@@ -373,7 +373,7 @@ class MessageView(BaseModel):
 
 
 class VariableView(BaseModel):
-    """A variable of a prompt's template; `default` null has to be given."""
+    """A variable of a prompt's template; one whose `default` is null needs a value."""
 
     name: str
     description: str
@@ -381,7 +381,7 @@ class VariableView(BaseModel):
 
 
 class ScheduledJob(BaseModel):
-    """What a schedule submits. Of a webhook, its URL."""
+    """The job that a schedule submits, without the secret of its webhook."""
 
     kind: str
     input: dict[str, Any]
@@ -393,8 +393,8 @@ class ScheduledJob(BaseModel):
 
 
 class ScheduleView(BaseModel):
-    """A schedule. `next_at` is when its next job is due, `last_job_id` the job of the last run,
-    `error` why that could not be submitted. Lists have no `job`, which may be large."""
+    """A schedule. `next_at` is when its next job is due, `last_job_id` is the last job, `error` is
+    why that could not be submitted. In lists, `job` is null, because it may be large."""
 
     name: str
     cron: str
@@ -447,8 +447,8 @@ class ScheduledRun(BaseModel):
 
 
 class PromptView(BaseModel):
-    """A version of a prompt. `reference` is what jobs name it by; `current` is the version that the
-    name alone stands for, `latest` the newest."""
+    """A version of a prompt. `reference` is its name for jobs; `current` is the version that the
+    name alone means, `latest` is the newest version."""
 
     name: str
     version: int
@@ -485,7 +485,7 @@ def _variables(version: VersionedPrompt) -> list[VariableView]:
 
 
 class PromptDifference(BaseModel):
-    """`template` is a unified diff, empty where both are equal."""
+    """The difference of two versions; `template` is a unified diff, or empty if both are equal."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -496,15 +496,15 @@ class PromptDifference(BaseModel):
     added: list[VariableView]
     removed: list[VariableView]
     changed: list[VariableView]
-    """As they are in the newer version."""
+    """The variables of the newer version."""
     description: str | None
-    """The newer one, where it is another."""
+    """The new description; null if it has not changed."""
 
     @classmethod
     def of(cls, old: VersionedPrompt, new: VersionedPrompt) -> "PromptDifference":
         before = {variable.name: variable for variable in _variables(old)}
         after = {variable.name: variable for variable in _variables(new)}
-        described = new.content.description
+        description = new.content.description
         return cls.model_construct(
             name=new.name,
             from_=old.version,
@@ -515,7 +515,7 @@ class PromptDifference(BaseModel):
             changed=[
                 after[name] for name in after if name in before and after[name] != before[name]
             ],
-            description=None if described == old.content.description else described,
+            description=None if description == old.content.description else description,
         )
 
 
@@ -525,7 +525,7 @@ class RenderedPrompt(BaseModel):
 
 
 class QueueView(BaseModel):
-    """`messages` is null where Redis does not answer."""
+    """A queue; `messages` is null if Redis does not answer."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -574,16 +574,17 @@ class ProblemView(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
-# The shapes that clients send; the inputs of kinds are those of `shared/kinds/`.
+# Requests; the inputs of kinds are in `shared/kinds/`.
 
 SHA256 = r"^[0-9a-fA-F]{64}$"
 PRINTABLE = r"^[\x21-\x7e]+$"
 ID_PREFIX = r"^[0-9a-fA-F](-?[0-9a-fA-F]){3,31}-?$"
-"""Four or more of an id's digits, as they are written or without hyphens."""
+"""The first four or more digits of an id, with or without hyphens."""
 
 
 class Webhook(Shape):
-    """Where to POST when the job has ended; with a secret, signed as Standard Webhooks are."""
+    """The URL for a POST when the job has ended; with a secret it is signed by Standard
+    Webhooks."""
 
     url: WebUrl
     secret: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
@@ -630,9 +631,10 @@ class BatchRequest(Shape):
 
 
 class NewSchedule(Shape):
-    """`cron` has five fields (minute, hour, day of the month, month, day of the week), or is one
-    of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`; `timezone` one of the IANA database.
-    `job` is as for `POST /v1/jobs`, without `run_after` and without a conversation."""
+    """A schedule to be stored. `cron` has five fields (minute, hour, day of the month, month, day
+    of the week), or is one of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`; `timezone` is
+    a name of the IANA database. `job` is as for `POST /v1/jobs`, without `run_after` and
+    conversation."""
 
     cron: FullLine
     timezone: FullLine = "UTC"
@@ -640,15 +642,17 @@ class NewSchedule(Shape):
 
 
 class NewConversation(Shape):
-    """`summarize`: what of a long conversation finds no room in the model's window is summed up."""
+    """A conversation to be started. With `summarize`, messages that do not fit the model's window
+    are summarized."""
 
     metadata: FreeMetadata = Field(default_factory=dict)
     summarize: StrictBool = False
 
 
 class NewPrompt(Shape):
-    """`{name}` in the template is a variable; `{{` and `}}` are braces. `variables` may say more of
-    them. With `make_current` false the name goes on standing for the version that it does."""
+    """A version to be stored. `{name}` in the template is a variable; `{{` and `}}` are braces.
+    `variables` may declare defaults and descriptions. With `make_current` false the current version
+    does not change."""
 
     template: TemplateText
     description: Paragraph = ""
@@ -665,7 +669,7 @@ class VariablesBody(Shape):
 
 
 class CollectionSpec(Shape):
-    """What a new collection is to be; the server's embedding model unless one is named."""
+    """A collection to be made; by default with the server's embedding model."""
 
     embedding_model: ModelName | None = None
     dimension: Annotated[int, Field(ge=1, le=65_535)] | None = None

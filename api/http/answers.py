@@ -1,4 +1,4 @@
-"""Answers from prepared views: serialized once, by pydantic, without another validation."""
+"""Answers: views as JSON, cursors of lists, and results of jobs."""
 
 import base64
 import binascii
@@ -18,7 +18,7 @@ from shared.jobs import jobs
 from shared.jobs.queues import Estimate, estimate
 from shared.tables import Job
 
-# Opaque cursors: where a list goes on. A cursor of one list does not fit another.
+# Opaque cursors: the position after which a list continues. A cursor is valid for one list only.
 
 
 def encode(of: str, position: str) -> str:
@@ -62,7 +62,7 @@ ViewT = TypeVar("ViewT", bound=BaseModel)
 
 
 def as_json(view: BaseModel) -> str:
-    """The view as JSON, less what lies so deep in it that it cannot be written."""
+    """The view as JSON. Values that are nested too deeply to be serialized are left out."""
     try:
         return view.model_dump_json()
     except (ValueError, RecursionError):
@@ -83,7 +83,7 @@ def _shallow(view: ViewT) -> ViewT:
     return view.model_copy(update=values)
 
 
-# A job's bare result: as JSON, from its row, or streamed from the storage where it is large.
+# The bare result of a job: from its row, or streamed from the storage if it is large.
 
 JSON_MEDIA_TYPE = "application/json"
 
@@ -93,14 +93,14 @@ def result_response(
 ) -> Response:
     """The result of a job that has succeeded. Blocks: call it in a thread.
 
-    Raises NotFound or Unavailable where the storage does not have it.
+    Raises NotFound if the storage does not have it, Unavailable if it does not answer.
     """
     response_headers = dict(headers or {})
     if job.result_path is None:
         data = json.dumps(job.result, ensure_ascii=False, separators=(",", ":"))
         return Response(data.encode(), status, response_headers, JSON_MEDIA_TYPE)
     blocks = parts.storage.blocks(job.result_path)
-    # The first is read here, so that a lost file is an error and not a cut answer.
+    # The first block is read now, so that a lost file is an error instead of a truncated answer.
     first = next(blocks, b"")
     if job.result_bytes is not None:
         response_headers["Content-Length"] = str(job.result_bytes)
@@ -113,10 +113,10 @@ def chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def job_view(parts: Parts, job_id: UUID, fair_key: str, *, is_whole: bool = False) -> JobView:
-    """The job as it is now, as the key may see it. Raises NotFound.
+    """The job at this moment, as the key may see it. Raises NotFound.
 
-    Unless it is to be whole, an input as large as no result may be in it is left out: events and
-    answers to those who wait are small.
+    Unless `is_whole`, an input above SLUICE_RESULT_INLINE_BYTES is left out, so that events and
+    answers stay small.
     """
     limit_bytes = parts.settings.result_inline_bytes
     with parts.ledger.read_single() as session:

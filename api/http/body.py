@@ -1,8 +1,8 @@
-"""Strict JSON bodies: what Postgres or a worker could not hold is refused, and named by its path.
+"""Strict JSON bodies: values that cannot be stored are refused, with their path.
 
-FastAPI reads bodies through `Request.json`; `StrictRoute` replaces that by a stricter one. Plain
-`json` takes NaN, infinite numbers, NUL characters and half surrogate pairs, and JSONB takes none.
-How many values a body holds, and how deep, is counted in its bytes before anything is made of them.
+FastAPI reads bodies by `Request.json`, which `StrictRoute` replaces. Python's `json` accepts NaN,
+infinite numbers, NUL characters and half surrogate pairs, which JSONB does not. The number of
+values and the depth are counted in the bytes before the body is parsed.
 """
 
 import json
@@ -17,19 +17,19 @@ from starlette.exceptions import HTTPException
 
 from shared.bounds import BODY_DEPTH_LIMIT, BODY_LIMIT_VALUES, UNSTORABLE, cut
 
-# In strict JSON these characters can only be written as escapes, so most bodies need no walk.
+# In strict JSON these characters can be written as escapes only, so most bodies need no search.
 SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
-# A string (unto the end where it has none), or what opens, closes and parts values. Possessive, so
-# that no body is read twice.
+# A string (to the end of the body if it is not closed), a bracket, or a comma. Possessive
+# quantifiers keep the time linear.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
 OPENING, CLOSING, PARTING = b"[{", b"]}", ord(",")
 LARGE_BYTES = 256 * 1024
-"""Longer bodies are parsed in a thread, so that others are served meanwhile."""
+"""Longer bodies are parsed in a thread, so that they do not block other requests."""
 PATH_CHARS = 200
 
 
 class MalformedBody(HTTPException):
-    """400: the body is not JSON. 422: it is, but holds what cannot be stored."""
+    """400: the body is not JSON. 422: it is JSON with values that cannot be stored."""
 
 
 class StrictRequest(Request):
@@ -63,10 +63,10 @@ def too_many(limit_values: int) -> str:
 
 
 class ValueCount:
-    """How many values a JSON body holds at least, while it comes; cheap, and never too many.
+    """A cheap lower bound of the number of values in a JSON body, while it arrives.
 
-    Only blocks without a quotation mark are counted, outside of strings. Behind the first escape it
-    is no longer known where a string ends, and nothing more is.
+    Only blocks without quotation marks that lie outside of strings are counted. After the first
+    backslash, the ends of strings are not known any more, and counting stops.
     """
 
     def __init__(self) -> None:
@@ -86,10 +86,10 @@ class ValueCount:
 
 
 def check_structure(body: bytes, *, limit_values: int) -> None:
-    """Raises MalformedBody for JSON of too many values, or nested too deeply; reads no further."""
+    """Raises MalformedBody for JSON with too many values, or nested too deeply."""
     opening = body.count(b"[") + body.count(b"{")
     if opening <= BODY_DEPTH_LIMIT and opening + body.count(b",") < limit_values:
-        return  # even if none of them is within a string
+        return  # within the limits even if all of these characters are outside of strings
     depth, values = 0, 1
     for match in TOKEN.finditer(body):
         token = body[match.start()]
@@ -126,7 +126,7 @@ def parse(body: bytes, *, limit_values: int = BODY_LIMIT_VALUES) -> Any:
         ) from error
     except RecursionError as error:
         raise MalformedBody(400, "The body is nested too deeply.") from error
-    except ValueError as error:  # an integer of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise MalformedBody(422, f"A number in the body is too long: {cut(str(error))}.") from error
     if SUSPECT.search(body):
         for path, text in _strings(value):
@@ -136,7 +136,7 @@ def parse(body: bytes, *, limit_values: int = BODY_LIMIT_VALUES) -> Any:
 
 
 def _strings(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """All strings of a value, keys as well, each with its path. Without recursion."""
+    """All strings of a value, including keys, with their paths; without recursion."""
     left: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while left:
         path, at = left.pop()

@@ -1,7 +1,7 @@
-"""Errors become HTTP here, and nowhere else: one table from an exception's type to a problem.
+"""The only place where exceptions become HTTP: one table from types of exceptions to problems.
 
-How a problem is written is the dialect's (`api/compat/`): problem+json by default. No answer shows
-a stack trace.
+A problem is written in the form of its dialect (`api/compat/`), by default as problem+json. No
+answer shows a stack trace.
 """
 
 import logging
@@ -60,10 +60,11 @@ def _none(_error: Any) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a type of error is in HTTP."""
+    """The answer to a type of error."""
 
     status: int = 500
-    """Where a request raises it; `SluiceError.job_status` is that of a job that ended with it."""
+    """The status if a request raises the error; that of a failed job is
+    `SluiceError.job_status`."""
     headers: Callable[[Any], Mapping[str, str]] = _none
 
 
@@ -78,7 +79,7 @@ RULES: dict[type[SluiceError], Rule] = {
     Unauthorized: Rule(status=401, headers=_scheme),
     Unavailable: Rule(status=503, headers=_retry_after),
 }
-"""All other types, and subclasses that are not here, go by the nearest base, or are 500."""
+"""A type that is not listed has the rule of its nearest base class, or else 500."""
 NO_RULE = Rule()
 
 
@@ -87,7 +88,7 @@ def rule_of(type_: type[SluiceError]) -> Rule:
 
 
 def problem_of(error: Exception, request: Request | None = None) -> Problem:
-    """What an exception is in HTTP; `request` is what raised it, where there is one yet."""
+    """The problem of an exception; `request` is the request that raised it, if it is known."""
     for type_, translate in _TRANSLATE.items():
         if isinstance(error, type_):
             return translate(error, request)
@@ -95,7 +96,7 @@ def problem_of(error: Exception, request: Request | None = None) -> Problem:
 
 
 def problem_of_job(error: Mapping[str, Any]) -> Problem:
-    """What the stored error of a job is, for an answer that stands for the job."""
+    """The problem of a failed job, from its stored error."""
     code = str(error.get("type", ""))
     type_ = type_of(code)
     status = type_.job_status if type_ is not None else 500
@@ -103,7 +104,7 @@ def problem_of_job(error: Mapping[str, Any]) -> Problem:
 
 
 def refusal(path: str, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer to a request that no route has seen, in the dialect of its path."""
+    """The answer to a request that is refused before its route, in the dialect of its path."""
     return _answer(path, problem_of(error), headers)
 
 
@@ -112,8 +113,8 @@ def install(app: FastAPI) -> None:
         return _answer(request.url.path, problem_of(error, request))
 
     def handle_unexpected(request: Request, error: Exception) -> Response:
-        # The server drops the connection behind it; a client that does not know sends its next
-        # request there.
+        # The server closes the connection after this; the client must not send its next request on
+        # it.
         return _answer(request.url.path, problem_of(error, request), {"Connection": "close"})
 
     for type_ in _TRANSLATE:
@@ -127,13 +128,13 @@ def _answer(path: str, problem: Problem, headers: Mapping[str, str] | None = Non
     return response
 
 
-# What is wrong with a request, as pydantic sees it, in words that name the field and the remedy.
+# Validation errors of pydantic, in words that name the field and the remedy.
 
 SHOWN = 3
 ERRORS_LIMIT = 100
-"""How many entries `errors` has at most; a last one says how many more there were."""
+"""How many entries `errors` has at most; one more says how many are left out."""
 PART_CHARS, FIELD_CHARS, MESSAGE_CHARS = 64, 200, 500
-# What pydantic says of these does not say what to do.
+# Errors for which pydantic's message does not say what to do.
 REMEDIES = {
     "timezone_aware": "give a time zone, as in 2026-11-24T12:00:00Z",
     "extra_forbidden": "there is no such field; check its name",
@@ -157,16 +158,16 @@ PATTERNS = {
     PRINTABLE: "use printable ASCII characters without spaces",
 }
 LOCATIONS = {"body", "query", "path", "header"}
-# Members of unions show in pydantic's paths, but not in the document that the user sent.
+# Pydantic's paths have the tags of unions, which are not in the document that the user has sent.
 QUOTED = re.compile(r"'(\w+)'")
 UNION_TAG = "<"
-"""How those are named that dialects have in places of their own."""
+"""The first character of the tags of dialects' unions."""
 JOBS_PATH = "/v1/jobs"
-"""Bodies there are a union of the kinds; elsewhere `model` is a field."""
+"""Bodies of this path are a union of the kinds; elsewhere `model` is a field."""
 ITEM_TAGS = {
     *KINDS, "file", "text", "chunk", "document", "system", "user", "assistant", "tool"
 }  # fmt: skip
-# Of unions that are one parameter of OpenAI's API.
+# Parameter of OpenAI's API that is a union -> its tags
 CHOICE_TAGS = {
     "tool_choice": {"mode", "function", "allowed_tools"},
     "response_format": {"text", "json_object", "json_schema"},
@@ -175,7 +176,7 @@ CHOICE_TAGS = {
 
 
 def _invalid(error: Exception, request: Request | None) -> Problem:
-    """422 with entries for the first fields; 415 where the whole body is of another type."""
+    """422 with entries for the first wrong fields, or 415 if the body has another content type."""
     assert isinstance(error, RequestValidationError)
     assert request is not None
     errors = error.errors()
@@ -199,7 +200,8 @@ def _invalid(error: Exception, request: Request | None) -> Problem:
 
 
 def _other_content_type(request: Request) -> Problem | None:
-    """Of a body of another type, validation would only say that it is no object."""
+    """The problem of a body with the wrong content type, for which validation would only say that
+    it is no object; None if the type is right."""
     if dialect_of(request.url.path).takes_any_type:
         return None
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -215,8 +217,8 @@ def _other_content_type(request: Request) -> Problem | None:
 
 
 def field_of(entry: Mapping[str, Any], tags: Collection[str] = ()) -> str:
-    """Where the field is that is wrong, in what the user sent; empty for the whole of it. `tags`
-    are those of a union that the body is."""
+    """The path of the wrong field in what the user has sent; empty for the whole. `tags` are those
+    of the body, if it is a union."""
     parts: list[str] = []
     loc: Sequence[str | int] = entry["loc"]
     if entry["type"] in {"union_tag_invalid", "union_tag_not_found"}:
@@ -250,7 +252,7 @@ def _message(entry: Mapping[str, Any]) -> str:
     return cut(text.removeprefix("Value error, "), MESSAGE_CHARS)
 
 
-# Errors of the application, of HTTP, of the database, and of nobody knows what.
+# Errors of the application, of HTTP, of the database, and unexpected ones
 
 NOT_FOUND = "There is nothing at {path}. The paths are listed at /docs."
 
@@ -274,14 +276,14 @@ def _http(error: Exception, request: Request | None) -> Problem:
 
 
 def _database(error: Exception, request: Request | None) -> Problem:
-    """Its SQLSTATE says what the error means; what has no other meaning is our fault."""
+    """The meaning of a database error is that of its SQLSTATE; without one it is our fault."""
     trouble = trouble_of(error)
     status = _STATUS_OF[trouble.meaning] if trouble else 500
     if trouble is None or status == 500:
         if isinstance(error, DBAPIError):
             _log_database_error(request, error)
         return _unexpected(error, request)
-    # Without the statement and its parameters, which hold what users sent.
+    # Without the statement and its parameters, which have data of users.
     words = first_line(error) if status == 503 else type(error).__name__
     log.warning("database %s (SQLSTATE %s): %s", trouble.meaning.value, trouble.sqlstate, words)
     if status != 503 or trouble.meaning is Meaning.SCHEMA:
@@ -303,7 +305,8 @@ _STATUS_OF = {
 
 
 def _log_database_error(request: Request | None, error: DBAPIError) -> None:
-    """Where it came from and its code; what PostgreSQL says of it may quote what users sent."""
+    """Log the place and the code of an error, but not its message, which may quote data of
+    users."""
     log.error(
         "database error in %s %s: %s (SQLSTATE %s)\n%s",
         request.method if request is not None else "",

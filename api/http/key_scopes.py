@@ -1,8 +1,8 @@
 """What an API key may do: the scopes that requests need by their paths, and jobs by their kinds.
 
-A key has all scopes unless SLUICE_API_KEY_SCOPES names it. Every key may read; of what changes
-something, requests are looked at here before their bodies are read, jobs where they are made, for
-all APIs that are spoken.
+A key has all scopes unless SLUICE_API_KEY_SCOPES names it. Every key may read. Requests that change
+something are checked before their bodies are read, and jobs when they are submitted, in all
+dialects.
 """
 
 import re
@@ -24,13 +24,13 @@ _WRITE: Final = frozenset({KeyScope.WRITE})
 _ADMIN: Final = frozenset({KeyScope.ADMIN})
 
 RULES: Final[tuple[tuple[str, str, frozenset[KeyScope]], ...]] = (
-    # The kind of the job decides.
+    # The scope depends on the kind of the job.
     ("*", r"/v1/(jobs|schedules)(/.*)?", _NONE),
     ("*", r"/mcp/?", _NONE),
-    # These read.
+    # These only read.
     ("POST", r"/v1/prompts/[^/]*/render", _NONE),
     ("POST", r"/ollama/api/show", _NONE),
-    # Uploads are inputs of jobs, or documents.
+    # Uploads may be inputs of jobs, or documents.
     ("POST", r"(/v1|/openai/v1)/files", _ASK | _WRITE),
     ("POST", r"/openai/v1/vector_stores/[^/]*/search", _ASK),
     ("*", r"(/v1|/openai/v1)/files/.*", _WRITE),
@@ -42,28 +42,29 @@ RULES: Final[tuple[tuple[str, str, frozenset[KeyScope]], ...]] = (
     ("*", r"/ollama/api/.*", _ADMIN),
     ("*", r"/(openai/v1|tei|models|pipeline)(/.*)?", _ASK),
 )
-"""Methods and paths, the first that fits, and the scopes of which any is enough. What fits none
-needs the scope `admin`."""
+"""Method, path, and the scopes of which one is needed. The first rule that matches counts; without
+one, the scope `admin` is needed."""
 
 
 def rule_of(method: str, path: str) -> frozenset[KeyScope] | None:
-    """The scopes of which any lets a request through; None where no rule has the path."""
+    """The scopes of which a request needs one; None if no rule matches."""
     if method in READING:
         return _NONE
-    for of_method, pattern, scopes in RULES:
-        if of_method in ("*", method) and re.fullmatch(pattern, path):
+    for rule_method, pattern, scopes in RULES:
+        if rule_method in ("*", method) and re.fullmatch(pattern, path):
             return scopes
     return None
 
 
 def require(settings: HttpSettings, key_name: str, needed: frozenset[KeyScope]) -> None:
-    """Raises Forbidden where the key has none of the scopes."""
-    own = settings.api_key_scopes.get(key_name)
-    if own is None or not needed or KeyScope.ADMIN in own or own & needed:
+    """Raises Forbidden if the key has none of the scopes."""
+    scopes = settings.api_key_scopes.get(key_name)
+    if scopes is None or not needed or KeyScope.ADMIN in scopes or scopes & needed:
         return
     raise Forbidden(
-        f"The key {key_name!r} may not do this: it has the scope {_listed(own)}, and this needs "
-        f"{_listed(needed, ' or ')}. SLUICE_API_KEY_SCOPES on the server says what a key may do."
+        f"The key {key_name!r} may not do this: it has the scope {_in_words(scopes)}, and this "
+        f"needs {_in_words(needed, ' or ')}. SLUICE_API_KEY_SCOPES on the server says what a key "
+        "may do."
     )
 
 
@@ -75,16 +76,16 @@ def require_for_request(settings: HttpSettings, key_name: str, method: str, path
 
 
 def require_for_kind(settings: HttpSettings, key_name: str, kind: str) -> None:
-    """To submit a job of the kind, or to change one. Raises Forbidden."""
+    """Raises Forbidden if the key may not submit or change jobs of the kind."""
     if key_name in settings.api_key_scopes:
         require(settings, key_name, frozenset({KINDS[kind].scope}))
 
 
 def require_for_job(session: Session, settings: HttpSettings, key_name: str, job_id: UUID) -> None:
-    """To cancel, redrive or erase a job. Raises Forbidden, NotFound."""
+    """Raises Forbidden if the key may not cancel, redrive or erase the job; NotFound."""
     if key_name in settings.api_key_scopes:
         require_for_kind(settings, key_name, jobs.without_contents(session, job_id).kind)
 
 
-def _listed(scopes: frozenset[KeyScope], joint: str = ", ") -> str:
+def _in_words(scopes: frozenset[KeyScope], joint: str = ", ") -> str:
     return joint.join(f"`{scope}`" for scope in KeyScope if scope in scopes)

@@ -1,16 +1,17 @@
-"""What is checked of a request before a route has it: who sends it, how much, by which method.
+"""Middleware: checks of a request before its route, by sender, size and method.
 
-Pure ASGI, one class a check: `Hosts`, `Keys`, `BodyLimit`, `Methods`, in this order. What they
-refuse is written in the dialect of the path, and before a body is read.
+Pure ASGI, one class for each check: `Hosts`, `Keys`, `BodyLimit`, `Methods`, in this order. They
+refuse requests in the dialect of the path, before the body is read.
 
-A body that is too large is answered with 413 while it is still being sent; then some of the rest
-is read and dropped, since a connection closed on unread bytes is reset, and a reset may take the
-answer away from the client. One that stands still, or creeps, is answered with 408; time runs only
-while the application waits for it.
+A body that is too large is answered with 413 while it is still being sent. Then a part of the rest
+is read and dropped, because closing a connection with unread bytes resets it, and the client may
+lose the answer. A body that stops or is very slow is answered with 408; only the time in which the
+application waits for it counts.
 
-A larger body is put on disk while it comes, and handed on when it is complete and there is room:
-what is worked on at the same time is limited in bytes, for all that is made of a body takes many
-times its memory. Uploads and sound and images, which nothing reads as a whole, go past that.
+A larger body is written to disk while it arrives, and passed on when it is complete and there is
+room: the bytes of bodies that are processed at the same time are limited, because a parsed body
+takes many times its size. Uploads, audio and images are passed on directly, because they are never
+read as a whole.
 """
 
 import asyncio
@@ -41,19 +42,19 @@ from api.http.key_scopes import require_for_request
 from shared.config import HttpSettings
 from shared.errors import Forbidden, TooLarge, Unauthorized, Unavailable
 
-# Who may call an API that asks for no key: programs of this machine, and pages that it
-# serves.
+# An API without keys may be called by programs on this machine, and by pages that it serves.
 #
-# A browser sends requests to 127.0.0.1 for any page that it shows, and by a name that an
-# attacker has pointed there (DNS rebinding) such a page can read the answers, too. So without
-# keys the `Host` has to be one of the API's own names (else 421), and a request of a page has
-# to come from the API's own pages or from an origin that is set (else 403), in all dialects.
-# With keys neither is checked: a page of another origin does not have the key. `/healthz`
-# answers to any name, for load balancers call by address.
+# A browser sends requests to 127.0.0.1 for any page that it shows. If an attacker lets a name point
+# there (DNS rebinding), such a page can even read the answers. So without keys, the `Host` has to
+# be one of the API's names (else 421), and a request of a page has to come from the API's own pages
+# or from an allowed origin (else 403), in all dialects. With keys neither is checked, because a
+# page of another origin does not have the key. `/healthz` answers to any name, because load
+# balancers use addresses.
 
 LIVENESS = "/healthz"
 TARGET_HOST = "target_host"
-"""In the state of a request whose line has a whole URL: host and port of that URL, as sent."""
+"""Key in the state of a request: the host and port of the URL in its request line, if that has
+one."""
 SAFE = {"GET", "HEAD"}
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:@/\\?#\[\]]+)(?::(\d{0,5}))?")
 ANY_ADDRESS = {"", "0.0.0.0", "::"}
@@ -61,7 +62,7 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 class Hosts:
-    """Refuses foreign hosts and origins where no keys are set. Pure ASGI."""
+    """Refuses foreign hosts and origins if no keys are set."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
@@ -71,7 +72,7 @@ class Hosts:
         self._any_address = bound in ANY_ADDRESS
         self._names = {"localhost", bound, *map(str.lower, settings.api_allowed_hosts)}
         if self._any_address:
-            # A page cannot make an address mean another machine, as it can with a name of its own.
+            # The name of this machine is safe: an attacker cannot let it point elsewhere.
             self._names.add(socket.gethostname().lower())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +86,7 @@ class Hosts:
         hosts = _values(scope, b"host")
         if len(hosts) > 1 or (not hosts and scope["http_version"] != "1.0"):
             return HTTPException(400, "Send one header Host.")
-        # A request line with a whole URL names a host, too, and that one counts (RFC 9112, 3.2.2).
+        # A request line with a whole URL has a host, too, which takes precedence (RFC 9112, 3.2.2).
         foreign = [host for host in (*hosts, *_target_host(scope)) if not self._is_own(host)]
         if foreign:
             return HTTPException(
@@ -126,7 +127,7 @@ class Hosts:
             )
         if "cross-site" not in _values(scope, b"sec-fetch-site"):
             return False
-        # Somebody followed a link to here: what is shown, the page with the link cannot read.
+        # Following a link is allowed: the page with the link cannot read the answer.
         is_visit = (
             scope["method"] in SAFE
             and _values(scope, b"sec-fetch-mode") == ["navigate"]
@@ -136,7 +137,8 @@ class Hosts:
 
 
 def is_same_origin(origin: str, host: str) -> bool:
-    """Whether an `Origin` is the server that the `Host` names; a proxy may have ended its TLS."""
+    """Whether an `Origin` is the server in `Host`. The scheme may differ, as a proxy may end
+    TLS."""
     try:
         parts = urlsplit(origin.lower())
         port = str(parts.port or "")
@@ -152,7 +154,7 @@ def is_same_origin(origin: str, host: str) -> bool:
 
 
 def _target_host(scope: Scope) -> list[str]:
-    """What the request line names as the host; `Connection` of `api/http/server.py` notes it."""
+    """The host in the request line, which `Connection` in `api/http/server.py` stores."""
     host = scope.get("state", {}).get(TARGET_HOST)
     return [] if host is None else [host]
 
@@ -163,21 +165,21 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 
 
 ENVELOPE_BYTES = 64 * 1024
-"""What multipart or JSON adds to a file."""
+"""How much multipart or JSON adds to a file."""
 SMALL_BYTES = 64 * 1024
-"""Bodies of up to this size are never put aside."""
+"""Bodies of up to this size are not written to disk."""
 BLOCK_BYTES = 2**20
 BODILESS = {"GET", "HEAD", "OPTIONS"}
 MEDIA = (b"audio/", b"image/", b"video/")
 ANONYMOUS = "anonymous"
 CLOSE = {"Connection": "close"}
 DROP_REST = "drop_rest"
-"""In the state of a request, by `api/http/server.py`: has what still comes of its body dropped, and
-returns a future that is done when no more comes."""
+"""Key in the state of a request, set by `api/http/server.py`: a function that drops the rest of the
+body, and returns a future that is done at the body's end."""
 
 
 class BodyRefused(Exception):
-    """Ends the reading of a body from inside `receive`."""
+    """Raised by `receive` to end the reading of a body."""
 
 
 class BodyTooLarge(BodyRefused):
@@ -190,7 +192,7 @@ class BodyTooSlow(BodyRefused):
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """How many bytes a body may have, and what is said of one that has more."""
+    """How many bytes a body may have, and the parts of the error about a larger one."""
 
     body_bytes: int
     what: str
@@ -207,7 +209,7 @@ class Limit:
 
 
 class BodyLimit:
-    """Refuses bodies above the limit, by Content-Length first and by counting anyway."""
+    """Refuses bodies above the limit: by Content-Length, and by counting while they arrive."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
@@ -226,7 +228,7 @@ class BodyLimit:
             remedy="Split it",
             setting="SLUICE_MAX_FILE_BYTES",
         )
-        # Files come as they are or in base64; what else JSON may hold is limited where it is read.
+        # Files are sent raw or in base64; the rest of the JSON is limited where it is parsed.
         in_base64 = (file_bytes + 2) // 3 * 4
         self._inference = Limit(
             body_bytes=max(in_base64, body_bytes) + ENVELOPE_BYTES,
@@ -251,15 +253,15 @@ class BodyLimit:
         is_streamed = limit is self._file or _header(scope, b"content-type").startswith(MEDIA)
         if is_small or is_streamed:
             return await self._pass_on(limit, body, scope, receive, send)
-        return await self._put_aside(limit, body, scope, receive, send)
+        return await self._spool(limit, body, scope, receive, send)
 
     async def _pass_on(
         self, limit: "Limit", body: "Body", scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Let the application read while the body comes."""
+        """Let the application read the body while it arrives."""
 
         async def unless_refused(message: Message) -> None:
-            # Whatever the application makes of the broken body, the answer is the one below.
+            # The application's answer to the incomplete body is dropped for the refusal below.
             if body.refusal is None:
                 await send(message)
 
@@ -271,7 +273,7 @@ class BodyLimit:
         if body.refusal is not None:
             await self._answer(body.refusal, limit, scope, receive, send)
 
-    async def _put_aside(
+    async def _spool(
         self, limit: "Limit", body: "Body", scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Call the application once the body is complete, and there is room for it."""
@@ -280,7 +282,7 @@ class BodyLimit:
             try:
                 while not body.is_complete:
                     message = await body.receive()
-                    if message["type"] != "http.request":  # the client has gone
+                    if message["type"] != "http.request":  # the client has disconnected
                         return None
                     block = message.get("body", b"")
                     spool.write(block)
@@ -309,7 +311,7 @@ class BodyLimit:
                 release()
 
     async def _refuse_values(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Before the rest of it has come, as the parser would after."""
+        """Refuse a body with too many values before the rest arrives, as the parser would."""
         declared = _header(scope, b"content-length")
         if declared.isdigit() and int(declared) > self._json.body_bytes:
             return await _refuse(scope, TooLarge(self._json.refusal), receive, send)
@@ -338,7 +340,7 @@ class BodyLimit:
 
 
 class Body:
-    """A body as it comes; `receive` raises BodyRefused where it is too large or too slow."""
+    """A body that arrives; `receive` raises BodyRefused if it is too large or too slow."""
 
     def __init__(self, receive: Receive, limit_bytes: int, settings: HttpSettings) -> None:
         self._receive = receive
@@ -351,7 +353,7 @@ class Body:
         self.refusal: BodyRefused | None = None
 
     async def receive(self) -> Message:
-        if self.is_complete:  # what comes now is that the client goes
+        if self.is_complete:  # the next message is the disconnect
             return await self._receive()
         credit_s = self._timeout_s + self.size / self._bytes_per_s - self._waited_s
         begin = time.monotonic()
@@ -373,7 +375,7 @@ class Body:
 
 
 class Memory:
-    """Bytes of bodies that are worked on at the same time; who comes first is served first."""
+    """The bytes of bodies that may be processed at the same time; first come, first served."""
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size
@@ -381,7 +383,8 @@ class Memory:
         self._freed = asyncio.Event()
 
     async def take(self, size: int) -> Callable[[], None]:
-        """Wait for room; what is larger than all of it has it alone. Call the result once done."""
+        """Wait for room; a body above the limit is processed alone. Returns a function that frees
+        the room."""
         size = min(size, self._size)
         async with self._line:
             while self._free < size:
@@ -404,14 +407,14 @@ _release: ContextVar[Callable[[], None] | None] = ContextVar("release", default=
 
 
 def release_body() -> None:
-    """The request's body is no longer worked on; its answer may be waited for."""
+    """Free the room of the request's body: it is processed, and only its answer is waited for."""
     release = _release.get()
     if release is not None:
         release()
 
 
 def _replay(spool: IO[bytes], size: int, receive: Receive) -> Receive:
-    """The body from the disk, then what the server has to say."""
+    """A `receive` that returns the body from the disk, and then the server's messages."""
     left = size
     is_first = True
 
@@ -446,19 +449,19 @@ async def _refuse(scope: Scope, error: Exception, receive: Receive, send: Send) 
 
     await answer(scope, receive, keep_open)
     drop_rest = scope.get("state", {}).get(DROP_REST)
-    if drop_rest is not None:  # None under another server than ours
+    if drop_rest is not None:  # another server than ours does not set it
         await drop_rest()
     await send({"type": "http.response.body", "body": b""})
 
 
 class Keys:
-    """Lets requests through that carry a known key, and notes whose it is; under /v1 and on the
-    paths of dialects."""
+    """Refuses requests without a valid key, under /v1 and on the paths of dialects. Stores the name
+    of the key in the request's state."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self._app = app
         self._settings = settings
-        # Looked up by digest, so that the time taken tells nothing about a key.
+        # Keys are looked up by digest, so that the time reveals nothing about a key.
         self._names = {
             sha256(secret.get_secret_value().encode()).digest(): name
             for name, secret in settings.api_secrets
@@ -488,18 +491,17 @@ class Keys:
         return self._names.get(sha256(key.strip()).digest())
 
 
-# HEAD wherever GET is answered, OPTIONS wherever there is something, and a true `Allow` on
-# 405.
+# HEAD for every GET, OPTIONS for every path, and a correct `Allow` with 405.
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def allowed(app: Starlette, path: str, root_path: str) -> str | None:
-    """What a path takes, for the header `Allow`; None where there is nothing.
+    """The methods of a path for the header `Allow`; None if there is no such path.
 
-    Several routes may have one path, and a route knows only its own methods.
+    Several routes may have the same path, and each knows only its own methods.
     """
-    # `/v1/jobs/batch` is what it is, and not a job of that id.
+    # By its exact path first: `/v1/jobs/batch` must not match `/v1/jobs/{id}`.
     operations = app.openapi()["paths"].get(path) if isinstance(app, FastAPI) else None
     if operations is not None:
         methods = [method for method in METHODS if method.lower() in operations]
@@ -520,12 +522,12 @@ def _takes(route: BaseRoute, method: str, path: str, root_path: str) -> bool:
     match, _ = route.matches(
         {"type": "http", "method": method, "path": path, "root_path": root_path, "headers": []}
     )
-    # A mount takes all methods; those here have files.
+    # Mounts match all methods, but ours serve files only.
     return match is Match.FULL and (method == "GET" or not isinstance(route, Mount))
 
 
 class Methods:
-    """Answers HEAD as GET without its body, and OPTIONS. Pure ASGI, next to the application."""
+    """Answers OPTIONS, and HEAD as GET without its body; the innermost middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -543,7 +545,8 @@ class Methods:
         return await self._app(scope, receive, _with_allow(scope, send))
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The server drops the body; it is ended at its start, for some never end."""
+        """Answer a GET up to its headers. The body is ended at once, because some bodies never
+        end."""
         is_over = False
 
         async def start_only(message: Message) -> None:
@@ -555,7 +558,8 @@ class Methods:
                 is_over = True
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        # What is left of the request's body is of no interest, and streams end when it is over.
+        # After the headers the application is told that the client has disconnected, so that
+        # streams end.
         async def until_over() -> Message:
             return {"type": "http.disconnect"} if is_over else await receive()
 
@@ -564,15 +568,15 @@ class Methods:
 
 
 def _with_allow(scope: Scope, send: Send) -> Send:
-    # Routing changes the scope, so what is needed of it is taken before.
+    # Routing changes the scope, so its values are read before.
     probe = {name: scope[name] for name in ("app", "path", "root_path")}
 
-    async def sending(message: Message) -> None:
+    async def send_with_allow(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 405:
             MutableHeaders(scope=message)["Allow"] = _allowed(probe) or ""
         await send(message)
 
-    return sending
+    return send_with_allow
 
 
 def _allowed(scope: Scope) -> str | None:

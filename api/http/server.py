@@ -1,9 +1,9 @@
-"""The HTTP server: uvicorn, whose connections may not hold it up or fill it.
+"""The HTTP server: uvicorn, with limits so that no connection can block it or fill its memory.
 
-Every limit here is of one connection and is met before anything is kept of what comes. Time runs
-only while the client owes something: the rest of a head, the rest of a body that nobody wants,
-its reading of an answer. It does not run while a job is waited for, while events are silent, or
-while an upload makes progress (`api/http/middleware.py` has the times of bodies).
+Every limit is for one connection, and is checked before data is stored. Timeouts run only while the
+client has to do something: send the rest of a head or of a dropped body, or read an answer. They do
+not run while a job is waited for, while there are no events, or while an upload makes progress
+(`api/http/middleware.py` has the timeouts of bodies).
 """
 
 import asyncio
@@ -27,19 +27,19 @@ from shared.errors import Unavailable
 
 WHOLE_URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 FRAME_BYTES = 4
-"""What a header takes on the wire besides its name and value."""
+"""The bytes of a header on the wire besides its name and value."""
 LINGER_S = 10.0
-"""How long bytes that nobody wants are read, so that no reset takes the answer away."""
+"""How long unwanted bytes are read and dropped, so that no reset destroys the answer."""
 HEAD_LINGER_BYTES = 4 * 2**20
 BODY_LINGER_BYTES = 256 * 2**20
 SPARE = 2
-"""Above the limit, connections get an answer that says so; above this many times it, none."""
+"""Connections above the limit get an error; above this multiple of the limit they are closed."""
 
 
 REVIEW_TICKS = 5
-"""uvicorn ticks ten times a second."""
+"""Connections are reviewed twice a second: uvicorn ticks ten times a second."""
 OTHER_FILES = 256
-"""What a process opens besides its connections."""
+"""How many files a process may open besides its connections."""
 
 
 class ApiServer(uvicorn.Server):
@@ -50,7 +50,7 @@ class ApiServer(uvicorn.Server):
             app,
             host=host,
             port=port,
-            # Typed as a class; all that is done with it is to call it.
+            # uvicorn's type says a class, but it only calls it.
             http=cast("type[asyncio.Protocol]", self._connection),
             ws="none",
             access_log=False,
@@ -68,7 +68,7 @@ class ApiServer(uvicorn.Server):
         return Connection(self._settings, self._unwanted, **options)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Tells streams and waits that the server stops, so that they end and do not hold it up."""
+        """Let streams and waiting answers end, so that they do not delay the end of the server."""
         parts = getattr(self._app.state, "parts", None)
         if isinstance(parts, Parts):
             parts.stopping.set()
@@ -88,7 +88,7 @@ class ApiServer(uvicorn.Server):
 
 
 def _allow_files(limit: int) -> None:
-    """As many open files as there may be connections, where the system lets us."""
+    """Raise the limit of open files if the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
@@ -97,7 +97,7 @@ def _allow_files(limit: int) -> None:
 
 
 class Rate:
-    """Bytes a second, of all connections together."""
+    """A limit of bytes per second for all connections together."""
 
     def __init__(self, bytes_per_s: int) -> None:
         self._bytes_per_s = bytes_per_s
@@ -105,7 +105,8 @@ class Rate:
         self._at: float | None = None
 
     def take(self, size: int, now: float) -> float:
-        """Seconds to wait after `size` bytes, to keep to the rate. Saves up one second at most."""
+        """How many seconds to wait after `size` bytes to keep the rate. At most one second's bytes
+        can be saved up."""
         passed_s = now - (now if self._at is None else self._at)
         self._at = now
         self._left = min(self._left + passed_s * self._bytes_per_s, self._bytes_per_s) - size
@@ -113,11 +114,11 @@ class Rate:
 
 
 class _Refused(Exception):
-    """Ends the parsing of what is refused."""
+    """Raised in the parser's callbacks to end the parsing of a request that was refused."""
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of an `ApiServer`, with its limits. Its `review` is called now and then."""
+    """A connection of an `ApiServer`, with its limits. `review` has to be called regularly."""
 
     def __init__(self, settings: HttpSettings, unwanted: Rate, **options: Any) -> None:
         super().__init__(**options)
@@ -127,20 +128,20 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_fields = 0
         self._kept_bytes = 0
-        """Bytes that the parser has been fed since it last gave out a body or a whole head."""
+        """How many bytes the parser has got since it last returned a body or a whole head."""
         self._in_head = False
         self._quiet_since: float | None = self.loop.time()
-        """Since when the connection has waited for a request; None within one."""
+        """Since when the connection has been waiting for a request; None during one."""
         self._head_since: float | None = None
         self._refused_at: float | None = None
         self._unwanted_since: float | None = None
         self._dropped_bytes = 0
         self._rest_dropped: asyncio.Future[None] | None = None
-        """Done when the body that is being dropped has ended."""
+        """Done at the end of the body that is being dropped."""
         self._unread: tuple[float, int] | None = None
-        """Since when the client has read nothing of what waits for it, and how much that is."""
+        """Since when the client has not read, and how many bytes wait for it."""
 
-    # What asyncio calls
+    # Callbacks of asyncio
 
     def connection_made(
         self,
@@ -189,7 +190,7 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._unread = None
 
-    # What the parser calls
+    # Callbacks of the parser
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -201,7 +202,7 @@ class Connection(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Also of trailers, behind a body."""
+        """Also called for trailers after a body."""
         self._head_fields += 1
         if self._head_fields > self._settings.api_limit_header_fields:
             limit = self._settings.api_limit_header_fields
@@ -241,7 +242,7 @@ class Connection(HttpToolsProtocol):
         self._end_dropping()
         super().on_message_complete()
         if self.cycle is not None:
-            # The cycle itself only notes this while it is not answered.
+            # uvicorn sets this only if the request is not answered yet.
             self.cycle.more_body = False
             self._rest()
 
@@ -250,7 +251,7 @@ class Connection(HttpToolsProtocol):
         self._rest()
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser cannot read, and what was refused within it."""
+        """Called for requests that the parser cannot read, or that were refused in a callback."""
         if self._refused_at is None:
             self._refuse(400, f"{msg.rstrip('.')}: it is not HTTP/1.1.")
 
@@ -261,10 +262,10 @@ class Connection(HttpToolsProtocol):
         return self._quiet_since is not None
 
     def review(self, now: float) -> None:
-        """End the connection if the client has let a time pass."""
+        """End the connection if the client has exceeded a timeout."""
         settings = self._settings
         if self.transport.is_closing():
-            # It waits for the client to read what was sent to it.
+            # It waits until the client has read the answer.
             self._unread = self._unread or (now, self.transport.get_write_buffer_size())
             if self._is_stuck(now):
                 self.transport.abort()
@@ -298,7 +299,7 @@ class Connection(HttpToolsProtocol):
         return _is_over(now, since, self._settings.api_send_timeout_s)
 
     def _rest(self) -> None:
-        """Behind an answer: wait for the next request, or for the end of this one's body."""
+        """After an answer: wait for the next request, or for the end of this one's body."""
         cycle = self.cycle
         if self.pipeline or not cycle.response_complete:
             return
@@ -325,7 +326,8 @@ class Connection(HttpToolsProtocol):
         )
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer, and read no more of this connection. A running answer is cut off."""
+        """Answer with an error, and stop reading from this connection. A running answer is cut
+        off."""
         self._refused_at, self._head_since, self._quiet_since = self.loop.time(), None, None
         self._kept_bytes = 0
         if self.transport.is_closing():
@@ -333,7 +335,7 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self.pipeline or cycle.response_started:
-                # This answer would be read as a part of another one.
+                # The client would read this answer as a part of another one.
                 self.transport.abort()
                 return
             cycle.disconnected = True
@@ -348,7 +350,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
 
     def _drop_rest(self) -> asyncio.Future[None]:
-        """Keep nothing more of the body of the request that is answered now."""
+        """Drop the rest of the body of the present request; the result is done at its end."""
         self._rest_dropped = self.loop.create_future()
         if self.transport.is_closing() or not self.cycle.more_body:
             self._end_dropping()
@@ -362,7 +364,7 @@ class Connection(HttpToolsProtocol):
             self._rest_dropped.set_result(None)
 
     def _drop(self, size: int) -> None:
-        """Count what nobody wants, and read on when there is time for it."""
+        """Count dropped bytes, and pause reading to keep the rate."""
         self._dropped_bytes += size
         limit = BODY_LINGER_BYTES if self._refused_at is None else HEAD_LINGER_BYTES
         if self._dropped_bytes > limit:
@@ -379,7 +381,7 @@ class Connection(HttpToolsProtocol):
 
 
 async def _full(scope: Scope, receive: Receive, send: Send) -> None:
-    """Instead of the application, where there are too many connections."""
+    """The application for connections above the limit."""
     error = Unavailable(
         "Too many connections (SLUICE_API_LIMIT_CONNECTIONS). Try again shortly.",
         retry_after_s=1,

@@ -1,9 +1,9 @@
-"""Following jobs: one connection to Redis, and one query of Postgres, for all that clients follow.
+"""Following jobs: one connection to Redis and one query to Postgres for all followed jobs.
 
 Every open stream of events and every answer that waits for a job has a `Follower`. One task reads
-the streams of all of them in one blocking call, on a connection of its own; another reads every
-`sse_poll_s` the rows of the jobs whose streams were silent, all in one transaction. So what silent
-clients cost does not grow with their number, and nothing waits for a connection.
+the streams of all of them by one blocking call, on its own connection; another one reads every
+`sse_poll_s` the rows of the jobs whose streams were silent, in one transaction. So idle clients
+cost nearly nothing, however many they are, and none waits for a connection.
 """
 
 import asyncio
@@ -33,13 +33,14 @@ START = "0-0"
 """Before the first entry of a stream."""
 READ_ENTRIES = 100
 KEPT_ENTRIES = 1000
-"""What is kept for a client that does not read; it is read again once it does."""
+"""How many entries are kept for a client that does not read; later ones are read again once it
+does."""
 DOWN_POLL_S = 0.5
-"""How often Postgres is read where Redis does not answer."""
+"""How often Postgres is read while Redis does not answer."""
 WAKE_S = 0.01
-"""How long the reader may take to begin to read anew."""
+"""How long the reader may take to start its next read."""
 WAKE_FOLLOWER_S = 0.0001
-"""So long, for each follower, lies at least between two times that it is made to."""
+"""The least time between two interruptions of the reader, for each follower."""
 FULL_RETRY_AFTER_S = 5
 
 ROWS = text("""
@@ -61,13 +62,13 @@ class StreamEntry:
 
     @staticmethod
     def of(id_: str, fields: Mapping[str, str]) -> "StreamEntry":
-        """An entry that is none of ours has no type, and is passed over by its readers."""
+        """An entry that Sluice has not written gets no type, and readers ignore it."""
         return StreamEntry(id=id_, type=fields.get("type", ""), data=fields.get("data", "null"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobSnapshot:
-    """A job as Postgres has it; `shown_bytes` changes with the text that it has generated."""
+    """The row of a job; `shown_bytes` changes with the text that it has generated."""
 
     state: State
     progress: dict[str, Any]
@@ -76,9 +77,9 @@ class JobSnapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What is new of a job: entries of the stream, or the row where the stream was silent.
+    """News of a job: entries of the stream, or the row if the stream was silent.
 
-    `is_gone`: there is no such job any more.
+    `is_gone`: the job does not exist any more.
     """
 
     entries: Sequence[StreamEntry] = ()
@@ -87,19 +88,19 @@ class Update:
 
 
 class Follower:
-    """Follows one job, from behind an entry of its stream on."""
+    """Follows one job, after an entry of its stream."""
 
     def __init__(self, job_id: UUID, after: str) -> None:
         self.job_id = job_id
         self.key = stream_key(job_id)
         self.after = after
-        """The last entry that was kept for it, or taken by it."""
+        """The last entry that was kept for it, or that it has taken."""
         self._taken = after
         self._entries: deque[StreamEntry] = deque()
         self._update: Update | None = None
         self._is_updated = asyncio.Event()
         self.is_silent = True
-        """Whether nothing has come since the last look at its row."""
+        """Whether its stream had no entries since its row was last read."""
 
     def take_entries(self, entries: Sequence[StreamEntry]) -> None:
         new = [entry for entry in entries if _sort_key(entry.id) > _sort_key(self.after)]
@@ -119,7 +120,7 @@ class Follower:
         self._is_updated.set()
 
     async def next(self, wait_s: float) -> Update | None:
-        """The next update; None where there is none within a time."""
+        """The next update; None if there is none within `wait_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wait_s)):
                 await self._is_updated.wait()
@@ -128,14 +129,14 @@ class Follower:
             entries = list(self._entries)
             self._entries.clear()
             self._taken = entries[-1].id
-            self._update = None  # it may be older than these
+            self._update = None  # the row may be older than these entries
             return Update(entries=entries)
         update, self._update = self._update, None
         return update
 
 
 class Followers:
-    """All followers of this process. `run` has to run beside them."""
+    """All followers of this process. `run` has to run in a task."""
 
     def __init__(
         self, settings: HttpSettings, ledger: Ledger, connection: redis.asyncio.Redis
@@ -146,21 +147,22 @@ class Followers:
         self._followers: dict[str, set[Follower]] = defaultdict(set)
         self._count = 0
         self._version = 0
-        """Counts the followers that have come."""
+        """Increases with each new follower."""
         self._read_version = 0
-        """The version whose followers are all read for."""
+        """The version of the followers for which the present read was started."""
         self._reader_id: int | None = None
-        """Of the connection on which the streams are read, while they are."""
+        """The id of the connection that reads the streams; None while there is none."""
         self._has_followers = asyncio.Event()
         self._changed = asyncio.Event()
-        """Both are set for a new follower: one for the reader, one for who wakes it."""
+        """Both are set for a new follower: one for the reader, one for `_wake`."""
         self._has_begun = asyncio.Event()
-        """Set whenever the reader begins to read."""
+        """Set whenever the reader starts a read."""
         self._is_down = False
         self._stopping = asyncio.Event()
 
     def check_room(self) -> None:
-        """Raises Unavailable. Call it before anything is done for somebody who is to wait."""
+        """Raises Unavailable if too many clients follow jobs. To be called before a job is
+        submitted for a client that will wait."""
         limit = self._settings.api_limit_streams
         if self._count >= limit:
             raise Unavailable(
@@ -187,17 +189,16 @@ class Followers:
                 del self._followers[follower.key]
 
     async def run(self) -> None:
-        """Until `stop`."""
+        """Read updates for all followers, until `stop`."""
         async with asyncio.TaskGroup() as tasks:
             for work in (self._read_some, self._wake, self._read_rows):
                 tasks.create_task(self._repeat(work))
 
     async def stop(self) -> None:
-        """Makes `run` end, within one read of Redis.
+        """Make `run` end, within one read of Redis.
 
-        Nothing here is cancelled: Python 3.11's `wait_for`, by which redis-py sends, loses a
-        cancellation that comes as the bytes have just been sent, and who waits for the cancelled
-        task waits for ever.
+        No task is cancelled: `wait_for` of Python 3.11, which redis-py uses to send, loses a
+        cancellation that arrives when the bytes have just been sent; then the task would never end.
         """
         self._stopping.set()
         self._has_followers.set()
@@ -211,7 +212,8 @@ class Followers:
         return self._reader_id is not None
 
     async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Whatever goes wrong: who follows a job would take_entries nothing any more."""
+        """Run `work` again and again, whatever it raises: otherwise followers would get no updates
+        any more."""
         while not self._stopping.is_set():
             try:
                 await work()
@@ -222,7 +224,7 @@ class Followers:
     # Redis
 
     async def _read_some(self) -> None:
-        """As long as anybody follows a job."""
+        """Read streams while there are followers."""
         if not self._followers:
             await self._has_followers.wait()
             self._has_followers.clear()
@@ -261,7 +263,7 @@ class Followers:
                 follower.take_entries(entries)
 
     async def _wake(self) -> None:
-        """Ends the reader's waiting where there are followers that it does not read for."""
+        """Interrupt the reader if there are followers that its present read does not include."""
         if self._reader_id is None or self._read_version == self._version:
             await self._changed.wait()
             self._changed.clear()
@@ -270,7 +272,7 @@ class Followers:
 
     async def _unblock(self, reader_id: int) -> None:
         self._has_begun.clear()
-        with suppress(RedisError, OSError):  # the reader says it, and does not wait for ever
+        with suppress(RedisError, OSError):  # the reader notices it as well, at its timeout
             await self._redis.client_unblock(reader_id)
         with suppress(TimeoutError):
             async with asyncio.timeout(WAKE_S):
@@ -301,7 +303,7 @@ class Followers:
             log.warning("followed jobs are not seen: %s", str(error).partition("\n")[0])
             return
         for follower in silent:
-            # What came from its stream meanwhile is newer.
+            # Entries that came from its stream meanwhile are newer than the row.
             if follower.is_silent:
                 row = rows.get(follower.job_id)
                 follower.take_update(Update(row=row, is_gone=row is None))
@@ -326,6 +328,6 @@ class Followers:
 
 
 def _sort_key(id_: str) -> tuple[int, int]:
-    """Entry ids are two numbers, which sort as such."""
+    """Ids of entries are two numbers, by which they sort."""
     milliseconds, _, sequence = id_.partition("-")
     return int(milliseconds), int(sequence or 0)

@@ -1,6 +1,4 @@
-"""From a request to a committed job: defaults, admission, checks that need the database, one
-transaction.
-"""
+"""Request -> committed job: defaults, admission, checks that need the database, one transaction."""
 
 import hashlib
 import json
@@ -29,19 +27,19 @@ from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS
 from shared.vocabulary import Lane, Queue, State
 
-# Admission to each queue: closed with 429 while too many steps are due, of all keys or of one.
+# Admission to a queue: 429 while too many steps are due, of all keys or of one key.
 #
-# Steps whose time has not come, and held turns, do not count. The counts are read from Postgres
-# now and then and kept up in between by what this process lets in: for one API process they are
-# never too low. Steps that were done meanwhile are not subtracted, so before anybody is refused
-# the count is read again: a refusal holds for a moment at which the request was waiting.
+# Steps that are not due yet, and held turns, do not count. The counts are read from Postgres from
+# time to time, and jobs that this process admits are added in between: with one API process the
+# counts are never too low. Steps that were done meanwhile are not subtracted; so the count is read
+# again before a request is refused, and a refusal was true while the request was waiting.
 
 FRESH_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Limit:
-    """How many due steps there may be, and how a refusal names them."""
+    """How many due steps there may be, and the parts of the error."""
 
     steps: int
     subject: str
@@ -50,7 +48,7 @@ class _Limit:
 
 
 class _Counter:
-    """The due steps of a queue, or of one key in it. One thread at a time counts."""
+    """Counts the due steps of a queue, or of one key in it; one thread at a time."""
 
     def __init__(self, limit: _Limit, clock: Callable[[], float]) -> None:
         self._limit = limit
@@ -58,11 +56,11 @@ class _Counter:
         self._lock = Lock()
         self._steps = 0
         self._counts = 0
-        """How often it was counted, or begun to."""
+        """How many counts were started."""
         self._fresh_until = float("-inf")
 
     def admit(self, read: Callable[[int], int], jobs: int) -> str | None:
-        """Count the jobs in, or say why there is no room. `read` counts up to a limit."""
+        """Add `jobs` to the count, or return why there is no room. `read` counts up to a limit."""
         before = self._counts
         with self._lock:
             if self._clock() >= self._fresh_until:
@@ -150,8 +148,8 @@ def new_job(
     idempotency_key: str | None = None,
     body: Any = None,
 ) -> NewJob:
-    """The job of a request; `lane` is where it goes unless the request or its kind says. Raises
-    InvalidInput for what this server cannot run, Forbidden for what the key may not."""
+    """The job of a request. `lane` is used if neither the request nor the kind has one. Raises
+    InvalidInput for input that this server cannot run, Forbidden if the key may not submit it."""
     kind = KINDS[request.kind]
     require_for_kind(settings, fair_key, kind.name)
     kind.check(request.input, settings)
@@ -177,17 +175,18 @@ def new_job(
 def submit(
     ledger: Ledger, admission: Admission, new: NewJob, *, is_waited: bool = False
 ) -> Submitted:
-    """Commit one job. Raises QueueFull, NotFound for its collection, Conflict for its key.
+    """Commit one job. Raises QueueFull, NotFound if an object that it names does not exist,
+    Conflict if its idempotency key was used for another job.
 
     For `is_waited` see `shared/jobs/submission.py`.
     """
-    # A turn of a conversation takes a lock and several statements.
+    # A turn of a conversation needs a lock and several statements.
     single = new.conversation_id is None
     with ledger.begin_single() if single else ledger.begin() as session:
         try:
             admission.admit(session, new.kind.first_step.queue, new.fair_key)
         except QueueFull:
-            # A job that is there already adds no step.
+            # A repeated request adds no step, so it is answered even if the queue is full.
             replayed = submission.find_replayed(session, new)
             if replayed is None:
                 raise
@@ -196,19 +195,19 @@ def submit(
 
 
 def add(session: Transaction, new: NewJob, *, is_waited: bool = False) -> Submitted:
-    """Submit a job that its queue has admitted, in the caller's transaction. Raises what `submit`
-    does besides."""
+    """Submit a job in the caller's transaction, after admission. Raises what `submit` raises,
+    except QueueFull."""
     _require_collection(session, new)
     _require(session, [new])
     return submission.submit(session, new, is_waited=is_waited)
 
 
 def submit_batch(ledger: Ledger, admission: Admission, new: list[NewJob]) -> list[UUID]:
-    """Commit all of the jobs, or none. Raises what `submit` does, naming the job."""
+    """Commit all jobs or none. Raises what `submit` raises, with the number of the job."""
     with ledger.begin() as session:
         for queue, count in Counter(job.kind.first_step.queue for job in new).items():
             admission.admit(session, queue, new[0].fair_key, count)
-        # One look for each kind and collection, at the first job that names it.
+        # Each kind and collection is checked once, for the first job that has it.
         indexes = {(job.kind.name, job.input.get("collection")): n for n, job in _backwards(new)}
         for n in indexes.values():
             try:
@@ -220,7 +219,8 @@ def submit_batch(ledger: Ledger, admission: Admission, new: list[NewJob]) -> lis
 
 
 def view_of_new(new: NewJob, made: Submitted) -> JobView:
-    """What reading the job back would give, less position and ETA, which take queries."""
+    """The view of a new job without reading it, and without position and ETA, which need
+    queries."""
     return JobView.model_construct(
         id=made.id,
         kind=new.kind.name,
@@ -247,8 +247,8 @@ def _require_collection(session: Session, new: NewJob) -> None:
 
 
 def _require(session: Session, new: Sequence[NewJob]) -> None:
-    """Conversations, and chats that are continued, are the caller's own; and what else the inputs
-    name is there."""
+    """Raises NotFound or Conflict unless conversations and continued chats belong to the caller and
+    everything that the inputs name exists."""
     owned = {(job.conversation_id, job.fair_key) for job in new}
     for conversation_id, fair_key in owned:
         if conversation_id is not None:
@@ -265,7 +265,7 @@ def _require(session: Session, new: Sequence[NewJob]) -> None:
 
 
 def _check_address(url: AnyHttpUrl, settings: WebhookSettings) -> None:
-    """What a webhook's URL spells out; names are looked up when it is sent."""
+    """Check the address in a webhook's URL. Names are resolved and checked when it is sent."""
     if url.username or url.password:
         raise InvalidInput(
             "webhook.url has a user name or a password in it; give a `secret`, which signs."

@@ -1,10 +1,10 @@
 """The text that a job generates, for one reader: each character once, whatever is lost.
 
-A `token` event is `{"step", "offset", "text"}`: text of one step, from a character on; with
-`choice`, where the job writes several answers and this is not the first. The stream
-in Redis may have lost entries, hold some twice, or those of a run before a redrive; Postgres has
-all that was shown (`shared/conversations.py`), and is read where the stream has a gap. Steps of a
-job may write at the same time.
+A `token` event is `{"step", "offset", "text"}`: text of one step from the character `offset` on;
+with `choice`, if the job writes several answers and this is not the first. The stream in Redis may
+have lost entries, have entries twice, or have those of a run before a redrive. Postgres has all
+text that was shown (`shared/conversations.py`), and is read if the stream has a gap. Several steps
+of a job may write at the same time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from shared.redis.events import stream_key
 
 
 async def entries(parts: Parts, job_id: UUID, after: str) -> list[StreamEntry]:
-    """Entries of the job's stream after an id; none where Redis does not answer."""
+    """The entries of the job's stream after an id; none if Redis does not answer."""
     try:
         answer: Any = await parts.redis.xread({stream_key(job_id): after}, count=READ_ENTRIES)
     except (RedisError, OSError):
@@ -33,8 +33,8 @@ async def entries(parts: Parts, job_id: UUID, after: str) -> list[StreamEntry]:
 
 @dataclass(frozen=True, kw_only=True)
 class TextPiece:
-    """New text of a step, from the character `offset` on; `offsets` is how far a reader is that
-    has it."""
+    """New text of a step from the character `offset` on. `offsets` is the position of the reader
+    after it: step -> number of characters."""
 
     step_id: int
     choice: int
@@ -42,12 +42,12 @@ class TextPiece:
     text: str
     offsets: Mapping[int, int]
     logprobs: Sequence[Mapping[str, Any]] = ()
-    """Entries of `TokenLogprob` (`shared/kinds/chat.py`) that are new, where the job has them."""
+    """The new log-probabilities (`TokenLogprob` in `shared/kinds/chat.py`), if the job has any."""
     logprobs_before: int = 0
 
     @property
     def data(self) -> dict[str, Any]:
-        """That of a `token` event."""
+        """The data of a `token` event."""
         data: dict[str, Any] = {"step": self.step_id, "offset": self.offset, "text": self.text}
         if self.choice:
             data["choice"] = self.choice
@@ -57,9 +57,9 @@ class TextPiece:
 
 
 class Unread:
-    """What one reader has not had yet. `offsets` says how many characters of which steps it has;
-    it has all of the steps before those. The stream of a job that `is_new` has no text of a run
-    before."""
+    """The text that one reader has not had yet. `offsets` is its position: it has that many
+    characters of these steps, and all text of earlier steps. The stream of a job that `is_new` has
+    no text of an earlier run."""
 
     def __init__(
         self,
@@ -73,23 +73,23 @@ class Unread:
         self._parts = parts
         self._job_id = job_id
         self._gone: set[int] = set()
-        """Steps of which the stream has text, and Postgres has none."""
+        """Steps that have text in the stream and none in Postgres: they are of an earlier run."""
         self.offsets: Mapping[int, int] = dict(offsets or {})
         self._logprobs: dict[int, int] = {}
-        """How many of each step the reader has had."""
+        """Step -> how many log-probabilities the reader has had."""
 
     async def of_token(self, token: Mapping[str, Any]) -> list[TextPiece]:
-        """What of a `token` of the stream is new to the reader, with what it missed before."""
+        """The text that a `token` event adds, with text before it that the reader has missed."""
         try:
             step_id, offset, text = int(token["step"]), int(token["offset"]), str(token["text"])
-        except (KeyError, TypeError, ValueError):  # nothing of Sluice's has written it
+        except (KeyError, TypeError, ValueError):  # not written by Sluice
             return []
         if step_id in self._gone:
             return []
         known = self.offsets.get(step_id, 0 if self._is_new else None)
         scored = self._logprobs.get(step_id, 0)
         if known is None or offset > known or (token.get("logprobs_before") or 0) > scored:
-            # A step that is new here, or a gap. Postgres knows whether there is such a step.
+            # A new step, or a gap. Postgres knows whether the step is one of the present run.
             pieces = await self.of_database()
             if step_id not in self.offsets:
                 self._gone.add(step_id)
@@ -97,7 +97,7 @@ class Unread:
         return self._advance(step_id, known, text[known - offset :], token)
 
     async def of_database(self) -> list[TextPiece]:
-        """All that Postgres has and the reader does not."""
+        """All text that Postgres has and the reader has not."""
         shown = await run_in_threadpool(
             _shown_text, self._parts, self._job_id, self.offsets, self._logprobs
         )

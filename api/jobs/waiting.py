@@ -1,9 +1,9 @@
-"""Answers that wait for a job's end: `Prefer: wait=N`, deletions, the calls of dialects.
+"""Answers that wait for a job's end: `Prefer: wait=N`, deletions, requests of dialects.
 
-No thread and no database connection is held meanwhile. Updates come from `api/jobs/following.py`;
-the truth is looked up in Postgres when they say that the job has ended. So it works, if slower,
-while Redis is down or has lost everything. Reading starts at the stream's beginning, so nothing
-that happened between submitting and reading is missed.
+Waiting holds neither a thread nor a database connection. Updates come from `api/jobs/following.py`;
+if they say that the job has ended, Postgres is asked. So it also works, though slower, while Redis
+is down or has lost everything. The stream is read from its beginning, so nothing is missed between
+submitting and reading.
 """
 
 import re
@@ -31,22 +31,22 @@ from shared.kinds.erase import EraseInput
 from shared.redis.events import EventType
 from shared.vocabulary import OPEN, Lane
 
-# The header `Prefer: wait=N` (RFC 7240): how long an answer may be held back for a job's end.
+# The header `Prefer: wait=N` (RFC 7240): how long the answer may wait for the job's end.
 
 WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])', re.IGNORECASE)
 
 
 def wait_of(prefer: Sequence[str] | None, *, at_most: float) -> float | None:
-    """Seconds to wait; None where the header does not ask for it, or cannot be understood.
+    """How many seconds to wait; None if the header does not ask for it.
 
-    A preference that is not understood is ignored, as the RFC says.
+    As the RFC says, a preference that cannot be parsed is ignored.
     """
     match = WAIT.search(",".join(prefer or ()))
     return min(float(match[1]), at_most) if match else None
 
 
-def applied(seconds: float | None) -> dict[str, str]:
-    """The answer's header, where the preference was honoured."""
+def preference_header(seconds: float | None) -> dict[str, str]:
+    """The header of the answer if the preference was preference_header."""
     return {} if seconds is None else {"Preference-Applied": f"wait={seconds:g}"}
 
 
@@ -62,11 +62,11 @@ async def until_end(
     meanwhile: Callable[[], Awaitable[None]] | None = None,
     is_new: bool = False,
 ) -> bool:
-    """Wait for the job's end, for `wait_s` at most; whether it came. Raises NotFound, or
-    Unavailable for one that `is_new`.
+    """Wait at most `wait_s` for the job's end. Returns whether it has ended. Raises NotFound, or
+    Unavailable if the job `is_new`.
 
-    `meanwhile` is called at each update of the job, and every `sse_poll_s` without; it may raise.
-    A job that `is_new` is not looked for before there is news of it.
+    `meanwhile` is called at each update of the job, and after each `sse_poll_s` without one; it may
+    raise. The row of a job that `is_new` is not read before there is an update.
     """
     has_ended = partial(_has_ended, parts, job_id)
     ended = await _when_ended(
@@ -84,8 +84,8 @@ async def _when_ended(
     meanwhile: Callable[[], Awaitable[None]] | None = None,
     is_new: bool,
 ) -> T | None:
-    """What `look`, called in a thread, sees in Postgres of the job once it has ended. It returns
-    None before that."""
+    """Wait for the job's end as `until_end`. Returns what `look`, which is called in a thread and
+    reads Postgres, returns for the ended job; before the end it has to return None."""
     release_body()
     deadline = time.monotonic() + wait_s
     poll_s = parts.settings.sse_poll_s
@@ -94,9 +94,9 @@ async def _when_ended(
         while True:
             if may_have_ended:
                 with losses(job_id, is_new=is_new):
-                    seen = await run_in_threadpool(look)
-                if seen is not None:
-                    return seen
+                    result = await run_in_threadpool(look)
+                if result is not None:
+                    return result
             if meanwhile is not None:
                 await meanwhile()
             left_s = deadline - time.monotonic()
@@ -112,8 +112,8 @@ async def _when_ended(
 
 @contextmanager
 def losses(job_id: UUID, *, is_new: bool) -> Iterator[None]:
-    """Raises Unavailable for NotFound where the job `is_new`: nothing has named it yet, and its
-    commit did not wait for the disk, so that the database may lose it in a crash."""
+    """Turn NotFound into Unavailable if the job `is_new`: its commit did not wait for the disk, so
+    the database may have lost it in a crash, and no answer has named it yet."""
     try:
         yield
     except NotFound as error:
@@ -135,9 +135,9 @@ def _has_ended(parts: Parts, job_id: UUID) -> Literal[True] | None:
 async def answer_when_ended(
     parts: Parts, made: Submitted, fair_key: str, wait_s: float, headers: Mapping[str, str]
 ) -> Response:
-    """200 with the finished job if it ends in time, else 202 with the job as it is.
+    """200 with the finished job if it ends in time, otherwise 202 with the job.
 
-    The job need not be on disk yet when this is called.
+    The commit of the job may not be on disk yet.
     """
 
     def look() -> JobView | None:
@@ -163,10 +163,10 @@ async def erase(
     require: Callable[[Session], None],
     hide: Callable[[Session], object],
 ) -> Response:
-    """Submit an `erase` job and wait for it: 200 with the finished job, 202 with one that goes on.
+    """Submit an `erase` job and wait for it: 200 with the finished job, or 202 if it goes on.
 
-    If it does not end in time, `hide` makes what it erases invisible to readers at once. `require`
-    raises NotFound.
+    If it does not end in time, `hide` makes the data invisible to readers at once. `require` raises
+    NotFound if there is nothing to erase.
     """
     preferred_s = wait_of(preferences, at_most=parts.settings.max_wait_s)
     if preferred_s != 0:
@@ -185,7 +185,7 @@ async def erase(
             return submission.submit(session, new)
 
     def hide_now() -> None:
-        # Not found: the job has ended since it was last looked at.
+        # NotFound means that the job has ended meanwhile.
         with suppress(NotFound), parts.ledger.begin() as session:
             hide(session)
 
@@ -195,6 +195,6 @@ async def erase(
     ended = await until_end(parts, made.id, wait_s=wait_s, is_new=made.is_new)
     if not ended:
         await run_in_threadpool(hide_now)
-    headers = {"Location": f"/v1/jobs/{made.id}"} | applied(preferred_s)
+    headers = {"Location": f"/v1/jobs/{made.id}"} | preference_header(preferred_s)
     view = await run_in_threadpool(job_view, parts, made.id, fair_key)
     return answer(view, 200 if ended else 202, headers)

@@ -1,4 +1,4 @@
-"""Collections, and the documents that they hold."""
+"""Collections and their documents."""
 
 import re
 from typing import Annotated
@@ -43,7 +43,7 @@ Names = Annotated[list[SourceName], Query(default_factory=list, max_length=100, 
 def put_collection(
     parts: PartsDep, name: NewName, spec: Annotated[CollectionSpec | None, Body()] = None
 ) -> Response:
-    """Make a collection: 201, or 200 if it is there already and the same."""
+    """Make a collection: 201, or 200 if the same collection exists already."""
     spec = spec or CollectionSpec()
     with parts.ledger.begin() as session:
         is_new = collections.put(
@@ -61,7 +61,7 @@ def put_collection(
 
 @router.get("/{name}", responses=documented({200: CollectionView}, 404))
 def get_collection(parts: PartsDep, name: Name) -> Response:
-    """A collection with its counts of documents and chunks."""
+    """A collection, with the numbers of its documents and chunks."""
     with parts.ledger.read() as session:
         summary = collections.summary(session, collections.get(session, name))
     return answer(CollectionView.model_validate(summary))

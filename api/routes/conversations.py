@@ -63,7 +63,7 @@ def list_conversations(
 def get_conversation(
     parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId
 ) -> Response:
-    """A conversation, with the count of its messages."""
+    """A conversation, with the number of its messages."""
     with parts.ledger.read() as session:
         listed = conversations.listed(session, conversation_id, fair_key)
     return answer(ConversationView.of(listed))
@@ -79,7 +79,8 @@ def list_conversation_messages(
     limit: PageLimit = 200,
     cursor: Cursor = None,
 ) -> Response:
-    """The messages, oldest first. Those of a turn are stored together when its job has ended."""
+    """The messages, oldest first. The messages of a turn are stored together at the end of its
+    job."""
     position = answers.decode("messages", cursor)
     if position is not None and not re.fullmatch(r"[0-9]{1,9}", position, re.ASCII):
         raise BadCursor
@@ -96,9 +97,9 @@ def list_conversation_messages(
 def delete_conversation(
     parts: PartsDep, fair_key: FairKey, conversation_id: ConversationId
 ) -> Response:
-    """Erase a conversation with its messages. Turns that are open end, and are not stored.
+    """Erase a conversation with its messages. Open turns end without being stored.
 
-    Its jobs keep their own input and result until they are removed by retention.
+    The jobs of its turns keep their inputs and results until retention removes them.
     """
     with parts.ledger.begin() as session:
         conversations.erase(session, conversation_id, fair_key)

@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
 @router.get("/{document_id}", responses=documented({200: DocumentOut}, 404))
 def get_document(parts: PartsDep, document_id: DocumentId) -> Response:
-    """A document as readers see it."""
+    """A document: its live version."""
     with parts.ledger.read() as session:
         view = documents.get(session, document_id)
     return answer(DocumentOut.of(view))
@@ -27,7 +27,7 @@ def get_document(parts: PartsDep, document_id: DocumentId) -> Response:
 def list_document_chunks(
     parts: PartsDep, document_id: DocumentId, limit: PageLimit = 50, cursor: Cursor = None
 ) -> Response:
-    """The pieces of a document's text, in order; 409 if it was replaced between two pages."""
+    """The chunks of a document's text, in order; 409 if it was replaced between two pages."""
     after = answers.decode("chunks", cursor)
     if after is not None and documents.parse_chunk_id(after) is None:
         raise BadCursor

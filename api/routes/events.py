@@ -30,8 +30,8 @@ from shared.vocabulary import ENDED, State, known
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
-    """What a stream has to know of its job: not what may be large."""
+class StreamedJob:
+    """What a stream needs to know of its job; without fields that may be large."""
 
     id: UUID
     kind: str
@@ -39,10 +39,10 @@ class Outline:
     progress: dict[str, Any]
     finished_at: datetime | None
     shows_text: bool
-    """Whether the key may read what the job generates."""
+    """Whether the key may read the text that the job generates."""
 
 
-def outline(parts: Parts, job_id: UUID, fair_key: str) -> Outline:
+def streamed_job(parts: Parts, job_id: UUID, fair_key: str) -> StreamedJob:
     """Raises NotFound."""
     columns = (
         Job.id, Job.kind, Job.state, Job.progress_done, Job.progress_total, Job.progress_unit,
@@ -52,7 +52,7 @@ def outline(parts: Parts, job_id: UUID, fair_key: str) -> Outline:
         job = session.get(Job, job_id, options=[load_only(*columns, raiseload=True)])
         if job is None:
             raise NotFound(f"There is no job {job_id}.")
-        return Outline(
+        return StreamedJob(
             id=job.id,
             kind=job.kind,
             state=known(job.state),
@@ -68,10 +68,10 @@ def outline(parts: Parts, job_id: UUID, fair_key: str) -> Outline:
 
 # A job's events as Server-Sent Events: `state`, `progress`, `token`, `tool`, `end`.
 #
-# Ids are those of the job's Redis stream, so that `Last-Event-ID` resumes it; once text was
-# sent, with `~step.offset` behind it for each step that has some. What comes from Postgres
-# instead carries the id to resume from: of the last entry seen, or the stream's start. `end` has
-# an id of its own, made from the job's end, by which a client that has it is known.
+# The ids are those of the job's Redis stream, so that `Last-Event-ID` resumes it; once text was
+# sent, they are followed by `~step.offset` for each step with text. An event from Postgres has the
+# id after which the stream continues: that of the last entry, or of the stream's start. The id of
+# `end` is made from the time of the job's end: a client that sends it has had everything.
 
 EVENT_ID = re.compile(r"(\d{1,20}-\d{1,20})((?:~\d{1,18}\.\d{1,9})*)")
 EVENT_ID_CHARS = 8192
@@ -80,26 +80,23 @@ _TYPES = frozenset(EventType)
 HEARTBEAT = b": still here\n\n"
 
 
-def end_id(job: JobView | Outline) -> str:
+def end_id(job: JobView | StreamedJob) -> str:
     ended_s = job.finished_at.timestamp() if job.finished_at is not None else 0
     return f"{int(ended_s * 1000)}-end"
 
 
-def is_over(job: Outline, last_event_id: str | None) -> bool:
-    """Whether the client has already had the job's `end`."""
+def is_over(job: StreamedJob, last_event_id: str | None) -> bool:
+    """Whether the client has had the job's `end` already."""
     return job.state in ENDED and last_event_id == end_id(job)
 
 
 async def events(
-    parts: Parts, job: Outline, last_event_id: str | None, fair_key: str
+    parts: Parts, job: StreamedJob, last_event_id: str | None, fair_key: str
 ) -> AsyncIterator[bytes]:
-    """All events after an id that the key may see, up to `end`; then the stream closes.
-
-    `job` is as it is now.
-    """
+    """All events after an id that the key may see, up to `end`. `job` has just been read."""
     stream = _Stream(parts, job, last_event_id, fair_key)
     begin = stream.at
-    # What is there already comes first, and then what the row says besides.
+    # Existing entries come first, then what only the row has.
     while read := await entries(parts, job.id, stream.at):
         for frame in await stream.of_entries(read):
             yield frame
@@ -123,12 +120,12 @@ async def events(
 
 
 class _Stream:
-    """What one client has had of a job, and how the rest is written."""
+    """What one client has had of a job's events; makes the frames of the rest."""
 
     def __init__(
         self,
         parts: Parts,
-        job: Outline,
+        job: StreamedJob,
         last_event_id: str | None,
         fair_key: str,
     ) -> None:
@@ -137,7 +134,7 @@ class _Stream:
         self._fair_key = fair_key
         self._shows_text = job.shows_text
         self._generates = job.shows_text and _is_generated(job.kind)
-        self.at, offsets = _resumed(last_event_id)
+        self.at, offsets = _parse_id(last_event_id)
         self._unread = Unread(parts, job.id, offsets)
         self._sent: dict[str, Any] = {}
         self._shown_bytes: int | None = None
@@ -148,7 +145,7 @@ class _Stream:
         frames = await self.of_entries(update.entries)
         row = update.row
         if update.is_gone or (row is not None and row.state in ENDED):
-            # What led to the end may be in the stream already.
+            # The stream may have the events before the end already.
             frames += await self.of_entries(await entries(self._parts, self._id, self.at))
             self._may_be_over = True
         if self._may_be_over:
@@ -177,17 +174,17 @@ class _Stream:
                 frames += self._tokens(await self._unread.of_token(data))
                 continue
             if entry.type == EventType.STATE and self._sent.get(entry.type) == data:
-                continue  # it was in the row first
+                continue  # it was sent from the row before
             self._sent[entry.type] = data
             frames.append(encode(entry.type, entry.data, self._event_id()))
         return frames
 
     async def look(self) -> list[bytes]:
-        """What Postgres has besides."""
+        """The frames of what only Postgres has; with `end` if the job has ended."""
         self._may_be_over = False
         try:
             job = await run_in_threadpool(job_view, self._parts, self._id, self._fair_key)
-        except NotFound:  # removed by retention meanwhile
+        except NotFound:  # retention has removed the job meanwhile
             self.is_over = True
             return []
         if job.state in ENDED:
@@ -201,7 +198,7 @@ class _Stream:
         return text + self._unsent(str(state), progress)
 
     def _unsent(self, state: str, progress: dict[str, Any]) -> list[bytes]:
-        """What Postgres knows and the stream did not have, or had otherwise."""
+        """The frames of the state and the progress that differ from what was sent last."""
         now: list[tuple[EventType, dict[str, Any]]] = [(EventType.STATE, {"state": state})]
         if progress["unit"] is not None:
             now.append((EventType.PROGRESS, progress))
@@ -222,7 +219,7 @@ class _Stream:
         ]
 
     def _event_id(self) -> str:
-        """Of an event sent now: where to go on in the stream, and in the text."""
+        """The id of an event that is sent now: the positions in the stream and in the text."""
         return _id(self.at, self._unread.offsets)
 
 
@@ -236,7 +233,7 @@ def _is_generated(kind: str) -> bool:
 
 
 def _data_of(entry: StreamEntry) -> dict[str, Any] | None:
-    """None of what no part of Sluice has written."""
+    """The data of an entry; None if Sluice has not written it."""
     try:
         data = json.loads(entry.data)
     except (ValueError, RecursionError):
@@ -244,8 +241,8 @@ def _data_of(entry: StreamEntry) -> dict[str, Any] | None:
     return data if entry.type in _TYPES and isinstance(data, dict) else None
 
 
-def _resumed(last_event_id: str | None) -> tuple[str, Mapping[int, int]]:
-    """Where to go on in the stream, and how much of which step's text was sent."""
+def _parse_id(last_event_id: str | None) -> tuple[str, Mapping[int, int]]:
+    """The positions in the stream and in the text of each step, from `Last-Event-ID`."""
     match = EVENT_ID.fullmatch((last_event_id or "")[:EVENT_ID_CHARS])
     if match is None or any(int(part) >= 2**64 for part in match[1].split("-")):
         return START, {}
@@ -258,7 +255,7 @@ def _json(data: dict[str, Any]) -> str:
 
 
 def encode(type_: str, data: str, id_: str) -> bytes:
-    """`data` is JSON."""
+    """The frame of an event; `data` is JSON."""
     return f"id: {id_}\nevent: {type_}\ndata: {one_line(data)}\n\n".encode()
 
 
@@ -291,8 +288,8 @@ async def stream_job_events(
     job_id: JobId,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Server-Sent Events; resumes after `Last-Event-ID`."""
-    job = await run_in_threadpool(outline, parts, job_id, fair_key)
+    """The events of a job as Server-Sent Events; they resume after `Last-Event-ID`."""
+    job = await run_in_threadpool(streamed_job, parts, job_id, fair_key)
     if is_over(job, last_event_id):
         return Response(status_code=204)
     parts.followers.check_room()

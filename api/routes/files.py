@@ -1,8 +1,8 @@
-"""Files: streamed into the storage, listed by hash, streamed back, forgotten.
+"""Files: uploaded to the storage, listed by hash, downloaded, deleted.
 
-A name is a document's identity (`docs/documents.md`), so slashes and all scripts stay; only what no
-name can hold is taken out, and the letters are in Unicode's normal form C, as those of macOS are
-not. No name is ever used as a path.
+The name of a file becomes the identity of a document (`docs/documents.md`). So slashes and all
+scripts stay; only control characters are removed, and the name is put into Unicode's normal form C,
+which macOS does not use. A name is never used as a path.
 """
 
 import re
@@ -53,7 +53,7 @@ def keep(
     purpose: Purpose = Purpose.USER_DATA,
     expires_at: datetime | None = None,
 ) -> tables.File:
-    """Store a stream and record it. Raises what `Storage.store` does."""
+    """Store a stream and record it. Raises what `Storage.store` raises."""
     stored = parts.storage.store(source, name=name, limit_bytes=parts.settings.max_file_bytes)
     try:
         with parts.ledger.begin() as session:
@@ -71,7 +71,7 @@ def keep(
 
 
 def forget(parts: Parts, stored: StoredPath) -> None:
-    """Bytes without a row harm nobody; failing to remove them is no error of the request."""
+    """Delete bytes from the storage. A failure is ignored: bytes without a row do no harm."""
     if stored.is_folder:
         forget_folder(parts, stored.path)
         return
@@ -80,7 +80,7 @@ def forget(parts: Parts, stored: StoredPath) -> None:
 
 
 def forget_folder(parts: Parts, path: str) -> None:
-    """As `forget`, with all that is in it."""
+    """As `forget`, for a folder with all its contents."""
     with suppress(OSError):
         parts.storage.delete_folder(path)
 
@@ -129,7 +129,7 @@ def find_files(
 
 @router.get("/{file_id}", responses=documented({200: FileView}, 404))
 def get_file(parts: PartsDep, file_id: FileId) -> Response:
-    """What is known of a file."""
+    """A file: its name, size, hash and type."""
     with parts.ledger.read() as session:
         return answer(FileView.of(files.get(session, file_id)))
 
@@ -143,14 +143,14 @@ def get_file_content(parts: PartsDep, file_id: FileId) -> Response:
 
 
 def content_response(parts: Parts, file: tables.File) -> Response:
-    """The bytes that the file has now, as an attachment. Blocks: call it in a thread."""
+    """The present bytes of a file, as an attachment. Blocks: call it in a thread."""
     blocks = files.blocks(parts.storage, file)
-    # The first is read here, so that a lost file is an error and not a cut answer.
+    # The first block is read now, so that a lost file is an error instead of a truncated answer.
     first = next(blocks, b"")
     return StreamingResponse(
         chain(first, blocks),
         headers={
-            # Not as `media_type`, to which a charset would be added that may be wrong.
+            # Not as `media_type`, to which Starlette would add a charset that may be wrong.
             "Content-Type": file.content_type or DEFAULT_TYPE,
             "Content-Length": str(file.size_bytes),
             "Content-Disposition": disposition(file.name),
@@ -162,7 +162,7 @@ def content_response(parts: Parts, file: tables.File) -> Response:
 
 @router.delete("/{file_id}", status_code=204, responses=documented({}, 404))
 def delete_file(parts: PartsDep, file_id: FileId) -> Response:
-    """Forget a file. Documents that were made of it stay."""
+    """Delete a file. Documents that were made of it stay."""
     with parts.ledger.begin() as session:
         stored = files.delete(session, file_id)
     forget(parts, stored)

@@ -1,6 +1,7 @@
 """Liveness, readiness and metrics; these need no API key.
 
-Readiness is one check for each part that jobs need: by name, bounded in time, in words that help.
+Readiness has one check for each part that jobs need: with a name, a time limit, and a message that
+says what to do.
 """
 
 import asyncio
@@ -34,10 +35,10 @@ from shared.kinds.registry import KINDS
 from shared.vector_stores import store_type
 from shared.vocabulary import Queue
 
-# Numbers for Prometheus, read from Postgres when they are asked for.
+# Metrics for Prometheus, read from Postgres at each request.
 #
-# What counts all jobs is kept for a while, longer where counting takes long. What operators
-# act on (backlog, age, workers) is fresh, or some seconds old where a queue is long
+# The count of all jobs is kept for a while, longer if counting takes long. The numbers on which
+# operators act (backlog, age, workers) are fresh, or some seconds old if a queue is long
 # (`shared/jobs/queues.py`).
 
 KEEP_S = 15.0
@@ -47,7 +48,7 @@ JOBS = text("SELECT kind, state, count(*) FROM jobs GROUP BY kind, state ORDER B
 
 @dataclass(frozen=True)
 class _Families(Collector):
-    """What was read for one answer; `prometheus_client` writes it."""
+    """The metrics of one answer, for `prometheus_client` to write."""
 
     families: Sequence[Metric]
 
@@ -108,18 +109,18 @@ STALE_SWEEPS = 10
 STALE_AT_LEAST_S = 10.0
 FAULTS_SHOWN = 20
 ReadinessCheck = Callable[[Parts], str]
-"""Says what is well, or raises."""
+"""Returns a short description of a part that is ready; raises if it is not."""
 
 
-class NotWell(Exception):
-    """A check that failed, in words."""
+class NotReady(Exception):
+    """A part is not ready; the message says why."""
 
 
 class ReadinessChecks:
-    """The results of the checks, kept for `readiness_keep_s`, however many ask.
+    """The results of the checks, which are kept for `readiness_keep_s`.
 
-    Each check has one thread at most. One that hangs is said to, and is not started once more
-    until it has come back.
+    Each check has one thread at most: a check that hangs is reported, and is not started again
+    before it has returned.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -149,18 +150,19 @@ class ReadinessChecks:
                 detail = await asyncio.shield(running)
         except TimeoutError:
             return CheckView(ok=False, detail=f"no answer within {CHECK_S:g} s")
-        except (NotWell, SQLAlchemyError, RedisError, httpx.HTTPError, OSError) as error:
+        except (NotReady, SQLAlchemyError, RedisError, httpx.HTTPError, OSError) as error:
             return CheckView(ok=False, detail=_words(error))
         return CheckView(ok=True, detail=detail)
 
 
 def _in_thread(check: ReadinessCheck, parts: Parts) -> "asyncio.Future[str]":
-    """In a thread that nothing waits for when the process ends, and that takes no request's."""
+    """Run a check in its own thread: the end of the process does not wait for it, and it uses no
+    thread of requests."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[str] = loop.create_future()
 
     def finish(set_: Callable[[], None]) -> None:
-        # The server may have stopped meanwhile.
+        # RuntimeError: the event loop has ended meanwhile.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: None if future.done() else set_())
 
@@ -182,7 +184,7 @@ def _database(parts: Parts) -> str:
     with parts.ledger.read() as session:
         session.execute(text("SELECT 1"))
     if not is_current(parts.ledger.engine):
-        raise NotWell("not at this version's revision; run `sluice migrate`")
+        raise NotReady("not at this version's revision; run `sluice migrate`")
     return "at the newest revision"
 
 
@@ -195,7 +197,7 @@ def _vectors(parts: Parts) -> str:
     type_ = store_type(parts.settings)
     url = type_.url(parts.settings)
     if url is None:
-        raise NotWell(f"{type_.setting} is not set")
+        raise NotReady(f"{type_.setting} is not set")
     answer = httpx.get(type_.health_url(url), timeout=CHECK_S / 2, trust_env=False)
     answer.raise_for_status()
     return "answers"
@@ -213,7 +215,7 @@ def _workers(parts: Parts) -> str:
     needed = {step.queue.value for kind in KINDS.values() for step in kind.steps}
     missing = sorted(needed - {queue for worker in living for queue in worker.queues})
     if missing:
-        raise NotWell(
+        raise NotReady(
             f"no living worker serves {', '.join(missing)}; start `python -m workers cpu` and "
             "`python -m workers generate`"
         )
@@ -223,7 +225,7 @@ def _workers(parts: Parts) -> str:
 
 
 def _queues(parts: Parts) -> str:
-    """A pause is meant by an operator, and no fault; whoever wonders has to see it."""
+    """Paused queues are reported, but are no fault: an operator has paused them."""
     with parts.ledger.read() as session:
         paused = paused_since(session)
     if not paused:
@@ -233,8 +235,8 @@ def _queues(parts: Parts) -> str:
 
 
 def _sweeper(parts: Parts) -> str:
-    """How long ago it ran, which parts of it fail, and which rows it cannot handle. Those are
-    survived, and so make nothing unready."""
+    """When the sweeper last ran, which parts of it fail, and which rows it cannot handle. Failing
+    parts and rows do not make the system unready."""
     settings = parts.settings
     limit_s = max(STALE_AT_LEAST_S, STALE_SWEEPS * settings.sweep_interval_s)
     with parts.ledger.read() as session:
@@ -242,19 +244,19 @@ def _sweeper(parts: Parts) -> str:
         faults = sweeps.faults(session, limit=FAULTS_SHOWN)
         count = sweeps.count_faulty_rows(session) if faults else 0
     if age_s is None:
-        raise NotWell("has never run; start `python -m workers beat`")
+        raise NotReady("has never run; start `python -m workers beat`")
     words = [f"{fault.part} fails: {fault.message}" for fault in faults if not fault.item]
     bad = [fault for fault in faults if fault.item]
     if bad:
-        named = [f"{fault.item}{_job(fault)}: {fault.message}" for fault in bad]
+        rows = [f"{fault.item}{_job(fault)}: {fault.message}" for fault in bad]
         left = count - len({fault.item for fault in bad})
         more = f", and {left} more" if left > 0 else ""
         words.append(
             f"{count} rows cannot be handled (cancel the job, or correct the row): "
-            f"{'; '.join(named)}{more}"
+            f"{'; '.join(rows)}{more}"
         )
     if age_s > limit_s:
-        raise NotWell("; ".join([f"last ran {age_s:.0f} s ago; is beat up?", *words]))
+        raise NotReady("; ".join([f"last ran {age_s:.0f} s ago; is beat up?", *words]))
     return "; ".join([f"ran {age_s:.1f} s ago", *words])
 
 
@@ -264,7 +266,7 @@ def _job(fault: sweeps.Fault) -> str:
 
 
 def _words(error: Exception) -> str:
-    """The first line of a message: the rest is SQL, or a page to read."""
+    """The first line of an error's message; the rest may be SQL or a web page."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -281,7 +283,7 @@ CHECKS: dict[str, ReadinessCheck] = {
 
 
 async def _readiness(request: Request, parts: PartsDep) -> ReadinessChecks:
-    """One for the whole application, made when it is first needed."""
+    """The checks of the application, which are made at first use."""
     state = request.app.state
     if not hasattr(state, "readiness"):
         state.readiness = ReadinessChecks(parts)
@@ -305,13 +307,13 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz")
 async def check_health() -> HealthView:
-    """Whether this process answers; it says nothing of its servers."""
+    """Whether this process answers; its servers are not checked."""
     return HealthView(status="ok")
 
 
 @router.get("/readyz", responses=documented({200: ReadinessView, 503: ReadinessView}))
 async def check_readiness(readiness: Annotated[ReadinessChecks, Depends(_readiness)]) -> Response:
-    """Whether all that jobs need is there, part by part."""
+    """Whether all parts that jobs need are ready."""
     view = await readiness.view()
     return answer(view, 200 if view.status == "ready" else 503)
 
@@ -322,6 +324,6 @@ async def check_readiness(readiness: Annotated[ReadinessChecks, Depends(_readine
     responses=documented({}),
 )
 def get_metrics(parts: PartsDep, metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
-    """For Prometheus."""
+    """Metrics for Prometheus."""
     with parts.ledger.read() as session:
         return Response(metrics.text(session), media_type=CONTENT_TYPE_PLAIN_0_0_4)

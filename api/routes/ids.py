@@ -1,6 +1,6 @@
-"""Ids by their first digits: what a person types of that of a job, document, file, conversation.
+"""Ids of jobs, documents, files and conversations by their first digits, as people type them.
 
-Ids are compared as numbers, so a prefix is a range of the primary key.
+UUIDs sort by their digits, so a prefix is a range of the primary key.
 """
 
 import re
@@ -33,9 +33,10 @@ class IdType(StrEnum):
 def ids_with_prefix(
     session: Session, type_: IdType, prefix: str, *, fair_key: str, limit: int
 ) -> list[UUID]:
-    """Oldest first; of conversations those of this key. Raises InvalidInput for what is no prefix.
+    """The ids with this prefix, oldest first; of conversations only those of this key. Raises
+    InvalidInput for a text that is no prefix of an id.
 
-    What readers do not see (a document that is not live yet, or is being erased) is left out.
+    Documents that readers do not see (not live yet, or being erased) are left out.
     """
     low, high = _range(prefix)
     column = _COLUMNS[type_]
@@ -86,7 +87,7 @@ def find_ids(
         ),
     ],
 ) -> Response:
-    """The ids that begin so, oldest first, at most 10: one where the prefix is long enough."""
+    """The ids with this prefix, oldest first, at most 10; only one if the prefix is long enough."""
     with parts.ledger.read() as session:
         ids = ids_with_prefix(session, type, prefix, fair_key=fair_key, limit=LIMIT)
     return answer(Items[IdView](items=[IdView(id=id_) for id_ in ids]))

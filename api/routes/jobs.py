@@ -74,7 +74,7 @@ async def submit_job(
     )
     submit = partial(submission.submit, is_waited=bool(wait_s))
     made = await run_in_threadpool(submit, parts.ledger, parts.admission, new)
-    headers = {"Location": f"/v1/jobs/{made.id}"} | waiting.applied(wait_s)
+    headers = {"Location": f"/v1/jobs/{made.id}"} | waiting.preference_header(wait_s)
     if not made.is_new:
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
@@ -116,9 +116,9 @@ def list_jobs(
     limit: PageLimit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Jobs, newest first. What is large of them is left out, and named in `truncated`.
+    """Jobs, newest first. Large fields are left out, and listed in `truncated`.
 
-    Lines of batches are left out unless `batch` names theirs, or they are `dead`.
+    Lines of batches are left out unless `batch` names their batch, or `dead` is true.
     """
     batch_id = None if batch is None else as_id(batch, "batch")
     where = Filter(state=state, kind=kind, collection=collection, dead=dead, batch_id=batch_id)
@@ -152,7 +152,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}", responses=documented({200: JobView}, 404))
 def get_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
-    """The job as it is now."""
+    """A job at this moment."""
     return answer(job_view(parts, job_id, fair_key, is_whole=True))
 
 
@@ -160,7 +160,7 @@ def get_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
 def erase_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
     """Erase a job that has ended, with its input and its stored result; 409 while it is open.
 
-    What it has made (documents, messages of a conversation) stays.
+    Documents and messages of conversations that it has made stay.
     """
     with parts.ledger.begin() as session:
         require_for_job(session, parts.settings, fair_key, job_id)
@@ -196,7 +196,8 @@ def cancel_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
 
 @router.post("/jobs/{job_id}/retry", responses=documented({200: JobView}, 404, 409))
 def retry_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
-    """Run a failed or cancelled job again, from its start; of a batch, all lines without answer."""
+    """Run a failed or cancelled job again from its start; for a batch, all lines without an
+    answer."""
     with parts.ledger.begin() as session:
         require_for_job(session, parts.settings, fair_key, job_id)
         if jobs.without_contents(session, job_id).kind == BATCH.name:
@@ -209,8 +210,8 @@ def retry_job(parts: PartsDep, fair_key: FairKey, job_id: JobId) -> Response:
 
 @router.get("/kinds", responses=documented({200: Items[KindView]}))
 def list_kinds() -> Response:
-    """The kinds of jobs: for each its queue, JSON Schemas of input and result, and an input that
-    works on a new installation. A `result` of null is any JSON."""
+    """The kinds of jobs, each with its queue, the JSON Schemas of its input and result, and an
+    input that works on a new installation. A `result` of null means any JSON."""
     return answer(Items[KindView](items=[_kind_view(name) for name in KINDS]))
 
 

@@ -24,15 +24,16 @@ from shared.modelfiles import modelfile
 from shared.named_models import Definition
 from shared.providers import PROVIDERS, Provider, provider_of
 
-# What the servers of providers offer, over plain HTTP. The API has no model library in it.
+# The models of providers' servers, which are asked over plain HTTP: the API imports no model
+# library.
 
 LISTED_LIMIT = 1000
 LISTING_TIMEOUT_S = 2.0
-"""A listing does not wait longer for a server that is not there."""
+"""How long a listing waits for a server."""
 
 
 async def _names(settings: Settings, provider: Provider) -> list[str]:
-    """References of the models that the provider's server has; none where it does not answer."""
+    """References of the models on the provider's server; none if it does not answer."""
     server = provider.server
     url = None if server is None else server.address(settings, server.list_path)
     if server is None or url is None:
@@ -50,7 +51,8 @@ async def _names(settings: Settings, provider: Provider) -> list[str]:
 
 
 async def _details(settings: Settings, provider: Provider, reference: str) -> dict[str, object]:
-    """Raises NotFound where the server has no such model, Unavailable where there is no server."""
+    """What the server says about a model. Raises NotFound if it has no such model, Unavailable if
+    it does not answer."""
     server = provider.server
     url = None if server is None else server.address(settings, server.show_path or "")
     if server is None or server.show_path is None or url is None:
@@ -86,19 +88,19 @@ GENERATING = [kind.name for kind in KINDS.values() if kind.is_generated]
 
 @router.get("", responses=documented({200: Items[ModelView]}))
 async def list_models(parts: PartsDep) -> Response:
-    """The embedding model, the tasks' default models, named models, what living workers hold, and
-    what the servers behind them offer.
+    """The embedding model, the default models of tasks, named models, the models of living workers,
+    and those of providers' servers.
 
-    A server that does not answer offers nothing.
+    Models of a server that does not answer are missing.
     """
-    return answer(Items[ModelView](items=await offered(parts)))
+    return answer(Items[ModelView](items=await available_models(parts)))
 
 
-async def offered(parts: Parts) -> list[ModelView]:
-    """All that can run here, as far as it is known without trying."""
+async def available_models(parts: Parts) -> list[ModelView]:
+    """All models that can run here, as far as that is known without running them."""
     settings = parts.settings
-    (served, named), names = await asyncio.gather(
-        asyncio.to_thread(_known, parts),
+    (served, definitions), names = await asyncio.gather(
+        asyncio.to_thread(_served_and_named, parts),
         asyncio.gather(*(_names(settings, provider) for provider in PROVIDERS.values())),
     )
     default = settings.generation_model
@@ -112,13 +114,13 @@ async def offered(parts: Parts) -> list[ModelView]:
     if default not in references:
         references[default] = None
     generating = [_view(reference, default, served) for reference in references]
-    presets = [_named_view(definition, served) for definition in named]
+    presets = [_named_view(definition, served) for definition in definitions]
     return [_embedding(settings), *_of_tasks(settings), *presets, *generating]
 
 
 @router.get("/{name:path}", responses=documented({200: ModelDetails}, 404))
 async def get_model(parts: PartsDep, name: str) -> Response:
-    """One model; of those of Ollama, what that server tells of it."""
+    """One model; for a model of Ollama, with the details from that server."""
     settings = parts.settings
     is_short = len(name.encode(errors="replace")) <= MODEL_LIMIT_BYTES
     if not is_short or not is_storable_text(name):
@@ -145,7 +147,7 @@ async def get_model(parts: PartsDep, name: str) -> Response:
     responses=documented({200: ModelDetails, 201: ModelDetails}, 400, 415, 422),
 )
 def put_model(parts: PartsDep, name: str, spec: NamedModelSpec) -> Response:
-    """Make or replace a named model: 201 where it is new. It is a model reference from then on."""
+    """Make or replace a named model: 201 if it is new. Its name is then a model reference."""
     description = spec.description()
     with parts.ledger.begin() as session:
         is_new = modelfile.define(session, name, description, parts.settings)
@@ -157,8 +159,8 @@ def put_model(parts: PartsDep, name: str, spec: NamedModelSpec) -> Response:
 
 @router.delete("/{name:path}", status_code=204, responses=documented({}, 404))
 def delete_model(parts: PartsDep, name: str) -> Response:
-    """Delete a named model. Jobs that were submitted with it go on. (Models of Ollama are deleted
-    by a job of the kind `model`.)"""
+    """Delete a named model. Jobs that were submitted with it are not affected. (Models of Ollama
+    are deleted by a job of the kind `model`.)"""
     with parts.ledger.begin() as session:
         _require_named(session, name)
         named_models.delete(session, name)
@@ -176,11 +178,11 @@ def _find_named(parts: PartsDep, name: str) -> Definition | None:
         return named_models.find(session, name)
 
 
-def _known(parts: PartsDep) -> tuple[dict[str, int], Sequence[Definition]]:
-    """What workers serve, and the named models."""
+def _served_and_named(parts: PartsDep) -> tuple[dict[str, int], Sequence[Definition]]:
+    """The models that workers serve, and the named models."""
     with parts.ledger.read() as session:
-        named = named_models.page(session, limit=LISTED_LIMIT, after=None)
-    return _served(parts), named
+        definitions = named_models.page(session, limit=LISTED_LIMIT, after=None)
+    return _served(parts), definitions
 
 
 def _named_view(definition: Definition, served: dict[str, int]) -> ModelView:
@@ -189,7 +191,7 @@ def _named_view(definition: Definition, served: dict[str, int]) -> ModelView:
 
 
 def _named_details(definition: Definition) -> dict[str, object]:
-    described = modelfile.description_of(definition)
+    description = modelfile.description_of(definition)
     preset = definition.preset.model_dump(mode="json")
     return {
         "from": definition.base,
@@ -198,7 +200,7 @@ def _named_details(definition: Definition) -> dict[str, object]:
         "parameters": definition.parameters,
         "messages": preset["messages"],
         "licenses": list(definition.licenses),
-        "modelfile": modelfile.write_modelfile(described),
+        "modelfile": modelfile.write_modelfile(description),
         "created_at": as_moment(definition.created_at),
         "updated_at": as_moment(definition.updated_at),
     }
@@ -217,13 +219,13 @@ def _embedding(settings: ModelSettings) -> ModelView:
 
 
 def _of_tasks(settings: HfSettings) -> list[ModelView]:
-    """The models of the kind `hf`, each with the tasks that use it by default."""
-    tasks: dict[str, list[Task]] = {}
+    """The default models of the kind `hf`, each with its tasks."""
+    tasks_of: dict[str, list[Task]] = {}
     for task, model in default_models(settings).items():
-        tasks.setdefault(model, []).append(task)
+        tasks_of.setdefault(model, []).append(task)
     return [
-        ModelView(reference=model, kinds=[HF.name], default=True, tasks=used_for)
-        for model, used_for in tasks.items()
+        ModelView(reference=model, kinds=[HF.name], default=True, tasks=tasks)
+        for model, tasks in tasks_of.items()
     ]
 
 

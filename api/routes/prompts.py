@@ -46,7 +46,7 @@ async def _name(reference: Annotated[Reference, Depends(_reference)]) -> str:
     return reference.name
 
 
-Named = Annotated[Reference, Depends(_reference)]
+ReferenceDep = Annotated[Reference, Depends(_reference)]
 Name = Annotated[str, Depends(_name)]
 
 
@@ -55,7 +55,7 @@ Name = Annotated[str, Depends(_name)]
     responses=documented({200: PromptView, 201: PromptView}, 400, 413, 415, 422),
 )
 def put_prompt(parts: PartsDep, name: NewName, new: NewPrompt) -> Response:
-    """Store a version: 201, or 200 where the newest one holds the same. Versions never change."""
+    """Store a version: 201, or 200 if the latest version is the same. Versions never change."""
     content = prompts.content_of(new.template, new.description, new.variables)
     with parts.ledger.begin() as session:
         version, is_new = prompts.put(session, name, content, make_current=new.make_current)
@@ -75,7 +75,7 @@ def list_prompts(parts: PartsDep, limit: PageLimit = 50, cursor: Cursor = None) 
 
 
 @router.get("/{name}", responses=documented({200: PromptView}, 404))
-def get_prompt(parts: PartsDep, reference: Named) -> Response:
+def get_prompt(parts: PartsDep, reference: ReferenceDep) -> Response:
     """The current version of a prompt, or the one that `name@3` names."""
     with parts.ledger.read() as session:
         version = prompts.get(session, reference)
@@ -117,7 +117,7 @@ def diff_prompt(
     ] = None,
     to: Annotated[VersionNumber | None, Query(description="The newest version by default.")] = None,
 ) -> Response:
-    """What differs between two versions: a unified diff of the templates, and their variables."""
+    """The difference of two versions: a unified diff of the templates, and the variables."""
     with parts.ledger.read() as session:
         old, new = prompts.pair(session, name, from_, to)
     return answer(PromptDifference.of(old, new))
@@ -125,7 +125,7 @@ def diff_prompt(
 
 @router.post("/{name}/rollback", responses=documented({200: PromptView}, 400, 404, 415, 422))
 def roll_back_prompt(parts: PartsDep, name: Name, to: RollBack | None = None) -> Response:
-    """Make a version the current one: the one before it unless `version` says which.
+    """Make a version the current one, by default the version before it.
 
     No version is changed or removed; the next one that is stored gets the next number.
     """
@@ -135,8 +135,10 @@ def roll_back_prompt(parts: PartsDep, name: Name, to: RollBack | None = None) ->
 
 
 @router.post("/{name}/render", responses=documented({200: RenderedPrompt}, 400, 404, 413, 415, 422))
-def render_prompt(parts: PartsDep, reference: Named, body: VariablesBody | None = None) -> Response:
-    """The text that a prompt makes of values, as `chat` would have it. No model runs."""
+def render_prompt(
+    parts: PartsDep, reference: ReferenceDep, body: VariablesBody | None = None
+) -> Response:
+    """The text of a prompt with values for its variables, as `chat` uses it. No model runs."""
     with parts.ledger.read() as session:
         version = prompts.get(session, reference)
     text = prompts.render(version, body.variables if body is not None else {})

@@ -29,13 +29,13 @@ QueueName = Annotated[Queue, Depends(_queue)]
 
 @router.get("/queues", responses=documented({200: Items[QueueView]}))
 def list_queues(parts: PartsDep) -> Response:
-    """All queues: steps that wait and run, messages that wait in Redis."""
+    """All queues: how many steps wait and run, and how many messages wait in Redis."""
     return answer(Items[QueueView](items=_overview(parts)))
 
 
 @router.post("/queues/{name}/pause", responses=documented({200: QueueView}, 404))
 def pause_queue(parts: PartsDep, queue: QueueName) -> Response:
-    """Start no more steps of a queue; running ones go on, jobs are still taken."""
+    """Stop starting steps of a queue. Running steps go on, and jobs are still accepted."""
     with parts.ledger.begin() as session:
         queues.pause(session, queue)
     return _one(parts, queue)
@@ -43,7 +43,7 @@ def pause_queue(parts: PartsDep, queue: QueueName) -> Response:
 
 @router.post("/queues/{name}/resume", responses=documented({200: QueueView}, 404))
 def resume_queue(parts: PartsDep, queue: QueueName) -> Response:
-    """Go on with a paused queue."""
+    """Resume a paused queue."""
     with parts.ledger.begin() as session:
         queues.resume(
             session,
@@ -56,7 +56,7 @@ def resume_queue(parts: PartsDep, queue: QueueName) -> Response:
 
 @router.get("/workers", responses=documented({200: Items[WorkerView]}))
 def list_workers(parts: PartsDep) -> Response:
-    """The workers that were seen lately."""
+    """The workers that were alive recently."""
     with parts.ledger.read() as session:
         workers = queues.workers(session, worker_heartbeat_s=parts.settings.worker_heartbeat_s)
     return answer(

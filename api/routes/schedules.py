@@ -28,7 +28,7 @@ _OUT_OF_PLACE = {
     "previous_job_id": "its jobs continue nothing",
     "finish_by": "it is one moment; give completion_window",
 }
-"""Fields of inputs, and why they cannot be those of many jobs."""
+"""Fields of inputs that a schedule cannot have -> why."""
 
 
 @router.put(
@@ -36,22 +36,22 @@ _OUT_OF_PLACE = {
     responses=documented({200: ScheduleView, 201: ScheduleView}, 400, 404, 409, 413, 415, 422),
 )
 def put_schedule(parts: PartsDep, fair_key: FairKey, name: Name, spec: NewSchedule) -> Response:
-    """Make a schedule (201), or replace the one of this name (200). Its next moment is counted
-    from now on; one that is paused stays so."""
+    """Make a schedule (201), or replace the one with this name (200). The next job is due at the
+    first moment after now; a paused schedule stays paused."""
     if spec.job.run_after is not None:
         raise InvalidInput("job.run_after has no place in a schedule: `cron` says when.")
     for field, reason in _OUT_OF_PLACE.items():
         if getattr(spec.job.input, field, None) is not None:
             raise InvalidInput(f"job.input.{field} has no place in a schedule: {reason}.")
     new = submission.new_job(spec.job, parts.settings, fair_key=fair_key)
-    # As it was sent: the defaults are those of the moment when a job is submitted.
-    sent = replace(new, input=spec.job.input.model_dump(mode="json", exclude_unset=True))
-    wished = schedules.ScheduleSpec(cron=spec.cron, timezone=spec.timezone, job=sent)
+    # The input as it was sent, because defaults are filled in when a job is submitted.
+    job = replace(new, input=spec.job.input.model_dump(mode="json", exclude_unset=True))
+    schedule_spec = schedules.ScheduleSpec(cron=spec.cron, timezone=spec.timezone, job=job)
     with parts.ledger.begin() as session:
         schedules.require(session, new)
-        if (former := schedules.find(session, name)) is not None:
-            require_for_kind(parts.settings, fair_key, former.kind)
-        schedule, is_new = schedules.put(session, name, wished)
+        if (existing := schedules.find(session, name)) is not None:
+            require_for_kind(parts.settings, fair_key, existing.kind)
+        schedule, is_new = schedules.put(session, name, schedule_spec)
         view = ScheduleView.of(schedule, with_job=True)
     headers = {"Location": f"/v1/schedules/{name}"}
     return answer(view, 201 if is_new else 200, headers)
@@ -70,7 +70,7 @@ def list_schedules(parts: PartsDep, limit: PageLimit = 50, cursor: Cursor = None
 
 @router.get("/{name}", responses=documented({200: ScheduleView}, 404, 422))
 def get_schedule(parts: PartsDep, name: Name) -> Response:
-    """A schedule: its job, when the next one is due, and which was the last."""
+    """A schedule: its job, when the next job is due, and the last job."""
     with parts.ledger.read() as session:
         view = ScheduleView.of(schedules.get(session, name), with_job=True)
     return answer(view)
@@ -78,7 +78,7 @@ def get_schedule(parts: PartsDep, name: Name) -> Response:
 
 @router.delete("/{name}", status_code=204, responses=documented({}, 404, 422))
 def delete_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
-    """Submit no more jobs of it. Those that there are stay."""
+    """Delete a schedule. Jobs that it has submitted stay."""
     with parts.ledger.begin() as session:
         require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         schedules.remove(session, name)
@@ -87,7 +87,7 @@ def delete_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
 
 @router.post("/{name}/pause", responses=documented({200: ScheduleView}, 404, 422))
 def pause_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
-    """Submit no jobs of it until it is resumed."""
+    """Submit no jobs of this schedule until it is resumed."""
     with parts.ledger.begin() as session:
         require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         view = ScheduleView.of(schedules.pause(session, name))
@@ -96,7 +96,7 @@ def pause_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
 
 @router.post("/{name}/resume", responses=documented({200: ScheduleView}, 404, 422))
 def resume_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
-    """Go on from now; what was due while it was paused is not made up for."""
+    """Resume a schedule from now on. Jobs that were due during the pause are not submitted."""
     with parts.ledger.begin() as session:
         require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         view = ScheduleView.of(schedules.resume(session, name))
@@ -105,7 +105,8 @@ def resume_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
 
 @router.post("/{name}/run", responses=documented({200: ScheduledRun}, 404, 409, 422))
 def run_schedule(parts: PartsDep, fair_key: FairKey, name: Name) -> Response:
-    """Submit its job now; 409 while the last one is open. When the next is due does not change."""
+    """Submit the job now; 409 while the last one is open. The time of the next job does not
+    change."""
     with parts.ledger.begin() as session:
         require_for_kind(parts.settings, fair_key, schedules.get(session, name).kind)
         job_id = schedules.fire(session, name, parts.settings, is_due=False)

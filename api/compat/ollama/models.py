@@ -38,7 +38,7 @@ from api.compat.ollama.names import (
     routes,
 )
 from api.deps import Parts, PartsDep
-from api.routes.models import offered
+from api.routes.models import available_models
 from api.schemas import ModelView
 from shared import named_models
 from shared.bounds import Paragraph, shown
@@ -120,7 +120,7 @@ async def list_models(parts: Parts) -> list[dict[str, Any]]:
         for entry in behind
         if str(entry.get("name", "")).removesuffix(LATEST) not in own_names
     ]
-    for view in await offered(parts):
+    for view in await available_models(parts):
         is_behind = view.reference.startswith(OLLAMA.prefix) and behind
         capabilities = _capabilities(view)
         if view.base is None and capabilities and not is_behind:

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.compat.dialect import Problem, ProblemError
 from api.deps import Parts
-from api.routes.models import offered
+from api.routes.models import available_models
 from shared import named_models
 from shared.bounds import MODEL_LIMIT_BYTES, cut, is_storable_text, shown
 from shared.config import Settings
@@ -119,7 +119,7 @@ def routes(parts: Parts) -> frozenset[str]:
 
 async def unknown(parts: Parts, name: str) -> ProblemError:
     """The error for an unknown model, in Ollama's words, with a list of known models."""
-    known = [view.reference for view in await offered(parts) if "chat" in view.kinds]
+    known = [view.reference for view in await available_models(parts) if "chat" in view.kinds]
     more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
     there = f"there are {', '.join(known[:NAMES_SHOWN])}{more}" if known else "there is none"
     detail = f"model '{cut(name, 200)}' not found; {there} (GET /ollama/api/tags)"

@@ -21,7 +21,7 @@ from api.compat.openai.dialect import OPENAI
 from api.deps import Parts, PartsDep
 from api.http.answers import answer
 from api.http.body import StrictRoute
-from api.routes.models import offered
+from api.routes.models import available_models
 from api.schemas import ModelView
 from shared.bounds import shown
 from shared.documents import collections
@@ -72,7 +72,7 @@ async def get_openai_model(parts: PartsDep, model: str) -> Response:
 
 async def entries(parts: Parts, kind: str | None = None) -> list[OpenAIModel]:
     """All models, or those for jobs of a kind; for `chat` and `rag` including collections."""
-    views = [view for view in await offered(parts) if kind is None or kind in view.kinds]
+    views = [view for view in await available_models(parts) if kind is None or kind in view.kinds]
     if kind not in (None, CHAT.name, RAG.name):
         return [_entry(view) for view in views]
     names = await run_in_threadpool(_collections, parts)
