@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.stack.servers import free_ports
+from cli.stack.ports import free_ports
 from sluice import SyncReport
 from tests.e2e.running import until
 from tests.e2e.stack import LiveStack

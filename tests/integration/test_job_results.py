@@ -11,7 +11,7 @@ from shared.kinds import registry as kinds
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.workbench import cancel, claimed, submit
-from workers.attempts.context import Context, Handler, prepared
+from workers.attempts.context import Context, Handler, encode_result
 from workers.attempts.process import Process
 from workers.attempts.runner import run
 from workers.hf.steps import of_answer
@@ -65,7 +65,7 @@ def test_there_is_none_before_the_end(api: httpx.Client, process: Process) -> No
 def test_an_attempt_that_lost_its_step_leaves_nothing(process: Process) -> None:
     job_id = ask(process)
     context = Context(process, claimed(process, Queue.HF))
-    prepared(context, of_answer(["x" * process.settings.result_inline_bytes]))
+    encode_result(context, of_answer(["x" * process.settings.result_inline_bytes]))
     path = f"{jobs.result_folder(job_id)}/{context.claim.step_id}-{context.claim.attempt}.json"
     assert process.storage.read(path)
     for tidy in context.on_lost:

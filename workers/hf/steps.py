@@ -39,7 +39,7 @@ from shared.redis import events
 from shared.redis.events import Event, EventType, Loading
 from shared.tables import Step
 from shared.vocabulary import Queue, State
-from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs, stored
+from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs, store_large
 from workers.attempts.process import Process
 from workers.hf import hub
 from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
@@ -202,7 +202,7 @@ def of_answer(answer: Any, *, warnings: Sequence[str] = ()) -> Done:
 def go_on(work: Work) -> Done:
     """What there is so far, and a step for the rest."""
     outputs = {str(n): output for n, output in work.outputs.items()}
-    path = stored(work.context, _encoded(outputs)) if outputs else None
+    path = store_large(work.context, _encoded(outputs)) if outputs else None
     kept = {"path": path} if path else {"outputs": outputs}
     claim = work.context.claim
     following = NewStep(
