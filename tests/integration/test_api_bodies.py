@@ -7,6 +7,21 @@ import pytest
 
 from tests.integration.answers import EMBED, problem
 
+OPTIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"encoding": "klingon"}, {}, "input.encoding is 'klingon'"),
+    ({"encoding": ""}, {}, "input.encoding is ''"),
+    ({}, {"encoding": "hex"}, "input.sources.0.encoding is 'hex'"),
+    ({"csv": {"encoding": "utf8x"}}, {}, "input.csv.encoding is 'utf8x'"),
+    ({}, {"csv": {"encoding": "utf8x"}}, "input.sources.0.csv.encoding is 'utf8x'"),
+    ({"csv": {"content_columns": []}}, {}, "input.csv.content_columns is empty"),
+    ({}, {"json": {"content_fields": []}}, "input.sources.0.json.content_fields is empty"),
+    ({"splitter": {"chunk_size": 100, "chunk_overlap": 50}}, {},
+     "input.splitter: chunk_overlap must be smaller"),
+    ({}, {"splitter": {"chunk_size": 100, "chunk_overlap": 50}},
+     "input.sources.0.splitter: chunk_overlap must be smaller"),
+]  # fmt: skip
+"""Of a job and of its source, which make no sense; and what is said of it."""
+
 
 @pytest.mark.parametrize(
     ("body", "field", "says"),
@@ -53,19 +68,7 @@ def test_a_wrong_body_is_422_with_the_field_and_the_remedy(
          [{"type": "text", "text": "a"}] * 20_001}}, "SLUICE_MAX_SOURCES_PER_JOB"),
         *(({"kind": "ingest", "input": {"collection": "abc", "sources":
             [{"type": "text", "text": "a"} | source]} | options}, says)
-          for options, source, says in [
-            ({"encoding": "klingon"}, {}, "input.encoding is 'klingon'"),
-            ({"encoding": ""}, {}, "input.encoding is ''"),
-            ({}, {"encoding": "hex"}, "input.sources.0.encoding is 'hex'"),
-            ({"csv": {"encoding": "utf8x"}}, {}, "input.csv.encoding is 'utf8x'"),
-            ({}, {"csv": {"encoding": "utf8x"}}, "input.sources.0.csv.encoding is 'utf8x'"),
-            ({"csv": {"content_columns": []}}, {}, "input.csv.content_columns is empty"),
-            ({}, {"json": {"content_fields": []}}, "input.sources.0.json.content_fields is empty"),
-            ({"splitter": {"chunk_size": 100, "chunk_overlap": 50}}, {},
-             "input.splitter: chunk_overlap must be smaller"),
-            ({}, {"splitter": {"chunk_size": 100, "chunk_overlap": 50}},
-             "input.sources.0.splitter: chunk_overlap must be smaller"),
-        ]),
+          for options, source, says in OPTIONS),
     ],
 )  # fmt: skip
 def test_what_this_server_cannot_run_is_422(

@@ -117,7 +117,7 @@ def test_what_is_wrong_with_a_description_is_reported_before_any_job(
     assert run(["models", "create", "mine", "--file", str(path)]) == 2
     assert run(["models", "create", "mine"]) == 2
     assert run(["models", "create", "mine", "--from", "a", "--parameter", "b"]) == 2
-    assert "'b' does not read KEY=VALUE" in capsys.readouterr().err
+    assert "'b' does not read NAME=VALUE" in capsys.readouterr().err
     assert not state.jobs
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"FROM llama3.2")))
     assert run(["models", "create", "mine", "--file", "-"]) == 0

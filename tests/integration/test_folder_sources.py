@@ -165,7 +165,8 @@ def test_what_may_not_be_listed_has_not_vanished(
         write(f"{bucket}docs/{name}.md", f"Text {name}.")
     assert run(process, collection, f"{bucket}docs")[0] == {"added": 5}
     fsspec.filesystem("memory").rm(f"{bucket}docs/b/5.md".removeprefix("memory://"))
-    ls, error = MemoryFileSystem.ls, PermissionError(13, "refused", "a")
+    ls = MemoryFileSystem.ls
+    error: OSError = PermissionError(13, "refused", "a")
 
     def refusing(self: MemoryFileSystem, path: str, detail: bool = True, **options: Any) -> Any:
         if path.rstrip("/").endswith("/docs/a"):

@@ -21,6 +21,7 @@ from cli.stack.stackfile import (
     wait_for_exit,
 )
 from cli.stack.supervisor import StartFailed, Supervisor, Timing
+from tests import waiting
 
 QUICK = Timing(backoff_base_s=0.01, backoff_cap_s=0.05, ready_pause_s=0.01)
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -190,7 +191,13 @@ def test_groups_stop_in_the_reverse_order_of_their_start(tmp_path: Path) -> None
 
 
 def test_a_part_that_never_becomes_ready_fails_with_its_last_lines(tmp_path: Path) -> None:
-    part = python_part("deaf", SLEEP, ready=lambda _pid: "nobody answers")
+    log = tmp_path / "deaf.log"
+
+    def deaf(_pid: int) -> str:
+        waiting.until(lambda: log.exists() and "up" in log.read_text(), "it has written")
+        return "nobody answers"
+
+    part = python_part("deaf", SLEEP, ready=deaf)
 
     async def scenario(supervisor: Supervisor) -> None:
         await supervisor.start([python_part("fine", SLEEP), part])

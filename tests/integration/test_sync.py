@@ -132,8 +132,15 @@ def test_an_archive_of_which_a_part_was_lost_is_read_again(
 
 def test_the_ids_of_sources_are_shown(api_url: str, process: Process, collection: str) -> None:
     with Client(api_url) as client:
-        source = {"type": "text", "name": "note", "text": "A note.", "id": "안내-7"}
-        job = client.submit("ingest", {"collection": collection, "sources": [source]})
+        job = client.submit(
+            "ingest",
+            {
+                "collection": collection,
+                "sources": [
+                    {"type": "text", "name": "note", "text": "A note.", "id": "안내-7"},
+                ],
+            },
+        )
         job.wait().require_success()
         [document] = client.documents(collection)
         assert document.source_id == "안내-7"

@@ -508,8 +508,11 @@ def split(
 ) -> Iterator[Piece]:
     """The pieces in order. `token` needs the embedding model's tokenizer. With a window each piece
     fits into it, whatever size the splitter names."""
-    is_counted = splitter.type is SplitterType.TOKEN and tokenizer is not None
-    if is_counted and (window is None or splitter.size < window.tokens):
+    if (
+        splitter.type is SplitterType.TOKEN
+        and tokenizer is not None
+        and (window is None or splitter.size < window.tokens)
+    ):
         # A piece may have more tokens than the same letters within the text.
         window = _window_of(tokenizer, splitter.size)
     separators = code_separators(loaded.metadata.get(DocumentKey.PROGRAMMING_LANGUAGE))

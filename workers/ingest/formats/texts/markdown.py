@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, time
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import yaml
 
@@ -104,21 +104,20 @@ class _FrontMatterLoader(yaml.SafeLoader):
     """Scalars as YAML 1.2 has them (its core schema), and dates: `no` and `10:30` are texts, and so
     are numbers with zeros before them. What merges is bounded."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        first: [
-            (tag, pattern)
-            for tag, pattern in resolvers
-            if tag.rpartition(":")[2] in ("timestamp", "null", "merge")
-        ]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > _FRONT_MATTER_FIELDS:
             raise yaml.YAMLError("too many fields")
 
 
+_FrontMatterLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.rpartition(":")[2] in ("timestamp", "null", "merge")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
