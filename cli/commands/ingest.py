@@ -26,7 +26,7 @@ from sluice import (
     SourceError,
 )
 from sluice.ingest import PARALLEL_UPLOADS
-from sluice.kinds import CsvOptions, HtmlOptions, Splitter
+from sluice.kinds import CsvOptions, HtmlOptions, JsonOptions, Splitter
 from sluice.sources import (
     RemoteDocument,
     TextDocument,
@@ -81,6 +81,12 @@ SHOWN_DUPLICATES = 3
               help="CSV columns that are text.")  # fmt: skip
 @click.option("--metadata-columns", metavar="NAME,…", callback=column_names,
               help="CSV columns that are metadata.")  # fmt: skip
+@click.option("--content-fields", metavar="PATH,…", callback=column_names,
+              help="Fields of JSON that are text, such as title,author.name.")  # fmt: skip
+@click.option("--metadata-fields", metavar="PATH,…", callback=column_names,
+              help="Fields of JSON that are metadata.")  # fmt: skip
+@click.option("--whole-pages", is_flag=True,
+              help="Of HTML all that a reader sees, with navigation and banners.")  # fmt: skip
 @click.option("--site", is_flag=True,
               help="Of each URL all pages of its site, by links and sitemaps.")  # fmt: skip
 @click.option("--max-pages", type=click.IntRange(1, 100_000), help="Of a site.  [default: 1000]")
@@ -114,6 +120,9 @@ def ingest(
     csv_encoding: str | None,
     content_columns: list[str] | None,
     metadata_columns: list[str] | None,
+    content_fields: list[str] | None,
+    metadata_fields: list[str] | None,
+    whole_pages: bool,
     site: bool,
     max_pages: int | None,
     max_depth: int | None,
@@ -166,7 +175,14 @@ def ingest(
                 metadata_columns=metadata_columns,
             ),
         ),
-        html=cast("HtmlOptions | None", _without_none(css_classes=css_classes)),
+        html=cast(
+            "HtmlOptions | None",
+            _without_none(css_classes=css_classes, main_content=False if whole_pages else None),
+        ),
+        json=cast(
+            "JsonOptions | None",
+            _without_none(content_fields=content_fields, metadata_fields=metadata_fields),
+        ),
         on_existing=on_existing,
         on_duplicate=on_duplicate,
         metadata=metadata,

@@ -116,7 +116,8 @@ def test_only_twenty_errors_are_shown(docs: Path, state: State, capsys: Captured
 def test_options_reach_the_job_and_only_those(state: State, capsys: Captured) -> None:
     args = "--splitter token --chunk-size 64 --on-existing skip --lane bulk --no-wait"
     meta = ["--metadata", "year=2024", "--metadata", "draft=false", "--metadata", 'n="7"']
-    columns = ["--content-columns", 'title,"a, b"']
+    columns = ["--content-columns", 'title,"a, b"', "--content-fields", "title,author.name"]
+    columns += ["--metadata-fields", "id", "--whole-pages"]
     assert run(["ingest", "docs/0.md", "-c", "handbook", *args.split(), *meta, *columns]) == 0
     [job] = state.jobs.values()
     sources = job["input"].pop("sources")
@@ -127,6 +128,8 @@ def test_options_reach_the_job_and_only_those(state: State, capsys: Captured) ->
         "on_existing": "skip",
         "splitter": {"type": "token", "chunk_size": 64},
         "csv": {"content_columns": ["title", "a, b"]},
+        "json": {"content_fields": ["title", "author.name"], "metadata_fields": ["id"]},
+        "html": {"main_content": False},
         "metadata": {"year": 2024, "draft": False, "n": "7"},
     }
     assert capsys.readouterr().out == f"{job['id']}\n"

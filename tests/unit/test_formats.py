@@ -164,3 +164,16 @@ def test_what_stops_a_step_stops_a_loader(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_keys_of_documents_and_of_passages_are_other_ones() -> None:
     assert not {key.value for key in DocumentKey} & {key.value for key in PassageKey}
+
+
+def test_the_page_of_documents_has_each_key_that_loaders_note_and_each_option() -> None:
+    page = (ROOT / "docs/documents.md").read_text(encoding="utf-8")
+    metadata = page.partition("\n## Metadata\n")[2].partition("\n## ")[0]
+    options = page.partition("\n## Options\n")[2].partition("\n## ")[0]
+    missing = [key for key in (*DocumentKey, *PassageKey) if f"`{key}`" not in metadata]
+    for name, field in LoadOptions.model_fields.items():
+        label = field.alias or name
+        inner: dict[str, object] = getattr(field.annotation, "model_fields", {})
+        labels = [f"{label}.{inner_name}" for inner_name in inner] or [label]
+        missing += [path for path in labels if f"`{path}`" not in options]
+    assert not missing

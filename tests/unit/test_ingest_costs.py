@@ -312,6 +312,10 @@ PLAIN_FORMATS: dict[str, Make] = {
     "a.xml": lambda size: "<r>" + '<i a="1"><b>x</b></i>' * (size // 20) + "</r>",
     "b.xml": lambda size: "<r>" + "<p>x <b>y</b></p>" * (size // 17) + "</r>",
     "a.log": lines("2024-03-01 10:00:00 x\n"),
+    "blank.csv": lines("1,2\n\n", first="a,b\n"),
+    "tables.csv": lambda size: (
+        "a,b\n1,2\n" + "\n".join("c,d,e\n" + "1,2,3\n" * (size // 300) for _ in range(50))
+    ),
     "b.log": lines("[ \x1b[\n"),
     "a.srt": lines("1\n00:00:01,000 --> 00:00:02,000\na\n\n"),
     "b.srt": lines("- a <v x\n1\n", first="00:00:01,000 --> 00:00:02,000\n"),
@@ -362,6 +366,7 @@ TEXTS: dict[str, Make] = {
     "hangul": lines("한글"),
     "one long word behind short ones": lines("a " * 600 + "b" * 900 + " "),
     "marks": lines("e\u0301"),
+    "flags": lines("🇰🇷"),
     "headings": lines("# a\n"),
     "spaces in a heading": lines(" ", first="# a", last="b"),
     "signs at the end of a heading": lines("#", first="# a ", last="b"),

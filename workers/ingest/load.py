@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from functools import cache, lru_cache, partial
+from itertools import pairwise
 from math import isfinite
 from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
@@ -402,18 +403,28 @@ _INNER: Final = regex.compile(
 )
 _CHARACTER_CHARS: Final = 64
 """A character of more code points may be cut."""
+_CHARACTER_BLOCK: Final = 512
+# The letters of flags, two each; backwards from where it is matched.
+_HALF_FLAGS: Final = regex.compile(r"(?r)[\U0001F1E6-\U0001F1FF]+")
+_FLAGS_CHARS: Final = 4096
 
 
 def _inner_offsets(text: str) -> frozenset[int]:
     """Where the text must not be cut, for it would be within a character."""
     if text.isascii() or _INNER.search(text) is None:
         return frozenset()
-    return frozenset(
-        at
-        for match in _CHARACTER.finditer(text)
-        if match.end() - match.start() > 1
-        for at in range(match.start() + 1, match.end())
-    )
+    inner: set[int] = set()
+    start = 0
+    while start < len(text):
+        # In slices, for the pattern looks back to the beginning of a run of flags.
+        block = text[start : start + _CHARACTER_BLOCK]
+        ends = [match.end() for match in _CHARACTER.finditer(block)]
+        if len(ends) > 1 and start + len(block) < len(text):
+            ends.pop()  # the last one may go on
+        for first, end in pairwise([0, *ends]):
+            inner.update(range(start + first + 1, start + end))
+        start += ends[-1]
+    return frozenset(inner)
 
 
 def _character_before(text: str, at: int, floor: int) -> int:
@@ -432,11 +443,16 @@ def _character_edge(
 ) -> int:
     if at >= len(text) or not _may_be_within(text, at):
         return at
+    if (flags := _HALF_FLAGS.match(text, max(0, at - _FLAGS_CHARS), at)) and (
+        _HALF_FLAGS.match(text, at, at + 1)
+    ):
+        edges = [at - len(flags[0]) % 2, at + len(flags[0]) % 2]
+        return nearest([edge for edge in edges if is_possible(edge)] or [at])
     start, first = at, max(0, at - _CHARACTER_CHARS)
     while start > first and _may_be_within(text, start):
         start -= 1
-    characters = _CHARACTER.finditer(text, start, at + _CHARACTER_CHARS)
-    edges = [start, *(match.end() for match in characters)]
+    around = text[start : at + _CHARACTER_CHARS]
+    edges = [start, *(start + match.end() for match in _CHARACTER.finditer(around))]
     return nearest([edge for edge in edges if is_possible(edge)] or [at])
 
 
