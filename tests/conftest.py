@@ -22,6 +22,8 @@ import httpx
 import hypothesis
 import psycopg
 import pytest
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 from redis import Redis
 
 from shared.config import Settings
@@ -40,7 +42,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Four processes share two cores: threads of theirs that wait for each other only take time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The same examples each time, however slow the machine is; `make fuzz` looks for new ones.
+# The same examples each time, however slow the machine is, and whatever ran before: Hypothesis also
+# tries constants of the modules that happen to be imported. `make fuzz` looks for new ones.
+providers._get_local_constants = Constants
 hypothesis.settings.register_profile(
     "same",
     deadline=None,

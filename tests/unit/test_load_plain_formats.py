@@ -4,7 +4,7 @@ logs, subtitles, chosen fields of JSON; and whatever comes, an error is one of t
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import DocumentError
@@ -585,6 +585,7 @@ VALUES: st.SearchStrategy[object] = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
+@example({"a": {"$.": 0, "$": {"1": 0}}})
 @given(st.dictionaries(st.text("ab가", min_size=1, max_size=3), VALUES, min_size=1, max_size=4))
 def test_what_a_text_of_json_shows_can_be_chosen(value: dict[str, object]) -> None:
     for line in passages(json.dumps(value), "a.json")[0][0].split("\n"):

@@ -285,8 +285,8 @@ def _steps(path: str) -> tuple[str, ...]:
 
 
 def _follow(value: Any, steps: tuple[str, ...]) -> Any:
-    """What lies at the end of the steps; None for nothing. Names may have dots: the longest that an
-    object has, counts. Behind a list, the list of what lies there in each of its items."""
+    """What lies at the end of the steps; None for nothing. Names may have dots: the longest counts
+    that leads to something. Behind a list, the list of what lies there in each of its items."""
     if len(steps) > 1 and steps[0] == ".":
         steps = steps[1:]
     if not steps:
@@ -295,7 +295,9 @@ def _follow(value: Any, steps: tuple[str, ...]) -> Any:
         for count in range(len(steps), 0, -1):
             name = "".join(steps[:count])
             if name in value:
-                return _follow(value[name], steps[count:])
+                inner = _follow(value[name], steps[count:])
+                if inner is not None:
+                    return inner
         return None
     if not isinstance(value, list):
         return None
@@ -304,8 +306,8 @@ def _follow(value: Any, steps: tuple[str, ...]) -> Any:
     if index.isdecimal():
         return _follow(_item(value, index, first=1), steps[1:])
     rest = steps[1:] if is_bracket else steps
-    inner = (_follow(item, rest) for item in value if is_bracket or isinstance(item, dict))
-    items = [item for item in inner if item is not None]
+    followed = (_follow(item, rest) for item in value if is_bracket or isinstance(item, dict))
+    items = [item for item in followed if item is not None]
     return list(_flat(items)) if items else None
 
 
