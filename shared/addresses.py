@@ -1,10 +1,10 @@
-"""Which network addresses may be reached on a user's behalf: those of the public internet.
+"""The network addresses that requests on a user's behalf may reach: those of the public internet.
 
-With `allow_private`, or where the deployer has named them (`SLUICE_OUTBOUND_ALLOWED_HOSTS`), also
-those of the local network and of this machine, but never link-local addresses, multicast, or the
-ones where clouds hand out a machine's credentials. The API refuses URLs that spell out such an
-address; workers (`workers/outbound.py`) look names up, and check every address that they then
-connect to.
+With `allow_private`, or for hosts that the deployer names (`SLUICE_OUTBOUND_ALLOWED_HOSTS`), also
+addresses of the local network and of this machine. Never link-local addresses, multicast, or the
+metadata services of clouds, which hand out credentials of a machine. The API refuses URLs with
+such an address; workers (`workers/outbound.py`) resolve names, and check every address before they
+connect to it.
 """
 
 import ipaddress
@@ -15,13 +15,13 @@ from typing import Final
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Those that are neither link-local nor otherwise set apart: Azure's, Alibaba's, Oracle's and, on
-# IPv6, Amazon's.
+# Metadata services at addresses that are neither link-local nor reserved: of Azure, Alibaba, Oracle
+# and, on IPv6, Amazon.
 _METADATA: Final = frozenset(
     map(ipaddress.ip_address, ("168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254"))
 )
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-# Not of the public internet, though not every Python knows: site-local addresses (RFC 3879), NAT64
+# Not public, though some versions of Python say so: site-local addresses (RFC 3879), NAT64
 # within a network (RFC 8215), documentation (RFC 9637), segment routing (RFC 9602), IPv4-compatible
 # addresses (RFC 4291), discard-only (RFC 6666).
 _NOT_PUBLIC: Final = tuple(
@@ -36,8 +36,8 @@ _ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
-# What the Fetch standard of WHATWG blocks ("bad ports"), and servers of databases and of containers
-# that do what any text says which comes to them.
+# The "bad ports" of WHATWG's Fetch standard, and ports of databases and container engines, which
+# carry out commands in any text that they receive.
 _BLOCKED_PORTS: Final = frozenset(
     {
         0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95,
@@ -51,13 +51,13 @@ _BLOCKED_PORTS: Final = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A host by its name or address, or a network; at one port, or at all but blocked ones."""
+class AllowedHost:
+    """A host (name or address) or a network; at one port, or at all ports but blocked ones."""
 
     host: str | ipaddress.IPv4Network | ipaddress.IPv6Network
     port: int | None = None
 
-    def holds(self, host: str, address: Address, port: int) -> bool:
+    def matches(self, host: str, address: Address, port: int) -> bool:
         if self.port is not None and self.port != port:
             return False
         if isinstance(self.host, str):
@@ -66,7 +66,7 @@ class Place:
         return address in self.host or (mapped is not None and mapped in self.host)
 
 
-def read_place(text: str) -> Place:
+def read_allowed_host(text: str) -> AllowedHost:
     """`wiki.example`, `wiki.example:8080`, `10.0.0.0/8`, `[::1]:8080`. Raises ValueError."""
     host, port = text.strip().lower(), None
     if host.startswith("[") or host.count(":") == 1:
@@ -77,7 +77,7 @@ def read_place(text: str) -> Place:
             host, port = before, int(after)
     bare = host.strip("[]")
     try:
-        return Place(host=ipaddress.ip_network(bare), port=port)
+        return AllowedHost(host=ipaddress.ip_network(bare), port=port)
     except ValueError:
         name = bare.rstrip(".")
         if not name or not all(char.isalnum() or char in "-._" for char in name):
@@ -85,33 +85,33 @@ def read_place(text: str) -> Place:
                 f"{text!r} is no host; write a name, an address or a network, such as "
                 "wiki.example:8080 or 10.0.0.0/8"
             ) from None
-        return Place(host=_spelled(name), port=port)
+        return AllowedHost(host=_normal_host(name), port=port)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """Which places requests may go to that are made on a user's behalf."""
+    """Decides which addresses requests on a user's behalf may connect to."""
 
     allow_private: bool = False
-    places: Sequence[Place] = ()
-    """Those that the deployer permits beside the public internet."""
+    allowed_hosts: Sequence[AllowedHost] = ()
+    """Hosts that the deployer permits beside the public internet."""
 
     def allows(self, host: str, address: str, port: int) -> bool:
-        """Whether `address`, at which `host` is, may be connected to at this port."""
+        """Whether a connection to this port of `address`, an address of `host`, is allowed."""
         is_blocked = port in _BLOCKED_PORTS
         if is_allowed(address, allow_private=self.allow_private) and not is_blocked:
             return True
         if not is_allowed(address, allow_private=True):
-            return False  # which nobody can permit
-        parsed, spelled = ipaddress.ip_address(address), _spelled(host)
+            return False  # no setting can permit it
+        parsed, name = ipaddress.ip_address(address), _normal_host(host)
         return any(
-            place.holds(spelled, parsed, port) and (place.port is not None or not is_blocked)
-            for place in self.places
+            allowed.matches(name, parsed, port) and (allowed.port is not None or not is_blocked)
+            for allowed in self.allowed_hosts
         )
 
 
-def _spelled(host: str) -> str:
-    """A name in the one form that it is compared in."""
+def _normal_host(host: str) -> str:
+    """A host name in small letters and ASCII, for comparison."""
     name = host.strip("[]").rstrip(".").lower()
     try:
         return name if name.isascii() else name.encode("idna").decode("ascii")
@@ -120,7 +120,7 @@ def _spelled(host: str) -> str:
 
 
 def is_allowed(address: str, *, allow_private: bool) -> bool:
-    """Whether this address, and each that it leads to, may be connected to."""
+    """Whether this address, and each address embedded in it, may be connected to."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -129,10 +129,10 @@ def is_allowed(address: str, *, allow_private: bool) -> bool:
 
 
 def literal(host: str) -> str | None:
-    """The address that a host of a URL spells out, in whatever form; None for a name to look up.
+    """The address of a host of a URL that is an address in any form; None for other names.
 
-    `127.1`, `2130706433` and `0x7f000001` are 127.0.0.1 to every resolver. The names of this
-    machine count as its address.
+    Every resolver reads `127.1`, `2130706433` and `0x7f000001` as 127.0.0.1. Names of this machine
+    are read as its address.
     """
     bare = host.strip("[]").rstrip(".").lower()
     if bare in _LOCAL_NAMES or bare.endswith(".localhost"):
@@ -153,14 +153,14 @@ def _is_allowed(address: Address, allow_private: bool) -> bool:
     if address.is_unspecified:
         return False
     if address in _NAT64 or address in _SIX_TO_FOUR:
-        return True  # as good as the address that it stands for; Pythons differ about 6to4
+        return True  # the embedded address decides; versions of Python differ about 6to4
     if address.is_global and not any(address in network for network in _NOT_PUBLIC):
         return not address.is_reserved
     return allow_private
 
 
 def _embedded(address: Address) -> list[Address]:
-    """The IPv4 addresses that an IPv6 address leads to."""
+    """The IPv4 addresses that are embedded in an IPv6 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
@@ -173,7 +173,7 @@ def _embedded(address: Address) -> list[Address]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host of a URL is this machine, by its name or address alone."""
+    """Whether the host of a URL is this machine, without a look-up of the name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -32,7 +32,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from shared.addresses import Guard, read_place
+from shared.addresses import Guard, read_allowed_host
 from shared.bounds import (
     BATCH_LIMIT_JOBS,
     BODY_LIMIT_VALUES,
@@ -433,12 +433,12 @@ class OutboundSettings(RoleSettings):
     @classmethod
     def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for item in value:
-            read_place(item)
+            read_allowed_host(item)
         return value
 
     def guard(self, *, allow_private: bool = False) -> Guard:
-        places = tuple(map(read_place, self.outbound_allowed_hosts))
-        return Guard(allow_private=allow_private, places=places)
+        allowed_hosts = tuple(map(read_allowed_host, self.outbound_allowed_hosts))
+        return Guard(allow_private=allow_private, allowed_hosts=allowed_hosts)
 
 
 class ToolSettings(OutboundSettings):

@@ -1,8 +1,7 @@
-"""Formats of files that can be ingested, a line each. How to add one: CONTRIBUTING.md.
+"""The formats of files that can be ingested, one record each. How to add one: CONTRIBUTING.md.
 
-Bytes that no text has say themselves which format they are; of texts, the suffix of the name says
-it, else the media type, else how they begin, else they are plain text
-(`workers/ingest/formats/sniffing.py`).
+A binary file is recognized by its content; a text by the suffix of its name, else by its media
+type, else by its beginning, else it is plain text (`workers/ingest/formats/sniffing.py`).
 """
 
 from collections.abc import Sequence
@@ -11,40 +10,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, eq=False)
 class Format:
-    """What all parts know of a format; what is made of its documents, the workers' loader says."""
+    """A format for all parts of Sluice; only workers import its loader."""
 
     name: str
-    """What people call it."""
+    """The name for users."""
     suffixes: Sequence[str]
-    """In small letters. Folders are searched for files that end with one of them."""
+    """In small letters. Folders are searched for files with one of them."""
     media_types: Sequence[str]
-    """The first is noted in the metadata of each document of the format."""
+    """The first is written into the metadata of each document of the format."""
     loader: str
-    """A `Loader` (`workers/ingest/formats/loader.py`) as `module:name`; only workers import it."""
+    """A `Loader` (`workers/ingest/formats/loader.py`) as `module:name`."""
     is_text: bool = True
-    """Whether its documents are text in some encoding. Bytes that are none are never read as it,
-    and a text is never read as a format that is none."""
+    """Whether its documents are text in some encoding. Binary files are never read as such a
+    format, and texts never as a binary one."""
     is_text_too: bool = False
-    """Of a format that is no text: whether programs also write texts under its suffix, which its
-    loader reads as what they are."""
+    """For a binary format: whether programs also write texts with its suffix, which its loader
+    recognizes."""
     signatures: Sequence[bytes] = ()
-    """How its documents begin, where no library knows it. Of texts, it counts only where neither
-    name nor media type say what they are, and small letters are as good as capitals."""
+    """The first bytes of its documents, if no library knows them. For texts they count only if name
+    and media type are unknown; upper and lower case are the same there."""
     zip_members: Sequence[str] = ()
-    """Of a format that is a ZIP archive without a member `mimetype`, which says it: how the name of
-    one of its members begins, such as `word/`."""
+    """For a ZIP archive without a member `mimetype`: the beginning of a member's name, such as
+    `word/`."""
     ole_streams: Sequence[str] = ()
-    """Of a format that is an OLE compound file: the name of a stream that no other one has."""
+    """For an OLE compound file: the name of a stream that no other format has."""
     extra: str = ""
-    """The extra of the distribution that has the library it needs; empty: the worker has it."""
+    """The extra of the distribution that has its library; empty if all workers have it."""
     holds_documents: bool = False
-    """Whether its documents may hold others, which become documents of their own: archives, mail
+    """Whether its documents may contain others, which become documents of their own: archives, mail
     with attachments."""
     is_document: bool = True
-    """An archive is none: what is in it are the documents."""
+    """False for an archive: only the files in it are documents."""
     is_isolated: bool = False
-    """Whether it is read in a process of its own with limits of time and memory: wherever it takes
-    a library that others wrote, for one that hangs or crashes must not take the worker along."""
+    """Whether it is read in a process of its own with limits of time and memory. True for every
+    format that needs a third-party library, which may hang or crash."""
 
 
 FORMATS: dict[str, Format] = {
@@ -417,5 +416,5 @@ PLAIN_TEXT = FORMATS["text"]
 
 
 def suffixes() -> frozenset[str]:
-    """Those of all formats."""
+    """The suffixes of all formats."""
     return frozenset(suffix for format_ in FORMATS.values() for suffix in format_.suffixes)

@@ -372,7 +372,7 @@ class Version(Base):
 
 
 class Schedule(Base):
-    """A job that is submitted again and again: `shared/schedules.py` is its only writer."""
+    """A job that is submitted again and again: `shared/jobs/schedules.py` is its only writer."""
 
     __tablename__ = "schedules"
 
@@ -864,7 +864,7 @@ class IngestItem(Base):
     )
 
 
-# The tables of batches: `shared/batches.py` is their only writer.
+# The tables of batches: `shared/jobs/batches.py` is their only writer.
 
 
 class Batch(Base):

@@ -1,8 +1,8 @@
-"""URLs of the web in one form each, so that a page has one name.
+"""The normal form of URLs of the web and of folders, so that a document has one name.
 
-As RFC 3986 (6.2.2 and 6.2.3) has it: scheme and host in small letters, the host in ASCII, no
-default port, no fragment, no `.` and `..`, escapes in capitals and only where they are needed.
-What a query says is left as it is, but for parameters that are to be ignored.
+By RFC 3986 (6.2.2 and 6.2.3): scheme and host in small letters, the host in ASCII, no default port,
+no fragment, no `.` and `..`, escapes in capitals and only where they are needed. Queries are not
+changed, but for parameters that are to be ignored.
 """
 
 import re
@@ -19,19 +19,19 @@ TRACKING: Final = (
     "utm_*", "gclid", "gclsrc", "dclid", "gbraid", "wbraid", "fbclid", "msclkid", "yclid", "ttclid",
     "twclid", "igshid", "mc_cid", "mc_eid", "_hsenc", "_hsmi", "mkt_tok", "li_fat_id", "srsltid",
 )  # fmt: skip
-"""Parameters that say where a reader came from, and nothing of the page. One with `*` behind it
-stands for all that begin so."""
+"""Parameters that say where a reader came from and do not change the page. A name with `*` stands
+for all names with this beginning."""
 
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-# Which browsers take out of what stands in pages (WHATWG, "URL parsing").
+# Browsers remove these characters from URLs in pages (WHATWG, "URL parsing").
 _REMOVED: Final = re.compile(r"[\t\n\r]")
 _EDGES: Final = "".join(map(chr, range(33)))
 
 
 def normal_url(url: str, *, base: str | None = None, ignored: Sequence[str] = ()) -> str:
-    """The URL of the web in its normal form, seen from `base`, without the parameters that are to
-    be ignored. Raises ValueError, which says what is wrong."""
+    """The normal form of a URL of the web, relative to `base`, without the ignored parameters.
+    Raises ValueError."""
     text = _REMOVED.sub("", url.strip(_EDGES))
     if len(text) > URL_LIMIT_BYTES:
         raise ValueError(f"a URL has at most {URL_LIMIT_BYTES:,} characters")
@@ -47,7 +47,7 @@ def normal_url(url: str, *, base: str | None = None, ignored: Sequence[str] = ()
         raise ValueError(f"{text!r} has no port behind its colon")
     path, question, query = parsed.raw_path.decode("ascii").partition("?")
     if question and ignored:
-        query = "&".join(_kept(query.split("&"), ignored))
+        query = "&".join(_without_ignored(query.split("&"), ignored))
     normal = f"{parsed.scheme}://{_host_of(parsed)}{_without_dots(_least_escaped(path))}"
     normal += f"?{_least_escaped(query)}" if query else ""
     if len(normal) > URL_LIMIT_BYTES:
@@ -59,12 +59,12 @@ FOLDER_SCHEMES: Final = {
     "s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "file": "file",
     "memory": "memory",
 }  # fmt: skip
-"""Schemes of folders, and the one that each is written with."""
+"""Schemes of folders, and the normal form of each."""
 
 
 def folder_url(url: str) -> str:
-    """The URL of a folder of a bucket or of a disk, in its one form, which ends with a slash.
-    Raises ValueError."""
+    """The normal form of the URL of a folder of a bucket or disk, which ends with a slash. Raises
+    ValueError."""
     scheme, separator, path = url.strip().partition("://")
     known = FOLDER_SCHEMES.get(scheme.lower())
     if not separator or known is None:
@@ -85,8 +85,8 @@ def folder_url(url: str) -> str:
 
 
 def check_literal(url: str, guard: Guard) -> None:
-    """Raises ValueError for a URL that spells out an address which may not be reached; names are
-    looked up when they are."""
+    """Raises ValueError for a URL whose host is an address that may not be reached. Names are
+    checked when they are resolved."""
     parsed = httpx.URL(normal_url(url))
     host, port = parsed.host, parsed.port or (443 if parsed.scheme == "https" else 80)
     address = literal(host)
@@ -99,13 +99,13 @@ def check_literal(url: str, guard: Guard) -> None:
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL in its normal form, without a slash behind."""
+    """Scheme, host and port of a URL in normal form, without a slash at the end."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0]}"
 
 
 def path_of(url: str) -> str:
-    """The path of a URL in its normal form, without the query."""
+    """The path of a URL in normal form, without the query."""
     return url.removeprefix(origin_of(url)).partition("?")[0] or "/"
 
 
@@ -124,7 +124,7 @@ def _least_escaped(text: str) -> str:
 
 
 def _without_dots(path: str) -> str:
-    """RFC 3986, 5.2.4."""
+    """The path without dot segments (RFC 3986, 5.2.4)."""
     kept: list[str] = []
     segments = path.split("/")[1:]
     for n, segment in enumerate(segments):
@@ -138,7 +138,7 @@ def _without_dots(path: str) -> str:
     return "/" + "/".join(kept)
 
 
-def _kept(parameters: Iterable[str], ignored: Sequence[str]) -> list[str]:
+def _without_ignored(parameters: Iterable[str], ignored: Sequence[str]) -> list[str]:
     whole = {name.lower() for name in ignored if not name.endswith("*")}
     prefixes = tuple(name[:-1].lower() for name in ignored if name.endswith("*"))
     kept = []

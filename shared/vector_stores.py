@@ -1,4 +1,4 @@
-"""Vector stores that can be used, a line each. How to add one: CONTRIBUTING.md."""
+"""The vector stores that can be used, one record each. How to add one: CONTRIBUTING.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from shared.config import ConnectionSettings
 
 @dataclass(frozen=True, eq=False)
 class StoreType:
-    """What all parts know of a sort of vector store; only workers import the store itself."""
+    """A type of vector store for all parts of Sluice; only workers import the store itself."""
 
     name: str
     url: Callable[[ConnectionSettings], str | None]
-    """Where its server is; None where the settings name none."""
+    """The URL of its server; None if the settings have none."""
     setting: str
-    """The setting that says so, for messages."""
+    """The name of the setting with the URL, for messages."""
     health_path: str
-    """Below the URL: what answers 200 while the server is well."""
+    """The path below the URL that answers 200 if the server is healthy."""
     store: str
     """A `VectorStore` (`workers/retrieval/store.py`) as `module:class`, made with the settings."""
 
@@ -40,5 +40,5 @@ CHROMA = STORES["chroma"]
 
 
 def store_type(settings: ConnectionSettings) -> StoreType:
-    """The first that the settings name a server of."""
+    """The first type with a server in the settings."""
     return next((type_ for type_ in STORES.values() if type_.url(settings)), CHROMA)

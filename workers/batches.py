@@ -23,8 +23,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from shared import batches, files
-from shared.batches import EXPIRED, WITHOUT_RESULT, LineOutcome, NewLine, Shares, WaitingLine
+from shared import files
 from shared.bounds import as_object, from_json, json_line
 from shared.database.transaction import Transaction
 from shared.errors import (
@@ -38,7 +37,8 @@ from shared.errors import (
     type_of,
 )
 from shared.files import Purpose
-from shared.jobs import jobs, queues, steps, submission
+from shared.jobs import batches, jobs, queues, steps, submission
+from shared.jobs.batches import EXPIRED, WITHOUT_RESULT, LineOutcome, NewLine, Shares, WaitingLine
 from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob
 from shared.kinds.batch import (

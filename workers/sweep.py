@@ -24,13 +24,13 @@ from sqlalchemy import delete, exists, func, or_, select, text, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
-from shared import files, schedules
+from shared import files
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
 from shared.documents import attachments, collections, containers, erasure, remote
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.files import StoredPath
-from shared.jobs import jobs, steps, submission, sweeps, turns
+from shared.jobs import jobs, schedules, steps, submission, sweeps, turns
 from shared.jobs.queues import lacks_worker
 from shared.jobs.submission import NewJob
 from shared.kinds.erase import EraseInput

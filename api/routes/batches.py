@@ -25,11 +25,11 @@ from api.jobs import submission
 from api.openapi import documented
 from api.routes.files import content_response
 from api.schemas import REQUESTS, ErrorView, Page, ProgressView, Webhook
-from shared import batches, files
-from shared.batches import WITHOUT_RESULT, Status
+from shared import files
 from shared.bounds import FreeMetadata, as_object
 from shared.errors import NotFound
-from shared.jobs import jobs
+from shared.jobs import batches, jobs
+from shared.jobs.batches import WITHOUT_RESULT, Status
 from shared.jobs.queues import Estimate, estimate
 from shared.jobs.submission import Submitted
 from shared.kinds.batch import BATCH, BatchInput

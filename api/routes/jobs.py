@@ -26,11 +26,10 @@ from api.schemas import (
     KindView,
     Page,
 )
-from shared import batches
-from shared.batches import WITHOUT_RESULT
 from shared.bounds import CollectionName, Unreadable
 from shared.errors import Conflict, InvalidInput, NotFound
-from shared.jobs import jobs
+from shared.jobs import batches, jobs
+from shared.jobs.batches import WITHOUT_RESULT
 from shared.jobs.jobs import Contents, Filter
 from shared.jobs.queues import Estimate, estimate
 from shared.kinds.registry import BATCH, KINDS

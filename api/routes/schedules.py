@@ -13,9 +13,9 @@ from api.http.key_scopes import require_for_kind
 from api.jobs import submission
 from api.openapi import documented
 from api.schemas import NewSchedule, Page, ScheduledRun, ScheduleView
-from shared import schedules
 from shared.errors import InvalidInput
-from shared.schedules import SCHEDULE_NAME
+from shared.jobs import schedules
+from shared.jobs.schedules import SCHEDULE_NAME
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"], route_class=StrictRoute)
 

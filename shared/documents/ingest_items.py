@@ -1,10 +1,10 @@
-"""Ingest items: one row for each source of an ingest job, and what became of it.
+"""Ingest items: one row for each source of an ingest job, with its outcome.
 
-A source that is many documents, such as a site or an archive, is *expanded*: each document that is
-met in it becomes an item of its own, whose `parent` is the source's, and the source itself is none.
+A source that contains many documents, such as a site or an archive, is *expanded*: each document in
+it becomes an item of its own, whose `parent` is the item of the source.
 
-The rows are the job's ledger: progress, result and errors are counted from them. An outcome is
-written once; later ones change nothing, so a step that runs twice counts once.
+Progress, result and errors of the job are counted from these rows. An outcome is written once;
+later ones change nothing, so a step that runs twice counts once.
 """
 
 from collections import Counter
@@ -30,16 +30,16 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
     FAILED = "failed"
     ERASED = "erased"
-    """It was in a source that holds documents, and is no more."""
+    """It was removed from a source that contains documents."""
     LEFT_OUT = "left_out"
-    """No document: a source that was expanded, or what was met in one and is not to be ingested.
-    It is not counted, neither in the progress nor in the result."""
+    """No document: a source that was expanded, or a part of one that is not ingested. Not counted,
+    neither in the progress nor in the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenItem:
-    """A source that has no outcome yet; `source` is its entry in the job's input, or what stands
-    for one."""
+    """An item without an outcome. `source` is its entry in the job's input; an item of an expanded
+    source has one in the same form."""
 
     ordinal: int
     source: dict[str, Any]
@@ -48,12 +48,12 @@ class OpenItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartOfSource:
-    """A document that was met in a source which is expanded."""
+class NewItem:
+    """A document in a source that is expanded."""
 
     name: str
     source: dict[str, Any]
-    """What stands for an entry of the job's input."""
+    """In the form of an entry of the job's input."""
 
 
 def add_all(session: Session, job_id: UUID, names: Sequence[str]) -> None:
@@ -62,41 +62,37 @@ def add_all(session: Session, job_id: UUID, names: Sequence[str]) -> None:
     session.execute(insert(IngestItem), rows)
 
 
-def expand(
-    session: Transaction, job_id: UUID, parent: int, parts: Sequence[PartOfSource]
-) -> list[int]:
-    """Add what was met in a source, in this order; returns the ordinals.
+def expand(session: Transaction, job_id: UUID, parent: int, items: Sequence[NewItem]) -> list[int]:
+    """Add the items of a source, in this order; returns their ordinals.
 
-    The job is locked from here on to the commit, so that two steps of it number their parts one by
-    one; documents are locked before.
+    The job is locked until the commit, so that two steps of it do not use the same numbers. Lock
+    documents before.
     """
-    if not parts:
+    if not items:
         return []
-    jobs.extend_total(session, job_id, len(parts))
+    jobs.extend_total(session, job_id, len(items))
     last = session.scalar(select(func.max(IngestItem.ordinal)).where(IngestItem.job_id == job_id))
     first = (last or 0) + 1
     rows = [
         {
-            "job_id": job_id, "ordinal": first + n, "name": part.name, "parent": parent,
-            "source": part.source,
+            "job_id": job_id, "ordinal": first + n, "name": item.name, "parent": parent,
+            "source": item.source,
         }
-        for n, part in enumerate(parts)
+        for n, item in enumerate(items)
     ]  # fmt: skip
     session.execute(insert(IngestItem), rows)
     return list(range(first, first + len(rows)))
 
 
 def add_erased(session: Transaction, job_id: UUID, parent: int, names: Sequence[str]) -> None:
-    """Note documents that are gone since they are not in a source any more."""
-    ordinals = expand(
-        session, job_id, parent, [PartOfSource(name=name, source={}) for name in names]
-    )
+    """Add items for documents that were removed, since the source has them no more."""
+    ordinals = expand(session, job_id, parent, [NewItem(name=name, source={}) for name in names])
     settle(session, job_id, ordinals, Outcome.ERASED)
 
 
 def open_members(session: Session, job_id: UUID, parents: Sequence[int]) -> list[tuple[int, str]]:
-    """Those of the members of these sources that have neither an outcome nor a version: their
-    ordinals, and where in the storage they lie."""
+    """The members of these sources without an outcome or version: ordinals and paths in the
+    storage."""
     rows = session.execute(
         text("""
             SELECT ordinal, source ->> 'path' AS path FROM ingest_items
@@ -110,7 +106,7 @@ def open_members(session: Session, job_id: UUID, parents: Sequence[int]) -> list
 
 
 def has_members(session: Session, job_id: UUID) -> bool:
-    """Whether members of sources were put into the storage."""
+    """Whether members of sources were written to the storage."""
     one = text("""
         SELECT true FROM ingest_items
         WHERE job_id = :job_id AND parent IS NOT NULL AND source ->> 'type' = 'member' LIMIT 1
@@ -118,14 +114,14 @@ def has_members(session: Session, job_id: UUID) -> bool:
     return session.scalar(one, {"job_id": job_id}) is not None
 
 
-def parts(session: Session, job_id: UUID, parent: int) -> list[str]:
-    """The names of all that was met in a source, in order."""
+def names_below(session: Session, job_id: UUID, parent: int) -> list[str]:
+    """The names of all items of a source, in order."""
     names = select(IngestItem.name).where(IngestItem.job_id == job_id, IngestItem.parent == parent)
     return list(session.scalars(names.order_by(IngestItem.ordinal)))
 
 
-def open_parts(session: Session, job_id: UUID, parent: int, *, limit: int) -> list[OpenItem]:
-    """The first ones of a source that have neither an outcome nor a version."""
+def open_below(session: Session, job_id: UUID, parent: int, *, limit: int) -> list[OpenItem]:
+    """The first items of a source without an outcome or version."""
     rows = session.execute(
         select(IngestItem.ordinal, IngestItem.source)
         .where(
@@ -143,8 +139,8 @@ def open_parts(session: Session, job_id: UUID, parent: int, *, limit: int) -> li
     ]
 
 
-def count_parts(session: Session, job_id: UUID, parent: int, *, outcome: Outcome) -> int:
-    """How many parts of a source have this outcome."""
+def count_below(session: Session, job_id: UUID, parent: int, *, outcome: Outcome) -> int:
+    """The number of items of a source with this outcome."""
     count = session.scalar(
         select(func.count()).where(
             IngestItem.job_id == job_id,
@@ -155,9 +151,9 @@ def count_parts(session: Session, job_id: UUID, parent: int, *, outcome: Outcome
     return int(count or 0)
 
 
-def parts_there(session: Session, job_id: UUID, parent: int) -> set[str]:
-    """The names of what was met in a source and is still there: all but what was left out, and
-    what its server says is gone (`gone` in what stands for its entry in the input)."""
+def existing_below(session: Session, job_id: UUID, parent: int) -> set[str]:
+    """The names of the items of a source that exist: all but those that were left out, and those
+    whose server says that they are gone (`gone` in their `source`)."""
     rows = session.execute(
         text("""
             SELECT name FROM ingest_items
@@ -169,10 +165,10 @@ def parts_there(session: Session, job_id: UUID, parent: int) -> set[str]:
     return set(rows.scalars())
 
 
-def settle_parts(
+def settle_below(
     session: Transaction, job_id: UUID, parent: int, outcome: Outcome, message: str
 ) -> None:
-    """Write the outcome of the parts of a source that have neither one nor a version."""
+    """Write the outcome of the items of a source without an outcome or version."""
     ordinals = session.scalars(
         select(IngestItem.ordinal).where(
             IngestItem.job_id == job_id,
@@ -185,7 +181,7 @@ def settle_parts(
 
 
 def note_source(session: Session, job_id: UUID, ordinal: int, source: dict[str, Any]) -> None:
-    """Change what stands for a part's entry in the input."""
+    """Change the `source` of an item."""
     session.execute(
         update(IngestItem)
         .where(IngestItem.job_id == job_id, IngestItem.ordinal == ordinal)
@@ -211,7 +207,7 @@ def still_open(session: Session, job_id: UUID, ordinals: Sequence[int]) -> list[
 
 
 def hold(session: Session, job_id: UUID, ordinals: Sequence[int]) -> set[int]:
-    """Those of the items that have no outcome; they get none before the commit."""
+    """The items without an outcome, which nobody else can settle before the commit."""
     rows = session.scalars(
         select(IngestItem.ordinal)
         .where(
@@ -235,7 +231,7 @@ def settings_of(session: Session, job_id: UUID) -> dict[str, Any]:
 
 
 def assign(session: Session, job_id: UUID, ordinal: int, version_id: UUID) -> None:
-    """Note which version the item became."""
+    """Write which version the item became."""
     session.execute(
         update(IngestItem)
         .where(IngestItem.job_id == job_id, IngestItem.ordinal == ordinal)
@@ -276,7 +272,7 @@ def settle(
 
 
 def settle_failed(session: Transaction, job_id: UUID, messages: Mapping[int, str]) -> None:
-    """Write that items failed which nobody else works on, each with its message."""
+    """Write that items have failed, each with its message. Nobody else may work on them."""
     if not messages:
         return
     session.execute(
@@ -304,7 +300,7 @@ def settle_version(
     chunks: int = 0,
     message: str = "",
 ) -> None:
-    """Settle the job's open items of one version: the first as told, its duplicates as skipped."""
+    """Settle the job's open items of one version: the first with `outcome`, others as skipped."""
     ordinals = session.scalars(
         select(IngestItem.ordinal)
         .where(
@@ -331,19 +327,19 @@ class CutChunks:
 
     model: str
     documents: list[tuple[str, int]]
-    """The first ones, by name, with the number of such chunks."""
+    """The first documents, by name, with their numbers of such chunks."""
     document_count: int
     chunk_count: int
     chunk_size: int
-    """Which would have fitted, in the unit of the splitter."""
+    """A size that would have fitted, in the unit of the splitter."""
     token_count: int
-    """Of these chunks, with what the model adds; 0 where a worker of an older release noted it."""
+    """The tokens of these chunks, with those that the model adds; 0 from older workers."""
     unread_count: int
     """The tokens among them that were not read."""
 
 
-def cut(session: Session, job_id: UUID, *, named: int = 10) -> CutChunks | None:
-    """What the embed steps noted of chunks that were not read to their ends; None for nothing."""
+def cut_chunks(session: Session, job_id: UUID, *, named: int = 10) -> CutChunks | None:
+    """The chunks that were not read to their ends, by the results of embed steps; None if none."""
     rows = session.execute(
         text("""
             WITH cut AS (
@@ -390,14 +386,14 @@ class UnreadDocuments:
 
     model: str
     scripts: list[str]
-    """By the names that Unicode has for them, that of most documents first."""
+    """Names of Unicode, the script of most documents first."""
     documents: list[str]
-    """The names of the first ones."""
+    """The names of the first documents."""
     document_count: int
 
 
-def unread(session: Session, job_id: UUID, *, named: int = 5) -> UnreadDocuments | None:
-    """What the load steps noted of the scripts of what they read; None for nothing."""
+def unread_documents(session: Session, job_id: UUID, *, named: int = 5) -> UnreadDocuments | None:
+    """The documents in unknown scripts, by the results of load steps; None if none."""
     rows = session.execute(
         text("""
             SELECT min(s.result ->> 'model') AS model, i.name, array_agg(named.script) AS scripts
@@ -429,12 +425,12 @@ class Duplicates:
     """Documents with the same bytes as others of the collection."""
 
     documents: list[tuple[str, str]]
-    """The names of the first ones, each with that of another."""
+    """The names of the first documents, each with the name of the other."""
     document_count: int
 
 
 def duplicates(session: Session, job_id: UUID, *, named: int = 5) -> Duplicates | None:
-    """Those that the job has added beside older ones; None for nothing."""
+    """The documents that the job has added although the collection has them; None if none."""
     rows = session.execute(
         text("""
             SELECT i.name, twin.source, count(*) OVER () AS documents
@@ -457,7 +453,7 @@ def duplicates(session: Session, job_id: UUID, *, named: int = 5) -> Duplicates 
 
 
 def left_out_duplicates(session: Session, job_id: UUID, *, named: int = 5) -> Duplicates | None:
-    """Those that the job has skipped for that; None for nothing."""
+    """The documents that the job has skipped for that; None if none."""
     rows = session.execute(
         text("""
             SELECT name, message AS source, count(*) OVER () AS documents FROM ingest_items
@@ -478,7 +474,7 @@ def _duplicates(rows: Sequence[Any]) -> Duplicates | None:
 
 
 def result(session: Session, job_id: UUID) -> dict[str, Any]:
-    """The result of an ingest job; an item without outcome would be a bug and is told as failed."""
+    """The result of an ingest job. An item without an outcome, which is a bug, counts as failed."""
     settled = case((IngestItem.outcome.is_(None), Outcome.FAILED.value), else_=IngestItem.outcome)
     mine = IngestItem.job_id == job_id
     rows = session.execute(
@@ -504,7 +500,7 @@ def result(session: Session, job_id: UUID) -> dict[str, Any]:
 
 
 def _vanished(session: Session, job_id: UUID) -> list[str]:
-    """What the steps that expand sources have noted of documents of earlier jobs."""
+    """The documents of earlier jobs that are missing, by the steps that expand sources."""
     rows = session.scalars(
         text("""
             SELECT jsonb_array_elements_text(source #> '{state,vanished}') FROM ingest_items

@@ -1,6 +1,6 @@
-"""Documents that are read from elsewhere: what their servers said of them; and turns at hosts
+"""Remote documents: the state in which they were read, and the time of the next request to a host.
 
-With what was said, the next job fetches only what has changed.
+With the state (`ETag`, `Last-Modified`, links), the next job reads only changed documents.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from shared.tables import RemoteDocument, RemoteHost
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteOrigin:
-    """Where a document was read; fields as in `RemoteDocument`."""
+    """The place and state in which a document was read; fields as in `RemoteDocument`."""
 
     source: str
     url: str
@@ -34,7 +34,7 @@ class RemoteOrigin:
 def origins(
     session: Session, collection_id: UUID, sources: Iterable[str]
 ) -> dict[str, RemoteOrigin]:
-    """Those that are known, by the names of the documents."""
+    """The stored origins, by the names of the documents."""
     rows = session.scalars(
         select(RemoteDocument).where(
             RemoteDocument.collection_id == collection_id,
@@ -57,7 +57,7 @@ def origins(
 
 
 def note(session: Session, collection_id: UUID, noted: Sequence[RemoteOrigin]) -> None:
-    """Write where documents were read; what was known of them before is replaced."""
+    """Store the origins of documents; earlier ones of the same documents are replaced."""
     rows: dict[str, dict[str, Any]] = {
         origin.source: {
             "collection_id": collection_id,
@@ -74,7 +74,7 @@ def note(session: Session, collection_id: UUID, noted: Sequence[RemoteOrigin]) -
     }
     if not rows:
         return
-    # In the order of their names, so that two jobs with the same documents do not deadlock.
+    # Ordered by name, so that two jobs with the same documents do not deadlock.
     insert = upsert(RemoteDocument)
     keys = ("collection_id", "source")
     changed = {
@@ -89,23 +89,22 @@ def note(session: Session, collection_id: UUID, noted: Sequence[RemoteOrigin]) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class LiveDocument:
     document_id: UUID
     source: str
-    met: str
-    """What was met itself: the document, or the archive that it lies in."""
+    origin: str
+    """The document that was read: this one, or the archive that contains it."""
 
 
-def of_parent(session: Session, collection_id: UUID, parent: str) -> list[Known]:
-    """The documents that readers see and that were met in this site or folder, or lie in what was
-    met there, by their names."""
+def live_documents(session: Session, collection_id: UUID, parent: str) -> list[LiveDocument]:
+    """The live documents that were read from this site or folder, also in archives, by name."""
     rows = session.execute(
         text("""
             WITH met AS (
                 SELECT source FROM remote_documents
                 WHERE collection_id = :collection_id AND parent = :parent
             )
-            SELECT d.id, d.source, met.source AS met FROM met
+            SELECT d.id, d.source, met.source AS origin FROM met
             JOIN documents d ON d.collection_id = :collection_id AND d.source = met.source
             WHERE d.live_version_id IS NOT NULL
             UNION ALL
@@ -116,11 +115,11 @@ def of_parent(session: Session, collection_id: UUID, parent: str) -> list[Known]
         """),
         {"collection_id": collection_id, "parent": parent},
     )
-    return [Known(document_id=id_, source=source, met=met) for id_, source, met in rows]
+    return [LiveDocument(document_id=id_, source=source, origin=name) for id_, source, name in rows]
 
 
 def forget(session: Session, collection_id: UUID, sources: Sequence[str]) -> None:
-    """Of documents that are erased."""
+    """Delete the origins of documents that are erased."""
     session.execute(
         delete(RemoteDocument).where(
             RemoteDocument.collection_id == collection_id, RemoteDocument.source.in_(sources)
@@ -151,19 +150,19 @@ _FORGET_UNUSED = text("""
 def forget_unused(
     session: Session, after: tuple[UUID, str] | None, *, limit: int
 ) -> tuple[UUID, str] | None:
-    """Delete those of the next ones behind `after` that no document came of, or whose document is
-    gone; returns the last one that was looked at, None where that is the end."""
+    """Of the next rows after `after`, delete those without a document. Returns the last of these
+    rows; None at the end."""
     return next_page(session, _FORGET_UNUSED, after, limit=limit)
 
 
-# Hosts
+# Requests to hosts
 
 HOST_KEPT: Final = timedelta(hours=1)
-"""After its last turn; then it is as one that was never met."""
+"""How long the row of a host stays after its last request."""
 
 
 def forget_hosts(session: Session, *, limit: int) -> None:
-    """Delete those that may be asked, and have been for a while."""
+    """Delete the rows of hosts without requests for this time."""
     idle = select(RemoteHost.origin).where(RemoteHost.next_at < func.now() - HOST_KEPT)
     session.execute(
         delete(RemoteHost)
@@ -172,7 +171,7 @@ def forget_hosts(session: Session, *, limit: int) -> None:
     )
 
 
-TAKE_TURN = text("""
+RESERVE_REQUEST = text("""
     INSERT INTO remote_hosts AS h (origin, next_at)
     VALUES (:origin, now() + make_interval(secs => :delay_s))
     ON CONFLICT (origin) DO UPDATE
@@ -182,17 +181,22 @@ TAKE_TURN = text("""
 """)
 
 
-def take_turn(session: Session, origin: str, *, delay_s: float, patience_s: float) -> float | None:
-    """Seconds until the host may be asked, which is then this caller's turn; the next one's is
-    `delay_s` later. None where it is more than `patience_s` away: then nobody's turn is taken."""
+def reserve_request(
+    session: Session, origin: str, *, delay_s: float, patience_s: float
+) -> float | None:
+    """Reserve the next request to a host. Returns the seconds until it may be sent.
+
+    The request after it may be sent `delay_s` later. None, and nothing is reserved, if the time is
+    more than `patience_s` away.
+    """
     wait_s = session.scalar(
-        TAKE_TURN, {"origin": origin, "delay_s": delay_s, "patience_s": patience_s}
+        RESERVE_REQUEST, {"origin": origin, "delay_s": delay_s, "patience_s": patience_s}
     )
     return None if wait_s is None else max(0.0, float(wait_s))
 
 
-def wait_of(session: Session, origin: str) -> float:
-    """Seconds until the host may be asked again."""
+def seconds_until_request(session: Session, origin: str) -> float:
+    """The seconds until the next request to the host may be sent."""
     seconds = session.scalar(
         select(func.extract("epoch", RemoteHost.next_at - func.now())).where(
             RemoteHost.origin == origin
@@ -201,8 +205,8 @@ def wait_of(session: Session, origin: str) -> float:
     return max(0.0, float(seconds or 0))
 
 
-def hold_back(session: Session, origin: str, seconds: float) -> None:
-    """The host has said that it is not to be asked for so long."""
+def pause_requests(session: Session, origin: str, seconds: float) -> None:
+    """Send no requests to the host for this time, which it has asked for."""
     until = func.now() + timedelta(seconds=seconds)
     insert = upsert(RemoteHost).values(origin=origin, next_at=until)
     session.execute(

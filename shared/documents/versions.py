@@ -1,9 +1,9 @@
-"""Versions: how a document's content changes hands, so that readers never see a mix.
+"""Versions: how a document's content is replaced, so that readers never see a mix of two.
 
-A version is written `pending` with all its chunks; embedding steps note which ordinals have
-vectors; the one that completes it makes it `live` and its predecessor `retired`, in one
-transaction. Retired and forsaken versions wait for the collector, which deletes vectors first
-and rows last. The document row is the lock that serializes all of this.
+A version is written `pending` with all its chunks. Embedding steps write which ordinals have
+vectors. The step that completes a version makes it `live` and its predecessor `retired`, in one
+transaction. Retired and abandoned versions wait for the collector, which deletes vectors first and
+rows last. The row of the document is the lock for all of this.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,9 +34,9 @@ class VersionState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What is to become a version: hashes in hex, chunks as (start, text, metadata).
+    """The content of a new version: hashes in hex, chunks as (start, text, metadata).
 
-    `chunks` may make its items as they are read; no more than some thousands are held at once.
+    `chunks` may make its items when they are read; at most some thousands are in memory at once.
     """
 
     source: str
@@ -48,16 +48,16 @@ class Content:
     attributes: dict[str, Any] = field(default_factory=dict)
     """The part of the metadata that came with the request."""
     copied_from: UUID | None = None
-    """The version that has the same chunks, with the same vectors."""
+    """A version with the same chunks, whose vectors are used again."""
     source_id: str | None = None
-    """What the client calls the document, whatever `source` is."""
+    """The client's id of the document, which does not depend on `source`."""
     container: str | None = None
-    """The name of the source that the document was found in, such as an archive."""
+    """The name of the source that contains the document, such as an archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRange:
-    """The chunks `first <= ordinal < end` of a version: what one embedding step works on."""
+    """The chunks `first <= ordinal < end` of a version, for one embedding step."""
 
     version_id: UUID
     first: int
@@ -69,7 +69,7 @@ class ChunkRange:
 
 @dataclass(frozen=True, kw_only=True)
 class GarbageVersion:
-    """A version whose vectors are to be deleted from the named Chroma collection."""
+    """A version whose vectors are to be deleted from this collection of the vector store."""
 
     version_id: UUID
     chunk_count: int
@@ -82,10 +82,10 @@ class GarbageVersion:
 def lock_documents(
     session: Session, collection_id: UUID, sources: Iterable[str]
 ) -> dict[str, Document]:
-    """The documents of these sources, made where missing, locked until the commit.
+    """The documents of these sources, locked until the commit. Missing ones are made.
 
-    Always in the same order, so that two steps with the same documents do not deadlock. Raises
-    Unavailable where documents are removed at the same time.
+    They are locked in the same order always, so that two steps do not deadlock. Raises Unavailable
+    if documents are removed at the same time.
     """
     names = sorted(set(sources))
     rows = [{"id": new_id(), "collection_id": collection_id, "source": name} for name in names]
@@ -103,8 +103,8 @@ def lock_documents(
 
 
 def rename(session: Session, collection_id: UUID, sources: Mapping[str, str]) -> dict[str, str]:
-    """Let the documents with these ids be called so; returns what is wrong with those that cannot
-    be, by their ids. Before `lock_documents`."""
+    """Give the documents with these client ids new names; returns errors by id. Call it before
+    `lock_documents`."""
     documents = session.scalars(
         select(Document)
         .where(Document.collection_id == collection_id, Document.source_id.in_(sources))
@@ -112,7 +112,7 @@ def rename(session: Session, collection_id: UUID, sources: Mapping[str, str]) ->
         .with_for_update()
         .execution_options(populate_existing=True)
     ).all()
-    wrong: dict[str, str] = {}
+    errors: dict[str, str] = {}
     for document in documents:
         id_ = document.source_id or ""
         if document.source == sources[id_]:
@@ -121,18 +121,19 @@ def rename(session: Session, collection_id: UUID, sources: Mapping[str, str]) ->
             Document.collection_id == collection_id, Document.source == sources[id_]
         )
         if session.scalar(taken) is not None:
-            wrong[id_] = (
+            errors[id_] = (
                 f"{sources[id_]}: the document with the id {id_} is called {document.source}, and "
                 "cannot be called so, for another one is. Choose another name, or erase that one."
             )
             continue
         document.source = sources[id_]
         session.flush()
-    return wrong
+    return errors
 
 
-def identify(document: Document, content: Content) -> None:
-    """Give a locked document the id of its content. Raises DocumentError where it has another."""
+def set_source_id(document: Document, content: Content) -> None:
+    """Give a locked document the client's id of its content. Raises DocumentError if it has another
+    one."""
     if content.source_id is None or document.source_id == content.source_id:
         return
     if document.source_id is not None:
@@ -143,16 +144,16 @@ def identify(document: Document, content: Content) -> None:
     document.source_id = content.source_id
 
 
-def hold_contents(session: Session, collection_id: UUID) -> None:
-    """Let nobody else who calls this add a content to the collection before the commit."""
+def lock_contents(session: Session, collection_id: UUID) -> None:
+    """Wait for other callers of this, so that they add no content before the commit."""
     session.execute(
         text("SELECT pg_advisory_xact_lock(hashtextextended(:id, 0))"), {"id": str(collection_id)}
     )
 
 
-def twin(session: Session, document: Document, sha256: str) -> str | None:
-    """The name of another document of the collection that has these bytes, or is about to; None
-    where there is none, or where the document has a content already."""
+def duplicate_name(session: Session, document: Document, sha256: str) -> str | None:
+    """The name of another document of the collection with these bytes, live or pending. None if
+    there is none, or if the document has a live content already."""
     if document.live_version_id is not None:
         return None
     return session.scalar(
@@ -170,7 +171,7 @@ def twin(session: Session, document: Document, sha256: str) -> str | None:
 
 
 def remove_empty(session: Session, document: Document) -> None:
-    """Delete a document that was made for a version that it did not get."""
+    """Delete a document without versions, which was made for one that was not written."""
     session.execute(
         delete(Document)
         .where(Document.id == document.id, ~exists().where(Version.document_id == Document.id))
@@ -181,8 +182,8 @@ def remove_empty(session: Session, document: Document) -> None:
 def retire_missing(
     session: Session, collection_id: UUID, container: str, names: Sequence[str]
 ) -> dict[str, GarbageVersion]:
-    """Take away from readers what was found in a container before and is none of these now; returns
-    what is left of it, by name, to be collected after the commit."""
+    """Hide the documents of a container that are not among these names; returns their versions by
+    name, to be collected after the commit."""
     missing = session.scalars(
         select(Document)
         .where(
@@ -223,10 +224,10 @@ def retire_missing(
 def begin(
     session: Session, document: Document, content: Content, *, skip_existing: bool
 ) -> UUID | None:
-    """Write a pending version of a locked document, or join the one with the same content.
+    """Write a pending version of a locked document, or return the one with the same content.
 
-    It is joined only if it is the newest: an older one would not become live any more. None where
-    the live version is already the wanted one. Raises Unavailable while the document is erased.
+    The newest version alone is used again: an older one would not become live any more. None if the
+    live version has this content already. Raises Unavailable while the document is erased.
     """
     if document.erasing_at is not None:
         raise Unavailable(f"{content.source} is being erased; it is ingested again after that.")
@@ -280,7 +281,7 @@ def begin(
 
 
 def live_or_pending(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
-    """Those of the versions that are live or may become so."""
+    """The versions among these that are live or may become live."""
     rows = session.scalars(
         select(Version.id).where(
             Version.id.in_(list(version_ids)), Version.state != VersionState.RETIRED
@@ -290,24 +291,26 @@ def live_or_pending(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class VersionDocument:
+    """The document of a version, and the number of the version's chunks."""
+
     document_id: UUID
     source: str
     chunk_count: int
 
 
-def origins(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, Origin]:
-    """The documents of those versions that still exist."""
+def documents_of(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, VersionDocument]:
+    """The documents of these versions, as far as they exist."""
     rows = session.execute(
         select(Version.id, Document.id, Document.source, Version.chunk_count)
         .join(Document, Document.id == Version.document_id)
         .where(Version.id.in_(list(version_ids)))
     )
-    return {v: Origin(document_id=d, source=name, chunk_count=n) for v, d, name, n in rows}
+    return {v: VersionDocument(document_id=d, source=name, chunk_count=n) for v, d, name, n in rows}
 
 
 def unembedded(session: Session, parts: Iterable[ChunkRange]) -> list[Chunk]:
-    """The chunks of those parts that still lack vectors and whose version is still wanted."""
+    """The chunks of these parts that have no vectors yet and whose version is pending."""
     chunks: list[Chunk] = []
     for part in parts:
         lacks_vectors = session.scalar(
@@ -337,7 +340,7 @@ def chunks_of(session: Session, part: ChunkRange) -> Sequence[Chunk]:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveVersion:
-    """What is live of a document, less its chunks; `attributes` came with the request."""
+    """The live version of a document without its chunks; `attributes` came with the request."""
 
     id: UUID
     source: str
@@ -350,7 +353,7 @@ class LiveVersion:
 
 
 def live_version(session: Session, collection_id: UUID, document_id: UUID) -> LiveVersion | None:
-    """None where the collection has no such document that readers see."""
+    """None if the collection has no such live document."""
     row = session.execute(
         select(Document.source, Version)
         .join(Version, Version.id == Document.live_version_id)
@@ -383,25 +386,25 @@ def lock_documents_of(session: Session, version_ids: Sequence[UUID]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded:
-    """What became of a part's version once its vectors were noted."""
+class EmbeddingOutcome:
+    """The state of a version after one part of it got vectors."""
 
     state: VersionState | None
-    """None: the version is gone. `pending`: other parts are still missing."""
+    """None: the version was deleted. `pending`: other parts have no vectors yet."""
     replaced: GarbageVersion | None = None
-    """The version whose place it took."""
+    """The version that it has replaced."""
     by_another: bool = False
-    """It was live before this part was noted."""
+    """It was live before this part."""
     superseded: bool = False
-    """A newer version of the document took its place."""
+    """A newer version of the document has replaced it."""
     chunk_count: int = 0
 
 
-def note_embedded(session: Session, part: ChunkRange) -> Embedded:
-    """Note that the part has vectors; make the version live if it is now complete.
+def note_embedded(session: Session, part: ChunkRange) -> EmbeddingOutcome:
+    """Write that the part has vectors; make the version live if it is complete now.
 
-    Its document must be locked (`lock_documents_of`).
-    A version older than the live one loses: it is retired, so that the newest content stays.
+    Its document must be locked (`lock_documents_of`). A version older than the live one is retired,
+    so that the newest content stays.
     """
     document = session.scalars(
         select(Document)
@@ -410,7 +413,7 @@ def note_embedded(session: Session, part: ChunkRange) -> Embedded:
         .execution_options(populate_existing=True)
     ).first()
     if document is None:
-        return Embedded(state=None)
+        return EmbeddingOutcome(state=None)
     row = session.execute(
         text("""
             UPDATE versions SET embedded = embedded + int4multirange(int4range(:first, :end))
@@ -421,7 +424,7 @@ def note_embedded(session: Session, part: ChunkRange) -> Embedded:
     ).one()
     state = VersionState(row.state)
     if state is not VersionState.PENDING or not row.complete:
-        return Embedded(
+        return EmbeddingOutcome(
             state=state,
             by_another=state is VersionState.LIVE,
             superseded=state is VersionState.RETIRED and document.erasing_at is None,
@@ -430,7 +433,7 @@ def note_embedded(session: Session, part: ChunkRange) -> Embedded:
     old = document.live_version_id
     if old is not None and old > part.version_id:
         _set_state(session, part.version_id, VersionState.RETIRED)
-        return Embedded(state=VersionState.RETIRED, superseded=True)
+        return EmbeddingOutcome(state=VersionState.RETIRED, superseded=True)
     if old is not None:
         lexical.bury(session, [old])
         _set_state(session, old, VersionState.RETIRED)
@@ -440,7 +443,7 @@ def note_embedded(session: Session, part: ChunkRange) -> Embedded:
     document.live_version_id = part.version_id
     document.updated_at = func.now()
     session.flush()
-    return Embedded(
+    return EmbeddingOutcome(
         state=VersionState.LIVE,
         chunk_count=row.chunk_count,
         replaced=next(iter(garbage_where(session, Version.id == old)), None),

@@ -224,12 +224,12 @@ def test_what_is_known_of_files_goes_with_their_documents(process: Process, buck
             archive.writestr("one.txt", f"The text of {name}.")
     run(process, collection, f"{bucket}docs")
     with process.ledger.begin() as session:
-        remote.take_turn(session, "https://idle.example", delay_s=0, patience_s=1)
-        remote.take_turn(session, "https://busy.example", delay_s=60, patience_s=1)
+        remote.reserve_request(session, "https://idle.example", delay_s=0, patience_s=1)
+        remote.reserve_request(session, "https://busy.example", delay_s=60, patience_s=1)
         idle = "UPDATE remote_hosts SET next_at = now() - interval '2 hours' WHERE origin = :o"
         session.execute(text(idle), {"o": "https://idle.example"})
         owner = collections.get(session, collection)
-        known = {one.source: one.document_id for one in remote.of_parent(
+        known = {one.source: one.document_id for one in remote.live_documents(
             session, owner.id, f"{bucket}docs/"
         )}  # fmt: skip
     erased = [known[f"{bucket}docs/c.md"], known[f"{bucket}docs/e.zip!/one.txt"]]

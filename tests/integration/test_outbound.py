@@ -9,7 +9,7 @@ from typing import Any
 import brotli
 import pytest
 
-from shared.addresses import Guard, read_place
+from shared.addresses import Guard, read_allowed_host
 from shared.config import load_settings
 from shared.errors import ConfigurationError
 from tests.integration.websites import Site, get, refusal, serving
@@ -304,17 +304,19 @@ def test_nothing_of_this_machine_is_sent_along(
 def test_single_places_can_be_permitted(
     places: list[str], host: str, address: str, port: int, is_allowed: bool
 ) -> None:
-    guard = Guard(places=[read_place(place) for place in places])
+    guard = Guard(allowed_hosts=[read_allowed_host(host) for host in places])
     assert guard.allows(host, address, port) == is_allowed
 
 
 def test_a_blocked_port_is_permitted_by_its_number() -> None:
-    guard = Guard(places=[read_place("queue.example:6379"), read_place("10.0.0.0/8:25")])
+    hosts = ["queue.example:6379", "10.0.0.0/8:25"]
+    guard = Guard(allowed_hosts=[read_allowed_host(host) for host in hosts])
     assert guard.allows("queue.example", "8.8.8.8", 6379)
     assert guard.allows("mail.example", "10.0.0.1", 25)
     assert not guard.allows("queue.example", "8.8.8.8", 25)
     assert not guard.allows("mail.example", "11.0.0.1", 25)
-    named = Guard(places=[read_place("queue.example"), read_place("10.0.0.0/8")])
+    hosts = ["queue.example", "10.0.0.0/8"]
+    named = Guard(allowed_hosts=[read_allowed_host(host) for host in hosts])
     assert not named.allows("queue.example", "8.8.8.8", 6379)
     assert not named.allows("mail.example", "10.0.0.1", 25)
     assert not Guard(allow_private=True).allows("127.0.0.1", "127.0.0.1", 6379)

@@ -22,8 +22,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.load import LoadedText, load, loader_of
-from workers.ingest.members import members
+from workers.ingest.load import LoadedText, load, loader_of, members
 
 ROOT = Path(__file__).resolve().parents[2]
 every_format = pytest.mark.parametrize("format_", FORMATS.values(), ids=list(FORMATS))

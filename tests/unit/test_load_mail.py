@@ -13,7 +13,7 @@ from shared.kinds.ingest import LoadOptions
 from tests.unit.compound_file import outlook_message
 from tests.unit.loading import read, refusal
 from workers.ingest.formats.container import Member
-from workers.ingest.members import members
+from workers.ingest.load import members
 
 KOREAN = "회의는 아홉 시에 시작합니다."
 

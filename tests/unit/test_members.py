@@ -18,7 +18,7 @@ from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
 from workers.ingest.formats.container import Member
-from workers.ingest.members import members
+from workers.ingest.load import members
 
 Content = Mapping[str, bytes]
 CONTENT = {"hours.txt": b"We open at nine.", "폴더/영업 시간.txt": "아홉 시에 엽니다.".encode()}

@@ -15,7 +15,7 @@ from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput
 from shared.tables import File
 from tests.unit.loading import read
-from workers.ingest.steps import source_name
+from workers.ingest.sources import source_name
 
 KOREAN = "연차 휴가는 1년에 18일입니다."
 marks = st.text(st.sampled_from("a가e\u0301\u0327\u0316\u0344\u0f73\u0f71\uff9e\u3099か각ㅏᅡ각"))

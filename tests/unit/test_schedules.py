@@ -6,14 +6,14 @@ from itertools import pairwise
 import pytest
 
 from shared.errors import InvalidInput
-from shared.schedules import next_moment
+from shared.jobs.schedules import next_time
 
 
 def moments(cron: str, timezone: str, after: str, count: int = 3) -> list[str]:
     moment = datetime.fromisoformat(after).replace(tzinfo=UTC)
     written = []
     for _ in range(count):
-        following = next_moment(cron, timezone, moment)
+        following = next_time(cron, timezone, moment)
         assert following is not None
         assert following > moment
         moment = following
@@ -65,7 +65,7 @@ def test_an_hourly_schedule_is_due_each_hour_of_the_year(timezone: str) -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     seen = [moment]
     for _ in range(24 * 365):
-        following = next_moment("@hourly", timezone, seen[-1])
+        following = next_time("@hourly", timezone, seen[-1])
         assert following is not None
         seen.append(following)
     gaps = {(b - a).total_seconds() for a, b in pairwise(seen[1:])}
@@ -98,7 +98,7 @@ def test_an_hourly_schedule_is_due_each_hour_of_the_year(timezone: str) -> None:
 )
 def test_what_is_no_expression_is_refused(cron: str) -> None:
     with pytest.raises(InvalidInput, match="cron is"):
-        next_moment(cron, "UTC", datetime.now(UTC))
+        next_time(cron, "UTC", datetime.now(UTC))
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_what_is_no_expression_is_refused(cron: str) -> None:
 )
 def test_what_is_no_time_zone_is_refused(timezone: str) -> None:
     with pytest.raises(InvalidInput, match="timezone is"):
-        next_moment("@daily", timezone, datetime.now(UTC))
+        next_time("@daily", timezone, datetime.now(UTC))

@@ -26,7 +26,7 @@ from protego import Protego
 
 from shared.database.transaction import Transaction
 from shared.documents import documents, ingest_items, remote
-from shared.documents.ingest_items import OpenItem, Outcome, PartOfSource
+from shared.documents.ingest_items import NewItem, OpenItem, Outcome
 from shared.documents.remote import RemoteOrigin
 from shared.errors import DocumentError
 from shared.formats import FORMATS
@@ -35,24 +35,21 @@ from shared.kinds.ingest import SiteSource
 from shared.urls import normal_url, origin_of, path_of
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest import web
+from workers.ingest.erasure import MissingDocuments, missing_documents
 from workers.ingest.formats.texts.html import declared_charset, parse
 from workers.ingest.formats.texts.text import decode
-from workers.ingest.steps import (
+from workers.ingest.sources import (
     SAMPLE_CHARS,
     FetchedSource,
     IngestRequest,
-    Writer,
     content_of,
-    embed_steps,
-    expanding_step,
     fetch_source,
-    finish,
     load_source,
     sample,
-    unread_scripts,
 )
-from workers.ingest.vanished import Vanished, find_vanished
+from workers.ingest.steps import embed_steps, expanding_step, finish, unread_scripts
 from workers.ingest.web import Fetcher, Gone, NoDocument, NotNow, Page
+from workers.ingest.writer import Writer
 from workers.outbound import Resource
 from workers.retrieval.embed import Embedder, embedders_of
 
@@ -137,8 +134,8 @@ def crawl(context: Context) -> Done:
     with process.ledger.read() as session:
         options = IngestRequest.of_job(session, claim.job_id)
         root = ingest_items.still_open(session, claim.job_id, [ordinal])
-        names = ingest_items.parts(session, claim.job_id, ordinal)
-        left_out = ingest_items.count_parts(
+        names = ingest_items.names_below(session, claim.job_id, ordinal)
+        left_out = ingest_items.count_below(
             session, claim.job_id, ordinal, outcome=Outcome.LEFT_OUT
         )
     if not root:
@@ -185,8 +182,8 @@ class _Crawl:
         self._state = State.of(root.source, self._site)
         self._names = set(names)
         self._page_count = page_count
-        self._met: list[PartOfSource] = []
-        self._files: list[PartOfSource] = []
+        self._met: list[NewItem] = []
+        self._files: list[NewItem] = []
         self._samples: dict[int, str] = {}
         self._writer = Writer(context, options)
         self._most_names = SEEN_FACTOR * self._site.max_pages + AT_ONCE
@@ -208,7 +205,7 @@ class _Crawl:
             self._flush()
             return Done(children=self._embed_steps(), result=self._unread())
         with self._process.ledger.read() as session:
-            left = ingest_items.open_parts(session, claim.job_id, self._root.ordinal, limit=1)
+            left = ingest_items.open_below(session, claim.job_id, self._root.ordinal, limit=1)
         return self._go_on(0) if left or self._state.sitemaps else self._end()
 
     def _go_on(self, wait_s: float) -> Done:
@@ -240,7 +237,7 @@ class _Crawl:
             left_out = ingest_items.expand(transaction, claim.job_id, root, files)
             ingest_items.settle(transaction, claim.job_id, left_out, Outcome.LEFT_OUT)
 
-        self._writer.also(record)
+        self._writer.add_record(record)
         self._writer.flush()
 
     # robots.txt and sitemaps
@@ -369,7 +366,7 @@ class _Crawl:
             if suffix in _OTHER_FILES and suffix not in _DOCUMENT_SUFFIXES:
                 if len(self._names) < self._most_names:
                     self._names.add(url)
-                    self._files.append(PartOfSource(name=url, source={"type": "page", "url": url}))
+                    self._files.append(NewItem(name=url, source={"type": "page", "url": url}))
                     self._leave_out(suffix)
             elif self._may_fetch(url):
                 self._add(url, depth=depth)
@@ -399,7 +396,7 @@ class _Crawl:
         self._names.add(url)
         self._page_count += 1
         source = {"type": "page", "url": url, "depth": depth}
-        self._met.append(PartOfSource(name=url, source=source))
+        self._met.append(NewItem(name=url, source=source))
 
     def _leave_out(self, what: str) -> None:
         left_out = self._state.left_out
@@ -410,7 +407,7 @@ class _Crawl:
         claim, is_again = self._context.claim, self._context.claim.counted_attempt > 1
         while monotonic() < self._ends_at:
             with self._process.ledger.read() as session:
-                items = ingest_items.open_parts(
+                items = ingest_items.open_below(
                     session, claim.job_id, self._root.ordinal, limit=1 if is_again else AT_ONCE
                 )
                 urls = [item.source["url"] for item in items]
@@ -501,7 +498,7 @@ class _Crawl:
         origin = replace(
             source.origin, parent=self._state.key, links=None if links is None else list(links)
         )
-        self._writer.note_origin(origin)
+        self._writer.add_origin(origin)
         if raw is None or raw.content_hash == live_hash:
             self._writer.add_skipped(item.ordinal)
             return
@@ -565,7 +562,7 @@ class _Crawl:
 
     def _note(self, item: OpenItem, **changes: Any) -> None:
         source, job_id = item.source | changes, self._context.claim.job_id
-        self._writer.also(
+        self._writer.add_record(
             lambda session: ingest_items.note_source(session, job_id, item.ordinal, source)
         )
 
@@ -574,25 +571,25 @@ class _Crawl:
     def _end(self) -> Done:
         claim, root, state = self._context.claim, self._root.ordinal, self._state
         warnings = self._warnings()
-        vanished: Vanished | None = None
+        missing: MissingDocuments | None = None
         if not state.over_limit:  # which keeps pages from being met
             with self._process.ledger.read() as session:
-                there = ingest_items.parts_there(session, claim.job_id, root)
-            vanished = find_vanished(
+                existing = ingest_items.existing_below(session, claim.job_id, root)
+            missing = missing_documents(
                 self._context,
                 self._options.collection_id,
                 state.key,
-                there=there,
+                existing=existing,
                 is_erased=self._site.on_vanished == "erase",
                 max_share=self._site.max_erased_share,
             )
-            warnings += vanished.warnings
-            state.vanished = vanished.names
+            warnings += missing.warnings
+            state.vanished = missing.names
         source = self._source | {"state": vars(state)}
 
         def record(transaction: Transaction) -> None:
-            if vanished is not None:
-                vanished.record(transaction)
+            if missing is not None:
+                missing.record(transaction)
             ingest_items.note_source(transaction, claim.job_id, root, source)
             if self._page_count > 0:
                 ingest_items.settle(transaction, claim.job_id, [root], Outcome.LEFT_OUT)
@@ -807,7 +804,7 @@ def _local(element: etree._Element) -> str:
 
 def absorb(session: Transaction, claim: Claim, message: str) -> None:
     ordinal = claim.payload["ordinal"]
-    ingest_items.settle_parts(session, claim.job_id, ordinal, Outcome.FAILED, message)
+    ingest_items.settle_below(session, claim.job_id, ordinal, Outcome.FAILED, message)
     ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
 
 

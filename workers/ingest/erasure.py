@@ -1,14 +1,15 @@
 """Removes what readers no longer see: vectors first, rows last, so that nothing is forgotten."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from math import ceil
 from uuid import UUID
 
 from sqlalchemy import select
 
 from shared.database.transaction import Transaction
-from shared.documents import erasure, versions
+from shared.documents import erasure, remote, versions
 from shared.documents.documents import parse_chunk_id
 from shared.documents.versions import ChunkRange, GarbageVersion
 from shared.errors import Permanent, Unavailable
@@ -268,6 +269,54 @@ def _done(
 ) -> Done:
     result = EraseResult(documents=extent.documents, chunks=extent.chunks, vectors=vectors)
     return Done(result=result.model_dump(), record=record)
+
+
+# Documents of earlier jobs that a site or a folder no longer has
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingDocuments:
+    names: list[str]
+    warnings: list[str]
+    record: Record
+    """Deletes the rows of erased documents."""
+
+
+def missing_documents(
+    context: Context,
+    collection_id: UUID,
+    parent: str,
+    *,
+    existing: Set[str],
+    is_erased: bool,
+    max_share: float,
+) -> MissingDocuments:
+    """The documents that were read from `parent`, also in archives, and whose file or page is not
+    among the existing ones.
+
+    With `is_erased` they are hidden from readers, unless they are more than `max_share` of all,
+    which may have another reason.
+    """
+    with context.process.ledger.read() as session:
+        live = remote.live_documents(session, collection_id, parent)
+    missing = [document for document in live if document.origin not in existing]
+    names = [document.source for document in missing]
+    if not missing or not is_erased:
+        return MissingDocuments(names=names, warnings=[], record=lambda _: None)
+    if len(missing) > ceil(max_share * len(live)):
+        warning = (
+            f"{parent}: {len(missing):,} of {len(live):,} documents are no longer there, which "
+            f"is more than a share of {max_share:g} (max_erased_share): none of them was erased."
+        )
+        return MissingDocuments(names=names, warnings=[warning], record=lambda _: None)
+    removal = remove_documents(context, [document.document_id for document in missing])
+
+    def record(transaction: Transaction) -> None:
+        removal.record(transaction)
+        origins = sorted({document.origin for document in missing})
+        remote.forget(transaction, collection_id, origins)
+
+    return MissingDocuments(names=names, warnings=[], record=record)
 
 
 ERASE = Handler(run=erase)

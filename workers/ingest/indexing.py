@@ -21,7 +21,7 @@ from shared.config import LexicalSettings
 from shared.database.sqlstates import first_line, is_outage
 from shared.documents import lexical, versions
 from shared.documents.lexical import Field, MergeGroup, PackedSegment, StoredSegment
-from shared.documents.versions import ChunkRange, Embedded, VersionState
+from shared.documents.versions import ChunkRange, EmbeddingOutcome, VersionState
 from shared.jobs import sweeps
 from shared.tables import Chunk, Version
 from workers.attempts.process import Process
@@ -122,7 +122,10 @@ class NewPostings:
                 lexical.write(session, collection_id, postings.packed, version_id=version_id)
 
     def write_whole(
-        self, session: Session, collection_id: UUID, embedded: Iterable[tuple[UUID, Embedded]]
+        self,
+        session: Session,
+        collection_id: UUID,
+        embedded: Iterable[tuple[UUID, EmbeddingOutcome]],
     ) -> None:
         """Store the postings of those versions that this transaction makes live."""
         live = {

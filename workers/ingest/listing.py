@@ -13,15 +13,16 @@ from typing import Any, Final
 from shared.bounds import nfc
 from shared.database.transaction import Transaction
 from shared.documents import containers, documents, ingest_items, remote
-from shared.documents.ingest_items import Outcome, PartOfSource
+from shared.documents.ingest_items import NewItem, Outcome
 from shared.errors import Cancelled, DocumentError
 from shared.jobs import steps
 from shared.jobs.claims import Claim
 from shared.kinds.ingest import FolderSource
 from workers.attempts.context import Context, Done, Handler
+from workers.ingest.erasure import missing_documents
 from workers.ingest.folders import Entry, list_files
-from workers.ingest.steps import IngestRequest, finish, load_step
-from workers.ingest.vanished import find_vanished
+from workers.ingest.sources import IngestRequest
+from workers.ingest.steps import finish, load_step
 from workers.retrieval.embed import embedders_of
 
 AT_ONCE: Final = 1000
@@ -55,25 +56,25 @@ def list_folder(context: Context) -> Done:
     state: dict[str, Any] = source["state"]
     limit = folder.max_documents
     with process.ledger.read() as session:
-        there = set(ingest_items.parts(session, claim.job_id, ordinal))
-        items = ingest_items.open_parts(session, claim.job_id, ordinal, limit=limit)
+        existing = set(ingest_items.names_below(session, claim.job_id, ordinal))
+        items = ingest_items.open_below(session, claim.job_id, ordinal, limit=limit)
     warnings = list(state["warnings"])
-    vanished = None
+    missing = None
     if state["is_whole"]:
-        vanished = find_vanished(
+        missing = missing_documents(
             context,
             own.collection_id,
             folder.url,
-            there=there,
+            existing=existing,
             is_erased=folder.on_vanished == "erase",
             max_share=folder.max_erased_share,
         )
-        warnings += vanished.warnings
-        state["vanished"] = vanished.names
+        warnings += missing.warnings
+        state["vanished"] = missing.names
 
     def record(transaction: Transaction) -> None:
-        if vanished is not None:
-            vanished.record(transaction)
+        if missing is not None:
+            missing.record(transaction)
         ingest_items.note_source(transaction, claim.job_id, ordinal, source)
         ingest_items.settle(transaction, claim.job_id, [ordinal], Outcome.LEFT_OUT)
 
@@ -95,7 +96,7 @@ def _write_items(
     same = _unchanged(context, options, listing.entries)
     kept = {key: value for key, value in source.items() if key not in _OWN}
     parts = [
-        PartOfSource(
+        NewItem(
             name=nfc(entry.url),
             source={
                 **kept, "type": "object", "url": entry.url, "validator": entry.validator,
@@ -164,7 +165,7 @@ def _unchanged(context: Context, options: IngestRequest, entries: list[Entry]) -
 
 def absorb(session: Transaction, claim: Claim, message: str) -> None:
     ordinal = claim.payload["ordinal"]
-    ingest_items.settle_parts(session, claim.job_id, ordinal, Outcome.FAILED, message)
+    ingest_items.settle_below(session, claim.job_id, ordinal, Outcome.FAILED, message)
     ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
 
 

@@ -1,10 +1,10 @@
-"""A document's bytes -> its text, and the pieces of it that become chunks.
+"""A document's bytes -> its text, the documents within it, and the pieces that become chunks.
 
-`load` finds the format (`formats/sniffing.py`), and has its loader make text of the bytes. Whatever
-it returns can be stored: it is in Unicode's normal form C (NFC), line ends are `\n`, and NUL
-characters and lone surrogates, which Postgres refuses, have become U+FFFD. Whatever it cannot use
-is a `DocumentError` that names the document and the remedy, also where a library fails. No network,
-no database, no splitting.
+`load` finds the format (`formats/sniffing.py`), whose loader makes text of the bytes. The result
+can be stored: it is in Unicode's normal form C (NFC), line ends are `\n`, and NUL characters and
+lone surrogates, which Postgres refuses, are replaced by U+FFFD. A document that cannot be used is a
+`DocumentError` that names the document and the remedy, also if a library fails. No network, no
+database.
 
 Offsets count code points of that text. Plain text and Markdown are otherwise unchanged; HTML is
 rendered (`html.py`); every row of a CSV (`tables.py`) and every element of a JSON array or line of
@@ -34,6 +34,7 @@ from shared.config import IngestSettings
 from shared.errors import ConfigurationError, DocumentError, SluiceError
 from shared.formats import Format
 from shared.kinds.ingest import LoadOptions, Splitter, SplitterType
+from workers.ingest.formats.container import Budget, Exceeded, Member, whole_name
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,
@@ -273,6 +274,91 @@ def _storable_value(value: Any) -> Any:
     if isinstance(value, float) and isfinite(value):
         return float(value)
     return storable(str(value))
+
+
+# The documents within a document: all members of an archive or a mail, and what is within those in
+# turn, under names such as `letters.zip!/may.eml!/plan.txt`.
+#
+# Members come one by one, so that memory does not grow with an archive. One budget is for all of
+# the outermost document (`formats/container.py`). A fault of one member, such as a damaged archive
+# in it, is an error of that member alone.
+
+
+def members(
+    data: bytes | str,
+    *,
+    name: str,
+    content_type: str | None,
+    options: LoadOptions,
+    settings: IngestSettings,
+    file_name: str | None = None,
+) -> Iterator[Member]:
+    """The members of an archive or a mail, by their whole names, without members that are archives.
+
+    Raises `DocumentError` if the document cannot be opened, or if its members are too many or too
+    large. `file_name` is as in `load`.
+    """
+    budget = Budget(name=name, size_bytes=len(data), settings=settings)
+    document = RawDocument(name=name, data=data, charset=None, options=options, settings=settings)
+    yield from _members_within(
+        document, format_of(file_name or name, content_type, data), budget, depth=1
+    )
+
+
+def _members_within(
+    document: RawDocument, format_: Format, budget: Budget, *, depth: int
+) -> Iterator[Member]:
+    limit = document.settings.archive_limit_depth
+    with document_errors(document.name, format_):
+        open_ = loader_of(format_).members
+        assert open_ is not None
+        for member in open_(document, budget):
+            name, problem = whole_name(document.name, member.name)
+            member = replace(member, name=name, error=member.error or problem)
+            inner = _container_format(member)
+            if inner is None or inner.is_document:
+                yield member
+            if inner is None:
+                continue
+            within = replace(document, name=name, data=member.data)
+            if depth == limit:
+                yield from _unopened_members(within, inner, budget)
+                continue
+            try:
+                yield from _members_within(within, inner, budget, depth=depth + 1)
+            except Exceeded:
+                raise
+            except DocumentError as error:
+                yield Member(name=name, error=error.message.removeprefix(f"{name}: "))
+
+
+def _unopened_members(document: RawDocument, format_: Format, budget: Budget) -> Iterator[Member]:
+    """Members with errors, for a document that is too deep to be opened."""
+    limit = document.settings.archive_limit_depth
+    error = (
+        f"lies in {limit} others, which is as deep as they are opened. Unpack them, or raise "
+        "SLUICE_ARCHIVE_LIMIT_DEPTH."
+    )
+    if not format_.is_document:
+        yield Member(name=document.name, error=error)
+        return
+    open_ = loader_of(format_).members
+    assert open_ is not None
+    with document_errors(document.name, format_):
+        for member in open_(document, budget):
+            name, _ = whole_name(document.name, member.name)
+            yield Member(name=name, error=error)
+
+
+def _container_format(member: Member) -> Format | None:
+    """The format of a member that contains documents itself."""
+    if member.error:
+        return None
+    try:
+        format_ = format_of(member.name, member.content_type, member.data)
+    except DocumentError:
+        return None  # loading will raise the error
+    return format_ if format_.holds_documents else None
 
 
 # A loaded document -> the pieces that become chunks, each an exact slice of the document's

@@ -28,8 +28,7 @@ from shared.config import IngestSettings
 from shared.errors import SluiceError
 from shared.kinds.ingest import LoadOptions
 from workers.ingest.formats.container import Member
-from workers.ingest.load import load
-from workers.ingest.members import members
+from workers.ingest.load import load, members
 
 LENGTHS: Final = struct.Struct("<QQ")
 READY: Final = {"ready": True}

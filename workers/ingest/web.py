@@ -174,8 +174,10 @@ class Fetcher:
 
     def _wait(self, origin: str, delay_s: float) -> None:
         with self._context.process.ledger.begin() as session:
-            wait_s = remote.take_turn(session, origin, delay_s=delay_s, patience_s=self._patience_s)
-            left_s = remote.wait_of(session, origin) if wait_s is None else 0.0
+            wait_s = remote.reserve_request(
+                session, origin, delay_s=delay_s, patience_s=self._patience_s
+            )
+            left_s = remote.seconds_until_request(session, origin) if wait_s is None else 0.0
         if wait_s is None:
             raise NotNow(left_s)
         if wait_s and self._context.stop.wait(wait_s):
@@ -186,7 +188,7 @@ class Fetcher:
         header_s = outbound.retry_after_s(resource.headers.get("retry-after"))
         wait_s = min(5.0 if header_s is None else header_s, self._settings.web_delay_limit_s)
         with self._context.process.ledger.begin() as session:
-            remote.hold_back(session, origin_of(normal_url(resource.url)), wait_s)
+            remote.pause_requests(session, origin_of(normal_url(resource.url)), wait_s)
         raise NotNow(wait_s, f"{url}: the server answered with status {resource.status}.")
 
 

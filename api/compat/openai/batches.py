@@ -16,10 +16,9 @@ from api.compat.openai.files import answer, file_id_of, seconds
 from api.deps import FairKey, IdempotencyKey, PartsDep
 from api.http.body import StrictRoute
 from api.routes.batches import BatchOut, BatchSpec, submit, view, views_of
-from shared import batches
-from shared.batches import Status
 from shared.bounds import Line
-from shared.jobs import jobs
+from shared.jobs import batches, jobs
+from shared.jobs.batches import Status
 from shared.kinds.batch import EndpointName, Window
 from shared.openai.items import FILE_PREFIX
 from shared.openai.wire import id_of

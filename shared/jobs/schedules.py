@@ -1,10 +1,10 @@
-"""Schedules: jobs of any kind that are submitted again and again, as a cron expression says.
+"""Schedules: jobs of any kind that are submitted regularly, by a cron expression.
 
-A schedule that is due is fired by the sweeper (`workers/sweep.py`): in one transaction a job is
-submitted and the next moment is written, under the lock of the schedule, so that it is one job,
-however many sweepers there are. Runs do not overlap: while the job of the last run is open, the
-schedule stays due, and is fired once when that has ended. So all that was missed meanwhile, or
-while no sweeper ran, is one run. A job that cannot be submitted is an error of the schedule.
+The sweeper (`workers/sweep.py`) fires a schedule that is due: one transaction, under the lock of
+the schedule, submits a job and writes the next time. So several sweepers submit one job. Runs do
+not overlap: while the last job is open, the schedule stays due, and it is fired once when that job
+has ended. All times that were missed meanwhile, or while no sweeper ran, become one run. If the job
+cannot be submitted, the schedule gets the error.
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,12 @@ _MACROS: Final = {
 }  # fmt: skip
 
 
-def next_moment(cron: str, timezone: str, after: datetime) -> datetime | None:
-    """The first moment after `after` that the expression names in the time zone; None where there
-    is none. Raises InvalidInput.
+def next_time(cron: str, timezone: str, after: datetime) -> datetime | None:
+    """The first time after `after` of the expression in the time zone; None if there is none.
+    Raises InvalidInput.
 
-    As Debian's cron has it: a moment that the clock leaves out in spring is the next one that there
-    is, and of an hour that comes twice in autumn the first one counts.
+    As in Debian's cron: a time that does not exist in spring becomes the next one that does, and of
+    an hour that exists twice in autumn the first one counts.
     """
     expression = " ".join(_MACROS.get(cron.strip().lower(), cron).split())
     if len(expression.split(" ")) != 5:
@@ -60,13 +60,13 @@ def next_moment(cron: str, timezone: str, after: datetime) -> datetime | None:
             f"timezone is {timezone!r}, which is none of the IANA database, such as Asia/Seoul."
         ) from None
     try:
-        moment: datetime = next(CronSim(expression, after.astimezone(zone)))
+        local_time: datetime = next(CronSim(expression, after.astimezone(zone)))
     except (CronSimError, ValueError, AssertionError, OverflowError) as error:
         reason = str(error) or "it cannot be read"
         raise InvalidInput(f"cron is {cron!r}, which is no cron expression: {reason}.") from None
     except StopIteration:
         return None
-    return moment.astimezone(UTC)
+    return local_time.astimezone(UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,10 @@ class ScheduleSpec:
 
 
 def put(session: Transaction, name: str, spec: ScheduleSpec) -> tuple[Schedule, bool]:
-    """Make or replace a schedule; True if it was made. What it was paused by stays. Raises
-    InvalidInput, Conflict where there are too many."""
+    """Make or replace a schedule; True if it is new. A paused one stays paused. Raises
+    InvalidInput, and Conflict if there are too many."""
     now = session.scalars(select(func.now())).one()
-    next_at = next_moment(spec.cron, spec.timezone, now)
+    next_at = next_time(spec.cron, spec.timezone, now)
     if next_at is None:
         raise InvalidInput(f"cron is {spec.cron!r}, which names no moment in the years to come.")
     job = spec.job
@@ -130,7 +130,7 @@ def get(session: Session, name: str) -> Schedule:
 
 
 def page(session: Session, *, limit: int, after: str | None) -> Sequence[Schedule]:
-    """By name."""
+    """Schedules ordered by name, behind the name `after`."""
     query = select(Schedule).order_by(Schedule.name).limit(limit)
     if after is not None:
         query = query.where(Schedule.name > after)
@@ -138,16 +138,16 @@ def page(session: Session, *, limit: int, after: str | None) -> Sequence[Schedul
 
 
 def remove(session: Session, name: str) -> None:
-    """Its jobs stay. Raises NotFound."""
-    gone = session.execute(
+    """Delete a schedule. Its jobs stay. Raises NotFound."""
+    deleted = session.execute(
         delete(Schedule).where(Schedule.name == name).returning(Schedule.name)
     ).first()
-    if gone is None:
+    if deleted is None:
         raise NotFound(f"There is no schedule {name!r}.")
 
 
 def pause(session: Session, name: str) -> Schedule:
-    """No job is submitted until it is resumed. Raises NotFound."""
+    """Submit no jobs until the schedule is resumed. Raises NotFound."""
     schedule = get(session, name)
     schedule.paused_at = schedule.paused_at or session.scalars(select(func.now())).one()
     session.flush()
@@ -155,18 +155,18 @@ def pause(session: Session, name: str) -> Schedule:
 
 
 def resume(session: Session, name: str) -> Schedule:
-    """What was missed meanwhile was not meant to run. Raises NotFound."""
+    """Submit jobs again. Times that passed during the pause are skipped. Raises NotFound."""
     schedule = get(session, name)
     if schedule.paused_at is not None:
         now = session.scalars(select(func.now())).one()
         schedule.paused_at = None
-        schedule.next_at = next_moment(schedule.cron, schedule.timezone, now)
+        schedule.next_at = next_time(schedule.cron, schedule.timezone, now)
         session.flush()
     return schedule
 
 
 def due(session: Session, *, limit: int) -> Sequence[str]:
-    """The names of those whose moment has come, and whose last job has ended."""
+    """The names of schedules whose time has come and whose last job has ended."""
     is_open = select(Job.id).where(Job.id == Schedule.last_job_id, Job.state.in_(OPEN)).exists()
     query = (
         select(Schedule.name)
@@ -180,9 +180,12 @@ def due(session: Session, *, limit: int) -> Sequence[str]:
 def fire(
     session: Transaction, name: str, settings: Settings, *, is_due: bool = True
 ) -> UUID | None:
-    """Submit the job of a schedule, and write when the next one is due; None where another has
-    done so, its last job is open, or it cannot be submitted. Without `is_due`, at once. Raises
-    NotFound, Conflict for a last job that is open, and what submitting raises, where it is not due.
+    """Submit the job of a schedule; returns its id.
+
+    With `is_due` only if the schedule is due, and the next time is written. None, without an error,
+    if another process has submitted it, if the last job is open, or if it cannot be submitted.
+    Without `is_due` at once: raises NotFound, Conflict if the last job is open, and the errors of
+    submitting.
     """
     schedule = session.scalars(
         select(Schedule).where(Schedule.name == name).with_for_update(skip_locked=is_due)
@@ -198,7 +201,7 @@ def fire(
         is_early = schedule.next_at is None or schedule.next_at > now
         if schedule.paused_at is not None or is_early or is_running:
             return None
-        schedule.next_at = next_moment(schedule.cron, schedule.timezone, now)
+        schedule.next_at = next_time(schedule.cron, schedule.timezone, now)
     elif is_running:
         raise Conflict(f"The last job of {name!r} is still open: {schedule.last_job_id}.")
     try:
