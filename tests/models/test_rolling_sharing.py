@@ -10,7 +10,7 @@ from tests.models.tiny import TEXTS, Reference, Stepped, asks, ids_of, rolling
 from workers.generation.backends.interface import Generation, Request, Sampling
 from workers.generation.backends.rolling.attention import SHORTEST_TOKENS, Prefixes, Slab
 from workers.generation.backends.rolling.sampling import Chooser
-from workers.generation.backends.rolling.scheduler import Batch, SlabRow, shares
+from workers.generation.backends.rolling.scheduler import RollingBatch, SlabRow, shares
 from workers.models.detokenize import TextStream
 
 # Keys and values of a token take 2 KiB in this one: 1 MiB holds 512 tokens.
@@ -192,7 +192,7 @@ def test_rows_keep_their_keys_and_values_however_they_move() -> None:
     slab = Slab(8)
     slab.token_limit = 8 * 128
     slab.reserve(8, 20)
-    batch = Batch(slab)
+    batch = RollingBatch(slab)
     chooser = random.Random(4)
     alive: list[SlabRow] = []
 

@@ -14,7 +14,7 @@ from bench.extractive import DATA, korean, measure, same_score, squad
 from workers.generation.backends import extractive
 from workers.generation.backends.extractive import (
     QUOTE_CHARS,
-    Part,
+    PagePart,
     answer,
     answer_pattern,
     english_forms,
@@ -215,7 +215,7 @@ def test_headings_and_cut_sentences_are_known() -> None:
     text = f"of the text before. Whole one.\n\nInstallation\n\n{cut}"
     sentences = extractive.split(text)
     assert [sentence.part for sentence in sentences] == [
-        Part.TEXT, Part.TEXT, Part.HEADING, Part.TEXT,
+        PagePart.TEXT, PagePart.TEXT, PagePart.HEADING, PagePart.TEXT,
     ]  # fmt: skip
     assert [sentence.is_cut for sentence in sentences] == [True, False, False, True]
 
@@ -258,15 +258,15 @@ def test_sentences_of_documents(text: str, expected: list[str]) -> None:
 )  # fmt: skip
 def test_a_heading_is_known(line: str) -> None:
     (heading, _) = extractive.split(f"{line}\n\nLevel B2 is for electric cars.")
-    assert (heading.text, heading.part) == (line, Part.HEADING)
+    assert (heading.text, heading.part) == (line, PagePart.HEADING)
 
 
 def test_an_underlined_line_is_a_heading() -> None:
     text = "Parking\n=======\nLevel B2 is for electric cars.\n\nFees\n----\nNone."
     parts = [(sentence.text, sentence.part) for sentence in extractive.split(text)]
     assert parts == [
-        ("Parking", Part.HEADING), ("Level B2 is for electric cars.", Part.TEXT),
-        ("Fees", Part.HEADING), ("None.", Part.TEXT),
+        ("Parking", PagePart.HEADING), ("Level B2 is for electric cars.", PagePart.TEXT),
+        ("Fees", PagePart.HEADING), ("None.", PagePart.TEXT),
     ]  # fmt: skip
 
 
@@ -291,7 +291,7 @@ NOTICES = [
 @pytest.mark.parametrize("line", FURNITURE)
 def test_page_furniture_is_known(line: str) -> None:
     sentences = extractive.split(f"{line}\n\nBackups run every night.\n\n{line}\nThey are kept.")
-    texts = [sentence.text for sentence in sentences if sentence.part is Part.TEXT]
+    texts = [sentence.text for sentence in sentences if sentence.part is PagePart.TEXT]
     assert texts == ["Backups run every night.", "They are kept."]
 
 
@@ -316,7 +316,7 @@ def test_notices_are_quoted_only_to_who_asks_for_them(line: str) -> None:
 )  # fmt: skip
 def test_text_about_such_things_is_no_furniture(line: str) -> None:
     assert [sentence.part for sentence in extractive.split(f"Notes.\n\n{line}\n\nMore.")][1] in (
-        Part.TEXT, Part.BARE,
+        PagePart.TEXT, PagePart.BARE,
     )  # fmt: skip
 
 

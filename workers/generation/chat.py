@@ -45,7 +45,7 @@ from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.generation import presets, prompts
 from workers.generation.answers import tool_calls
-from workers.generation.answers.structured import instructed, read_json
+from workers.generation.answers.structured import read_json, with_instructions
 from workers.generation.answers.tool_calls import ToolCallFilter, spell_out
 from workers.generation.backends.interface import (
     Completion,
@@ -278,7 +278,7 @@ def _request(
     messages = (*_in_order(input_.instructions, input_.preset, before, incoming), *state.later)
     prompts.check(messages)
     if input_.response_format.type == "json":
-        messages = instructed(context, messages, input_.response_format)
+        messages = with_instructions(context, messages, input_.response_format)
     available = () if is_last or input_.tool_choice == "none" else tuple(tools)
     native_tools = available if generator.has_native_tools else ()
 

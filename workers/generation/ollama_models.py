@@ -178,7 +178,7 @@ async def _read(
 
 
 def _as_our_error(server: OllamaServer, error: Exception) -> Exception:
-    return server.translated(error, has_begun=False) or error
+    return server.translate_error(error, has_begun=False) or error
 
 
 # The step `model.apply`: changes models on the Ollama server.

@@ -23,7 +23,7 @@ from shared.kinds.search import RERANK_STEPS
 from shared.tables import Job
 from workers.attempts.context import Context, Done, Handler
 from workers.generation import presets, prompts
-from workers.generation.answers.structured import instructed, read_json
+from workers.generation.answers.structured import read_json, with_instructions
 from workers.generation.backends import extractive
 from workers.generation.backends.interface import Completion, Request, TextGenerator, generators_of
 from workers.generation.languages import language_of, not_found_sentences
@@ -337,7 +337,7 @@ def _generate_json(
 ) -> Done:
     """An answer in JSON. Markers in its strings count as citations; the JSON is not changed."""
     format_ = input_.response_format
-    request = replace(request, messages=instructed(context, request.messages, format_))
+    request = replace(request, messages=with_instructions(context, request.messages, format_))
     first = write_quietly(context, generator, request)
     answer = read_json(context, generator, request, first, format_)
     markers = MarkerFilter(prompt.used)

@@ -1,12 +1,12 @@
 """The program that checks values by JSON Schemas: one request a line in, one answer a line out.
 
-Schemas are users'. A pattern may backtrack without end, references may multiply, and Python's `re`
-cannot be interrupted; so this runs beside the worker (`structured.py`), and ends itself by a signal
-where one request takes more CPU time than it may. It is run by its path, alone: it imports nothing
-of Sluice.
+Users write the schemas. A pattern may backtrack without end, references may multiply, and Python's
+`re` cannot be interrupted; so this program runs beside the worker (`structured.py`), and a signal
+ends it if one request takes more CPU time than it may. It is run by its path, isolated: it imports
+nothing of Sluice.
 
-A request is `{"schema", "limit_s"}`, with `"value"` where a value is to be checked; an answer is
-`{"invalid": message}` where the schema is none, else `{"problems": [...], "more": n}`.
+A request is `{"schema", "limit_s"}`, with a `"value"` if there is one to check; an answer is
+`{"invalid": message}` for a wrong schema, else `{"problems": [...], "more": n}`.
 """
 
 import json
@@ -29,7 +29,7 @@ _PROBLEM_CHARS: Final = 300
 
 
 class InvalidSchema(Exception):
-    """The schema is none, or refers to something outside of it."""
+    """It is no JSON Schema, or refers to something outside of itself."""
 
 
 def main() -> None:
@@ -38,10 +38,10 @@ def main() -> None:
     _answer(READY)
     for line in sys.stdin:
         request = json.loads(line)
-        # Its default action ends the process, also in the middle of a regular expression.
+        # The signal's default action ends the process, even within a regular expression.
         signal.setitimer(signal.ITIMER_PROF, request["limit_s"])
         try:
-            answer = _checked(request)
+            answer = _check(request)
         except InvalidSchema as error:
             answer = {"invalid": str(error)}
         except RecursionError:
@@ -49,7 +49,8 @@ def main() -> None:
         except MemoryError:
             raise
         except Exception as error:
-            # Of the library, for what no metaschema forbids. The next request is another one's.
+            # The library fails on a schema that its metaschema allows. The program goes on: the
+            # next request is of someone else.
             answer = {"invalid": f"cannot be used: {_short(f'{type(error).__name__}: {error}')}"}
         signal.setitimer(signal.ITIMER_PROF, 0)
         _answer(answer)
@@ -59,12 +60,12 @@ def _answer(answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def _checked(request: dict[str, Any]) -> dict[str, Any]:
+def _check(request: dict[str, Any]) -> dict[str, Any]:
     validator = _validator(request["schema"])
     if "value" not in request:
         return {"problems": [], "more": 0}
     try:
-        # A broken value may break each of a million items.
+        # Each of a million items may be wrong.
         errors = list(islice(validator.iter_errors(request["value"]), _COUNTED_PROBLEMS))
     except OverflowError:
         return {"problems": ["at $: a number in it is too large to be checked"], "more": 0}
@@ -98,22 +99,22 @@ def _validator(schema: dict[str, Any]) -> Any:
 
 
 class _References:
-    """Checks that each reference leads to a schema, and what that one refers to, in turn.
+    """Checks that each reference leads to a schema, and so on for the references of that one.
 
-    The metaschema has seen all that stands where a schema is expected. A reference may also point
-    to somewhere else, such as below an unknown keyword, where anything may stand."""
+    The metaschema has checked every place where a schema is expected. A reference may also point
+    to another place, such as below an unknown keyword, where anything may stand."""
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
-        self._checked: set[int] = set()
-        """The ids of objects within the schema, which outlives this."""
+        self._seen: set[int] = set()
+        """The `id()` of objects in the schema, which outlives this object."""
 
     def check(self, resource_: Resource[Any], resolver: Any) -> None:
         contents = resource_.contents
-        if id(contents) in self._checked:
+        if id(contents) in self._seen:
             return
         if isinstance(contents, dict):
-            self._checked.add(id(contents))
+            self._seen.add(id(contents))
             for key in ("$ref", "$dynamicRef"):
                 if isinstance(contents.get(key), str):
                     self._follow(contents[key], resolver)
@@ -126,7 +127,7 @@ class _References:
         except Unresolvable as error:
             raise InvalidSchema(f"refers to {_short(reference)!r}, which is not in it") from error
         target = resolved.contents
-        if isinstance(target, bool) or id(target) in self._checked:
+        if isinstance(target, bool) or id(target) in self._seen:
             return
         if not isinstance(target, dict):
             raise InvalidSchema(f"refers to {_short(reference)!r}, which is no schema")

@@ -1,6 +1,6 @@
 """Answers that have to be JSON: the instructions for models, reading, and the check by a schema.
 
-A truncated answer is never completed by guessing, which is why neither LangChain's JsonOutputParser
+A truncated answer is never completed by guessing. This is why neither LangChain's JsonOutputParser
 nor json-repair is used (`docs/decisions/0017-own-parsing-of-answers.md`): they close open brackets,
 and half a list would pass for a whole one. `schema_child.py` is the program that checks values by
 the caller's JSON Schema.
@@ -36,17 +36,17 @@ from workers.generation.backends.interface import (
 )
 from workers.generation.transcripts import write_quietly
 
-# Schemas are users': a check has a limit of CPU time and of memory, in a child that can be ended.
-# Children are kept for the next check; one that ran into a limit is gone, and its check says that
-# the schema is to be made simpler.
+# Users write the schemas, so each check has a limit of CPU time and of memory, and runs in a child
+# process that can be ended. Children are kept for the next check. A child that exceeds a limit is
+# gone, and the error of that check asks for a simpler schema.
 
 MEMORY_BYTES: Final = 1 << 30
 _WALL_FACTOR: Final = 30
-"""How much longer than its CPU time a check may take, on a machine that has other work."""
+"""How many times its CPU time a check may take in real time, if the machine is busy."""
 
 
 class SchemaChecker:
-    """Thread-safe. At most `children` checks run at a time, by default one a core; each has
+    """Thread-safe. At most `children` checks run at a time, by default one per core; each has
     `limit_s` of CPU time, in a process of `memory_bytes`."""
 
     def __init__(
@@ -55,11 +55,11 @@ class SchemaChecker:
         self._limit_s = limit_s
         self._memory_bytes = memory_bytes
         self._free = threading.BoundedSemaphore(children or os.cpu_count() or 1)
-        self._idle: list[_Child] = []
+        self._idle: list[_SchemaChild] = []
         self._lock = threading.Lock()
 
     def check(self, schema: dict[str, Any]) -> None:
-        """Raises InvalidInput where it is no JSON Schema, or refers to something outside of it."""
+        """Raises InvalidInput if it is no JSON Schema, or refers to something outside of itself."""
         self._request({"schema": schema})
 
     def validate(self, value: Any, schema: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class SchemaChecker:
         with self._free:
             with self._lock:
                 child = self._idle.pop() if self._idle else None
-            child = child or _Child(self._memory_bytes)
+            child = child or _SchemaChild(self._memory_bytes)
             answer = child.request(
                 request | {"limit_s": self._limit_s}, self._limit_s * _WALL_FACTOR
             )
@@ -100,11 +100,12 @@ class SchemaChecker:
         return answer
 
 
-class _Child:
+class _SchemaChild:
     """One running program; for one thread at a time."""
 
     def __init__(self, memory_bytes: int) -> None:
-        # By its path and isolated: no settings, and nothing of the current folder, reach it.
+        # By its path and isolated (-I): it sees no settings, and imports nothing of the current
+        # folder.
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(Path(schema_child.__file__)), str(memory_bytes)],
             stdin=subprocess.PIPE,
@@ -115,7 +116,7 @@ class _Child:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="schema-check", daemon=True)
         self._reader.start()
-        # The time that starting takes is not the schema's.
+        # The time that it takes to start does not count as time of the check.
         if not self._lines.get():
             self.end()
             raise RuntimeError(f"{schema_child.__file__} does not start")
@@ -127,7 +128,7 @@ class _Child:
         self._lines.put("")
 
     def request(self, request: dict[str, Any], within_s: float) -> dict[str, Any] | None:
-        """None where it has ended instead of answering; it is of no more use then."""
+        """None if the child has ended instead of answering; it cannot be used again."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -146,14 +147,14 @@ class _Child:
         self._process.wait()
         self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout):
-            # What was not sent any more cannot be: the reader is gone.
+            # Closing flushes what was not sent, and there is no reader any more.
             with suppress(OSError, ValueError):
                 assert pipe is not None
                 pipe.close()
 
 
-# JSON as models write it: line ends within strings are let pass, what cannot be stored is
-# not.
+# JSON as models write it: line breaks within strings are accepted, but nothing that cannot be
+# stored.
 
 
 def value_at(text: str, start: int) -> tuple[Any, int]:
@@ -204,15 +205,15 @@ def instructions(schema: dict[str, Any] | None) -> str:
 
 
 def parse(text: str) -> Any:
-    """The JSON value of an answer, which may stand in a code fence or between words.
+    """The JSON value of an answer, which may be in a code fence or between words.
 
-    Raises NotJson with a message that says what is wrong, to a model or a person.
+    Raises NotJson with a message that tells a model or a person what is wrong.
     """
     return _value(_THOUGHT.sub("", text))
 
 
 def repair_messages(messages: Sequence[Message], answer: str, problem: str) -> list[Message]:
-    """The conversation, the wrong answer, and the request to put it right."""
+    """The conversation, the wrong answer, and the request to correct it."""
     prompt = (
         f"That was not the JSON that I asked for. {problem}\n"
         "Send the whole answer again, corrected, as JSON and nothing else."
@@ -237,7 +238,7 @@ def _value(text: str) -> Any:
         if not candidate[end:].strip():
             return value
     values = _between_words(text)
-    # A list may be a citation such as [1]; an object is what was meant.
+    # A list may be a citation such as [1], so one object among lists is the answer.
     objects = [value for value in values if isinstance(value, dict)]
     if len(values) > 1 and len(objects) != 1:
         raise NotJson(f"The answer holds {len(values)} JSON values; send exactly one.")
@@ -247,10 +248,9 @@ def _value(text: str) -> Any:
 
 
 def _between_words(text: str) -> list[Any]:
-    """All objects and arrays in the text that are in no other one.
+    """All objects and arrays in the text that are not within others.
 
-    What begins like JSON and is none, because it was cut off or is wrong, is an error: a part of
-    it is not the answer.
+    Text that begins like JSON but is cut off or wrong is an error: a part of it is no answer.
     """
     values = []
     at = 0
@@ -275,19 +275,19 @@ def _between_words(text: str) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonAnswer:
-    """`text` is the answer as the model wrote it, `value` what it says; the completion's usage
-    includes the repair."""
+    """`text` is the answer as the model wrote it, `value` is its JSON value; the usage in
+    `completion` includes the repair."""
 
     text: str
     value: Any
     completion: Completion
 
 
-def instructed(
+def with_instructions(
     context: Context, messages: tuple[Message, ...], format_: ResponseFormat
 ) -> tuple[Message, ...]:
-    """The messages with the request for JSON in the system prompt. Raises InvalidInput for a schema
-    that is none."""
+    """The messages with the request for JSON in the system prompt. Raises InvalidInput for a wrong
+    schema."""
     if format_.json_schema is not None:
         schemas_of(context.process).check(format_.json_schema)
     system = instructions(format_.json_schema)
@@ -304,16 +304,16 @@ def read_json(
     completion: Completion,
     format_: ResponseFormat,
 ) -> JsonAnswer:
-    """The completion's JSON; asks once more where it is not right. Raises NotJson after that, and
-    at once for an answer that `max_tokens` cut off: the next one would be as long."""
+    """The completion's JSON; if it is wrong, the model is asked once more. Raises NotJson if that
+    fails, and at once for an answer that `max_tokens` cut off: the next one would be as long."""
     try:
-        value = _checked_value(context, completion, format_)
+        value = _parse_and_check(context, completion, format_)
     except NotJson as error:
         if completion.finish_reason is FinishReason.LENGTH:
             raise
         again = repair_messages(request.messages, completion.text, error.message)
         repaired = write_quietly(context, generator, replace(request, messages=tuple(again)))
-        value = _checked_value(context, repaired, format_)
+        value = _parse_and_check(context, repaired, format_)
         completion = replace(
             repaired,
             prompt_tokens=completion.prompt_tokens + repaired.prompt_tokens,
@@ -322,7 +322,7 @@ def read_json(
     return JsonAnswer(text=completion.text, value=value, completion=completion)
 
 
-def _checked_value(context: Context, completion: Completion, format_: ResponseFormat) -> Any:
+def _parse_and_check(context: Context, completion: Completion, format_: ResponseFormat) -> Any:
     try:
         value = parse(completion.text)
     except NotJson as error:

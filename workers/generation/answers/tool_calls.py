@@ -2,8 +2,8 @@
 
 Hermes: `<tool_call>{"name": .., "arguments": {..}}</tool_call>`. Llama: `{"name": ..,
 "parameters": {..}}` and nothing else, or behind `<|python_tag|>`. Mistral: `[TOOL_CALLS]` with a
-list of calls, or with `name{..}` or `name[ARGS]{..}`. Broken JSON stays text. Also here: how
-tools are described to models, and how calls are kept out of streams.
+list of calls, or with `name{..}` or `name[ARGS]{..}`. Broken JSON stays text. This module also
+describes tools to models, and keeps calls out of streams.
 """
 
 import json
@@ -28,14 +28,14 @@ _HERMES_END: Final = re.compile(rf"\s*(?:{re.escape(HERMES_END)}|(?={re.escape(H
 _MISTRAL_NAME: Final = re.compile(
     r"\s*([a-zA-Z0-9_.-]{1,64})\s*(?:\[CALL_ID\][a-zA-Z0-9_-]*\s*)?(?:\[ARGS\])?\s*(?={)"
 )
-# A text that begins so may be a bare call: every part of it may still be missing at its end.
+# The beginning of a text that may be a bare call; it may end after any part of the pattern.
 _BARE_BEGIN: Final = re.compile(r'\s*(?:\[\s*)?(?:\{\s*(?:"(\w*)(?:("[\s\S]*))?)?)?')
 _BARE_KEYS: Final = ("name", "parameters", "arguments", "type", "function", "id")
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Calls that stand at `start` to `end` of the text, as (name, arguments)."""
+    """The calls in `text[start:end]`, as (name, arguments)."""
 
     start: int
     end: int
@@ -45,10 +45,10 @@ class _Span:
 def parse(
     text: str, *, names: Collection[str] | None = None, first: int = 0
 ) -> tuple[str, tuple[ToolCall, ...]]:
-    """The text without its calls, and the calls. Without calls, the text as it is.
+    """The text without its calls, and the calls. A text without calls is not changed.
 
-    A text that is bare JSON counts as a call only if its name is among `names`, where given.
-    `first` is the number of the first id (`call_0`), so that ids differ within a conversation.
+    A text that is bare JSON is a call only if its name is among `names` (None: any name).
+    `first` is the number in the first id (`call_0`), so that ids differ within a conversation.
     """
     bare = _bare(text, names)
     spans = [bare] if bare else _marked(text)
@@ -68,7 +68,7 @@ def parse(
 
 
 def may_be_bare(text: str) -> bool:
-    """Whether a text that begins so may turn out to be nothing but calls."""
+    """Whether a text that begins like this may consist of calls only."""
     begin = _BARE_BEGIN.fullmatch(text)
     if begin is None:
         return False
@@ -79,7 +79,7 @@ def may_be_bare(text: str) -> bool:
 
 
 def _marked(text: str) -> list[_Span]:
-    """All calls behind one of the openings."""
+    """All calls that follow one of the openings."""
     spans: list[_Span] = []
     at = 0
     while True:
@@ -148,7 +148,7 @@ def _bare(text: str, names: Collection[str] | None) -> _Span | None:
 
 
 def _json_at(text: str, at: int) -> tuple[Any, int]:
-    """The object or array behind the spaces, and where it ends; None where there is none."""
+    """The object or array after any white space, and where it ends; None if there is none."""
     space = _SPACE.match(text, at)
     start = space.end() if space else at
     if text[start : start + 1] not in ("{", "["):
@@ -160,7 +160,7 @@ def _json_at(text: str, at: int) -> tuple[Any, int]:
 
 
 def _calls(value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """What the JSON of one call, or of a list of them, says; empty where it is no call."""
+    """The calls in the JSON of one call or of a list of them; empty if it is no call."""
     calls = []
     for call in value if isinstance(value, list) else [value]:
         if not isinstance(call, dict):
@@ -177,11 +177,11 @@ def _calls(value: Any) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
-# Tools, calls and results as text, for models whose chat template knows none (Hermes format).
+# Tools, calls and results as text (in Hermes' format), for models whose chat template has no tools.
 
 
 def describe(tools: Sequence[Tool]) -> str:
-    """The text for the system prompt of a model whose template knows no tools."""
+    """The text for the system prompt of a model whose template has no tools."""
     signatures = "\n".join(json.dumps(tool.as_dict(), ensure_ascii=False) for tool in tools)
     return (
         "# Tools\n\n"
@@ -195,10 +195,10 @@ def describe(tools: Sequence[Tool]) -> str:
 
 
 def spell_out(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """The messages for a model whose template knows no tools: all of it as text.
+    """The messages for a model whose template has no tools, with everything as text.
 
-    The tools are described in the system prompt; calls become text of the assistant, and the
-    results that follow each other one message of the user.
+    The tools are described in the system prompt; calls become text of the assistant, and
+    successive results become one message of the user.
     """
     spelled: list[Message] = []
     answered: list[str] = []
@@ -233,15 +233,14 @@ def _add_answers(spelled: list[Message], answered: list[str]) -> None:
 
 # A stream of a model's text without its tool calls.
 #
-# What comes out is what `parse` leaves of the whole text, however it was cut into
-# pieces.
+# The result is the same as that of `parse` for the whole text, whatever the pieces are.
 
 
 class ToolCallFilter:
     """`feed` it the text piece by piece, then `close` it; both return text to show.
 
-    From where a call may begin, everything is held back up to the end. White space is held back
-    until something follows it.
+    From the place where a call may begin, everything is held back until the end. White space is
+    held back until something follows it.
     """
 
     def __init__(self, *, names: Collection[str] | None = None) -> None:
@@ -271,7 +270,7 @@ class ToolCallFilter:
 
 
 def _end_of_text(text: str) -> int:
-    """Up to where the text cannot belong to a call, nor be space before one."""
+    """The end of the part that can belong to no call and is no space before one."""
     starts = [at for opening in OPENINGS if (at := text.find(opening)) >= 0]
     if starts:
         return len(text[: min(starts)].rstrip())

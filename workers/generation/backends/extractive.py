@@ -1,20 +1,21 @@
 """The model reference `extractive`: answers with the sentences that best answer the question.
 
-One to three sentences are quoted from the passages, a line each, followed by the marker of their
-passage: `[1]`, `[2]` in the order of first use. A quote is verbatim, but for whitespace, which is
-collapsed, for its normal form, which is NFC, for references such as "[3]" behind a mark, which
-would pass for markers, and for length: of a sentence longer than about 400 characters the part that
-matches best is quoted, with an ellipsis where it was cut. Nothing is written by a language model.
+One to three sentences are quoted from the passages, one per line, each followed by the marker of
+its passage: `[1]`, `[2]` in the order of first use. A quote is verbatim, with four exceptions: runs
+of whitespace become one space; the text is in the normal form NFC; references such as "[3]" after a
+punctuation mark are left out, since they would look like markers; and of a sentence longer than
+about 400 characters only the part that matches best is quoted, with an ellipsis at each cut. No
+language model writes anything.
 
-Sentences are ranked by the question's informative terms in them and
-around them, by the retrieval score of their passage, and by whether they hold a number, a date or a
-name where the question is after one. Headings and titles count for what stands below them, and are
-not quoted; nor is the furniture of pages. When no sentence shares enough of those terms, the answer
-says so in the question's language and cites nothing.
+Sentences are ranked by the question's informative terms in them and around them, by the retrieval
+score of their passage, and by whether they have a number, a date or a name if the question asks for
+one. Headings and titles count for the text below them, and are not quoted; neither is the furniture
+of pages. If no sentence shares enough of those terms, the answer says so in the question's language
+and cites nothing.
 
-It matches words, whatever their width, case and normal form, and not meaning: a Korean question
-about an English passage finds only the names that both write alike. It reads no settings, loads no
-model and keeps no state.
+Words are matched, whatever their width, case and normal form; meanings are not: a Korean question
+about an English passage finds only the names that both write in the same way. This module reads no
+settings, loads no model and keeps no state.
 """
 
 import math
@@ -31,18 +32,18 @@ from workers.retrieval.terms import terms
 
 # A question -> keywords, each with the terms that a sentence may have for it.
 #
-# Terms are those of the lexical index (`workers/retrieval/terms.py`): words, and the first letters
-# of long ones, which a weaker match is left for, since most languages inflect at the end; and
-# overlapping pairs of characters where no spaces part words (Chinese, Japanese, Thai), and in
-# Korean, whose words carry particles. No dictionary and no morphological analysis: two forms that
-# share no letters do not match.
+# Terms are those of the lexical index (`workers/retrieval/terms.py`): words; the first letters of
+# long words, which are a weaker match, since most languages inflect at the end; and overlapping
+# pairs of characters in languages without spaces between words (Chinese, Japanese, Thai) and in
+# Korean, whose words have particles. There is no dictionary and no morphological analysis: two
+# forms that share no letters do not match.
 
 _HAN_AND_KANA: Final = (
     "々〆〇぀-ヿ㇀-㇯ㇰ-ㇿ㐀-䶿一-鿿豈-﫿\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
 # Thai, Lao, Myanmar and Khmer, with their vowel signs.
 _SOUTHEAST_ASIAN: Final = "\u0e01-\u0e4e\u0e80-\u0ece\u1000-\u109f\u1780-\u17d3"
-# Vowel signs of India's scripts, which are no word characters to `re`, without the dandas.
+# Vowel signs of India's scripts, which `re` does not count as word characters; without the dandas.
 _SIGNS: Final = "\u0900-\u0963\u0966-\u0dff"
 _WORD: Final = re.compile(
     rf"\d+(?:[.,]\d+)+|[가-힣]+|[{_HAN_AND_KANA}]+|[{_SOUTHEAST_ASIAN}]+|"
@@ -51,15 +52,16 @@ _WORD: Final = re.compile(
 )
 _IS_HAN_OR_KANA: Final = re.compile(f"[{_HAN_AND_KANA}]")
 _IS_SOUTHEAST_ASIAN: Final = re.compile(f"[{_SOUTHEAST_ASIAN}]")
-# What has each term with its neighbour besides, as alone they say too little: Vietnamese, which
-# writes a space between syllables (these letters only it has), and pairs of letters of Thai.
+# Texts whose terms say too little alone, so that each is also matched together with its neighbour:
+# Vietnamese, which has spaces between syllables (only it has these letters), and pairs of letters
+# of Thai.
 _IS_JOINED: Final = re.compile(
     f"[ơưảẩẳẻểỉỏổởủửỷạậặẹệịọộợụựỵấầẫắằẵếềễốồỗớờỡứừữẽỹỳ{_SOUTHEAST_ASIAN}]"
 )
 _ARABIC_ARTICLE: Final = re.compile(r"(?:[وفبك]?ال|لل)(?=\w{3})")
 _ARABIC_PREFIXES: Final = ("", "ال", "وال", "بال", "لل", "و")
 
-# Words so frequent that sharing them says little; they count, but less.
+# Words so frequent that they say little; they count, but less.
 _ENGLISH_COMMON_WORDS: Final = (
     "use used using make made take took get got go went come came see say said know known think "
     "thing way time year day people person place part number kind type example new old "
@@ -87,7 +89,7 @@ _KOREAN_STOP_WORDS: Final = (
     "이유 궁금 궁금합니다 궁금해요 가요 나요"
 )
 _KOREAN_STOP: Final = frozenset(_KOREAN_STOP_WORDS.split())
-# What may follow the root of a noun (particles), or of a verb or an adjective (endings).
+# Particles after the root of a noun, and endings after that of a verb or an adjective.
 _KOREAN_ENDING: Final = re.compile(
     "(?:들|님)?(?:"
     "은|는|이|가|을|를|의|에|도|만|로|와|과|나|랑|요|에서|에게|에는|에도|에서는|에서도|에게는|"
@@ -104,13 +106,13 @@ _KOREAN_ENDING: Final = re.compile(
 )
 _KOREAN_PARTICLES: Final = frozenset("은는이가을를의에도만로와과")
 _KOREAN_QUESTION_WORD: Final = re.compile(r"(?:무엇|누구|언제|어디|얼마|며칠|몇)")
-# What asks, in Chinese and Japanese: it says nothing, and parts the words beside it.
+# Question words of Chinese and Japanese: they say nothing, and separate the words beside them.
 _EAST_ASIAN_QUESTION: Final = re.compile(
     "为什么|為什麼|什么|什麼|甚麼|多少|哪[些个個位里裡一种種年]?|谁|誰|几|幾|如何|怎么样?|怎麼樣?|"
     "怎样|怎樣|何时|何時|吗|嗎|呢|的|了|いくつ|いくら|いつ|どこ|どの|どんな|どれ|なぜ|なに|なん|"
     "だれ|ですか|ますか|でしたか|ましたか|何"
 )
-# Characters that are words of grammar where they stand alone, and parts of words elsewhere.
+# Characters that are grammatical words if they stand alone, and parts of words elsewhere.
 _EAST_ASIAN_COMMON: Final = frozenset(
     "是在有和与與及或被把由从從对對于於为為以其这這那之个個中上下不人次名位年月日一"
     + "".join(map(chr, range(0x3040, 0x30A0)))
@@ -121,12 +123,12 @@ _NUMBER_WORDS: Final = {word: str(value) for value, word in enumerate(_NUMBERS.s
 
 @dataclass(frozen=True, kw_only=True)
 class Keyword:
-    """A word of the question, or a character of one where words are matched by pairs of them."""
+    """A word of the question, or one of its characters if words are matched by pairs of them."""
 
     terms: frozenset[str]
-    """Any of them in a sentence is a match."""
+    """Any of them in a sentence is a full match."""
     weak: tuple[tuple[str, float], ...] = ()
-    """Terms that are a match in part, and how much of one."""
+    """Terms that are a partial match, and how much of one."""
     weight: float = 1.0
 
 
@@ -138,17 +140,17 @@ def terms_in(text: str) -> frozenset[str]:
 
 
 def _joined(some: Sequence[str]) -> list[str]:
-    """Each with the next one."""
+    """Each term together with the next one."""
     return [f"{one} {other}" for one, other in pairwise(some)]
 
 
 def keywords_of(question: str) -> list[Keyword]:
-    """What a sentence has to share with the question; none is there twice."""
+    """What a sentence should share with the question, without repetitions."""
     plain = nfkc(question)
     language = language_of(plain)
     if language is VIETNAMESE:
         return list(dict.fromkeys(_with_neighbours(terms(plain))))
-    shouted = plain.isupper()
+    is_all_capitals = plain.isupper()
     keywords: list[Keyword] = []
     for match in _WORD.finditer(plain):
         word = comparable(match[0]).replace("’", "'")
@@ -160,8 +162,8 @@ def keywords_of(question: str) -> list[Keyword]:
         elif _IS_SOUTHEAST_ASIAN.match(word):
             keywords += _with_neighbours(terms(word))
         else:
-            # US, IT and WHO are names, unless all of the text is in capitals.
-            is_name = len(word) > 1 and match[0].isupper() and not shouted
+            # US, IT and WHO are names, unless the whole text is in capitals.
+            is_name = len(word) > 1 and match[0].isupper() and not is_all_capitals
             if is_name or word not in language.function_words:
                 keywords += _word(word, language)
     return list(dict.fromkeys(keywords))
@@ -187,7 +189,7 @@ _ARABIC_LETTER: Final = re.compile("[ء-ۓ]")
 
 
 def _with_neighbours(some: Sequence[str]) -> Iterator[Keyword]:
-    """A keyword for each, matched with the one before or after it, and weakly alone."""
+    """A keyword for each term: a full match together with a neighbour, a weak match alone."""
     joined = _joined(some)
     for at, term in enumerate(some):
         if term not in VIETNAMESE.function_words:
@@ -202,7 +204,7 @@ def _korean(word: str) -> Iterator[Keyword]:
     root = korean_root(word)
     if root in _KOREAN_STOP or _KOREAN_QUESTION_WORD.match(root):
         return
-    # The index has the first syllable of each word, too: "집이" may be "집" with a particle, and
+    # The index also has the first syllable of each word: "집이" may be "집" with a particle, and
     # "열렸" a form of "열다".
     weak = ((root[0], _SAME_SYLLABLE),) if len(root) == 2 else ()
     weight = _COMMON_WORD if root in _KOREAN_COMMON else 1.0
@@ -214,7 +216,7 @@ def _characters(
 ) -> Iterator[Keyword]:
     """A keyword for each character of a longer run, matched by either pair that it is in.
 
-    So a pair across the border of two words, which no sentence needs to have, costs nothing.
+    So it costs nothing if a sentence lacks a pair across the border of two words.
     """
     pairs = terms(run)[: max(1, len(run) - 1)]
     if len(run) <= 2:
@@ -234,7 +236,7 @@ _NUMBER_DIGITS: Final = {digits: word for word, digits in _NUMBER_WORDS.items()}
 
 
 def english_forms(word: str) -> set[str]:
-    """Forms that the word may have; not all of them are words. The index has words as they are."""
+    """Possible forms of the word, not all of them words: the index has words without stemming."""
     forms = {word, _NUMBER_WORDS.get(word, word), _NUMBER_DIGITS.get(word, word)}
     if len(word) < 3 or not word.isascii() or not word.isalpha():
         return forms
@@ -258,7 +260,7 @@ def english_forms(word: str) -> set[str]:
 
 
 def korean_root(word: str) -> str:
-    """The word without its particle or ending, as long as two syllables of it are left."""
+    """The word without its particle or ending, if at least two syllables are left."""
     for end in range(2, len(word)):
         if _KOREAN_ENDING.match(word, end):
             return word[:end]
@@ -267,23 +269,24 @@ def korean_root(word: str) -> str:
 
 # A passage -> its sentences, for prose in any language and for the lines of documents.
 #
-# List items, rows of tables and lines of code are sentences of their own; a hard-wrapped
-# paragraph is joined first; the "column: value" lines of a record stay together. Rules and other
-# lines without a letter or digit are nothing. Headings, and the furniture of pages (menus, tables
-# of contents, page numbers, legal notices), are known for what they are. A sentence knows whether
-# the edge of the passage cut it. No model and no language data beyond the lists below.
+# List items, rows of tables and lines of code are sentences of their own; the lines of a
+# hard-wrapped paragraph are joined first; the "column: value" lines of a record stay together.
+# Rules and other lines without a letter or digit are left out. Headings and the furniture of pages
+# (menus, tables of contents, page numbers, legal notices) are recognized. A sentence says whether
+# the edge of the passage cut it. There is no model, and no language data but the lists below.
 
 
-class Part(StrEnum):
-    """What a sentence is to its page."""
+class PagePart(StrEnum):
+    """The role of a sentence in its page."""
 
     TEXT = "text"
     BARE = "bare"
-    """A short line without an end, between blank lines: a heading, or all that there is to say."""
+    """A short line without punctuation at its end, between blank lines: a heading, or a short
+    text."""
     HEADING = "heading"
     TABLE_HEADER = "table_header"
     NOTICE = "notice"
-    """Of copyright, of cookies: furniture, unless the question is about just that."""
+    """About copyright or cookies: furniture, unless the question is about these."""
     FURNITURE = "furniture"
 
 
@@ -292,7 +295,7 @@ class Sentence:
     """`text` is a slice of the passage, with runs of whitespace collapsed to one space."""
 
     text: str
-    part: Part = Part.TEXT
+    part: PagePart = PagePart.TEXT
     is_cut: bool = False  # it begins before the passage, or ends after it
     header: str = ""
     """Of a row in a table: the row that names its columns, where there is one."""
@@ -309,17 +312,17 @@ _ABBREVIATED: Final = (
 )
 _ABBREVIATIONS: Final = frozenset(_ABBREVIATED.split())
 _CLOSING: Final = "\"'”’)\\]»」』）*_"
-# "[12]", a reference to a source, belongs to the sentence before it.
+# A reference to a source, such as "[12]", belongs to the sentence before it.
 _REFERENCES: Final = r"(?:\[\d{1,3}\])*"
 _REFERENCE: Final = re.compile(r"(?<=[.!?。！？,;:”’\"')])(?:\[\d{1,3}\])+(?=\s|$)")
-# An end mark with what closes after it. Whitespace must follow, except after Korean and CJK ends.
+# An end mark with closing marks after it. Whitespace must follow, except after Korean and CJK ends.
 _END: Final = re.compile(
     rf"[.!?…؟।॥۔։။።។]+[{_CLOSING}]*{_REFERENCES}(?=\s)"
     rf"|(?<=[가-힣][다요죠까네오])[.!?]+{_REFERENCES}(?=[가-힣A-Z0-9\"“‘(])"
     rf"|[。！？｡]+[{_CLOSING}]*{_REFERENCES}"
     rf"|(?<=[{_HAN_AND_KANA}])[!?]+[{_CLOSING}]*(?=\S)"
 )
-# After a closed quotation, a particle goes on with the sentence: "갑니다." 라고 말했다.
+# A particle after a closed quotation continues the sentence: "갑니다." 라고 말했다.
 _GOES_ON: Final = re.compile(
     r"\s*(?:(?:이?라고|이?라는|하고|고|며|라며|는|란)(?![가-힣]{3})|と|って|という)"
 )
@@ -355,7 +358,7 @@ _HEADING_NUMBER: Final = re.compile(
     re.IGNORECASE,
 )
 
-# Furniture: what pages carry around their text, in the words of several languages.
+# Furniture: what pages have around their text, in several languages.
 _PAGE_NUMBER: Final = re.compile(
     r"\W*(?:page|p\.|pg\.?|seite|s\.|página|pagina|strona|стр\.?|страница|σελίδα|trang|페이지|쪽|"
     r"第|頁|页|ページ)?\s*\d{1,5}\s*(?:(?:of|von|de|di|из|/|中)\s*\d{1,5})?\s*(?:페이지|쪽|页|頁|ページ)?\W*",
@@ -437,9 +440,9 @@ def split(passage: str) -> list[Sentence]:
             last_line = following is None and at == len(lines) - 1
             part = line.part
             is_notice = may_hold_notices and _NOTICE.search(line.text) is not None
-            if len(lines) == 1 and part in (Part.TEXT, Part.FURNITURE) and not is_notice:
+            if len(lines) == 1 and part in (PagePart.TEXT, PagePart.FURNITURE) and not is_notice:
                 part = _standing_alone(line, is_first=number == 0, following=following)
-            if part is not Part.TEXT:
+            if part is not PagePart.TEXT:
                 sentences.append(Sentence(text=_collapsed(line.text), part=part))
                 continue
             texts = [text for piece in _prose(line.text, language) if (text := _collapsed(piece))]
@@ -452,7 +455,7 @@ def split(passage: str) -> list[Sentence]:
                 sentences.append(
                     Sentence(
                         text=text,
-                        part=Part.NOTICE if is_notice else Part.TEXT,
+                        part=PagePart.NOTICE if is_notice else PagePart.TEXT,
                         is_cut=is_cut,
                         header=line.header,
                     )
@@ -465,7 +468,7 @@ class _Line:
     """A line of a block; several where they are one paragraph or one record."""
 
     text: str
-    part: Part = Part.TEXT
+    part: PagePart = PagePart.TEXT
     header: str = ""
 
 
@@ -478,29 +481,29 @@ def _columns(text: str) -> int:
     return len(text) + len(_WIDE.findall(text))
 
 
-def _standing_alone(line: _Line, *, is_first: bool, following: Sequence[_Line] | None) -> Part:
+def _standing_alone(line: _Line, *, is_first: bool, following: Sequence[_Line] | None) -> PagePart:
     """What a line between blank lines is."""
-    if line.part is Part.FURNITURE:
+    if line.part is PagePart.FURNITURE:
         # "Contact" above text is a heading.
-        is_heading = following is not None and following[0].part is Part.TEXT
-        return Part.HEADING if is_heading and _LINK.fullmatch(line.text) else Part.FURNITURE
+        is_heading = following is not None and following[0].part is PagePart.TEXT
+        return PagePart.HEADING if is_heading and _LINK.fullmatch(line.text) else PagePart.FURNITURE
     text = line.text
     if not _is_title(text):
-        return Part.TEXT
+        return PagePart.TEXT
     if following is None:
         # All that there is, or the last line: a heading whose text is in the next passage.
         is_short = _columns(text) <= _WRAPPED_FROM_COLUMNS
-        return Part.BARE if is_short and not is_first else Part.TEXT
+        return PagePart.BARE if is_short and not is_first else PagePart.TEXT
     if _DIGIT.search(_HEADING_NUMBER.sub(" ", text)):
-        return Part.BARE
+        return PagePart.BARE
     next_text = following[0].text
     is_one_of_several = (
         len(following) == 1
-        and following[0].part is Part.TEXT
+        and following[0].part is PagePart.TEXT
         and _is_title(next_text)
         and _columns(next_text) <= _WRAPPED_FROM_COLUMNS
     )
-    return Part.BARE if is_one_of_several else Part.HEADING
+    return PagePart.BARE if is_one_of_several else PagePart.HEADING
 
 
 def _lines(lines: Sequence[str]) -> Iterator[_Line]:
@@ -519,7 +522,7 @@ def _lines(lines: Sequence[str]) -> Iterator[_Line]:
         elif part := _part_of_line(lines[at]):
             yield _Line(text=lines[at], part=part)
         elif end < len(lines) and _UNDERLINE.match(lines[end]) and _HAS_WORD.search(lines[at]):
-            yield _Line(text=lines[at], part=Part.HEADING)
+            yield _Line(text=lines[at], part=PagePart.HEADING)
             end += 1
         else:
             while end < len(lines) and _is_wrapped(lines[end - 1], lines[end]):
@@ -532,23 +535,23 @@ def _is_row(line: str) -> bool:
     return "|" in line and _TABLE_ROW.match(line) is not None
 
 
-def _part_of_line(line: str) -> Part | None:
+def _part_of_line(line: str) -> PagePart | None:
     """None where the line is text."""
     if _HEADING_MARK.match(line):
-        return Part.HEADING
+        return PagePart.HEADING
     if len(line) > _FURNITURE_UP_TO_CHARS:
         return None
     if _PAGE_NUMBER.fullmatch(line) or _CONTENTS.fullmatch(line) or _LEADERS.fullmatch(line):
-        return Part.FURNITURE
+        return PagePart.FURNITURE
     if _LINK.fullmatch(line):
-        return Part.FURNITURE
+        return PagePart.FURNITURE
     steps = _ARROWS.split(line)
     if (
         len(steps) > 2
         and not _ENDED.search(line)
         and max(map(_columns, steps)) <= 2 * _MENU_CELL_COLUMNS
     ):
-        return Part.FURNITURE  # Home > Docs > Backups
+        return PagePart.FURNITURE  # Home > Docs > Backups
     return None
 
 
@@ -557,15 +560,15 @@ def _table(lines: Sequence[str]) -> Iterator[_Line]:
     rows = [line for line in lines if _HAS_WORD.search(line) and not _TABLE_RULE.match(line)]
     cells = [[cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows]
     if len(rows) == 1:
-        yield _Line(text=rows[0], part=Part.FURNITURE if _is_menu(cells[0]) else Part.TEXT)
+        yield _Line(text=rows[0], part=PagePart.FURNITURE if _is_menu(cells[0]) else PagePart.TEXT)
         return
     has_rule = len(lines) > 1 and _TABLE_RULE.match(lines[1]) is not None
     is_grid = bool(cells) and len(cells[0]) > 1 and len({len(row) for row in cells}) == 1
     for at, row in enumerate(rows):
         if at == 0 and (has_rule or (is_grid and not _DIGIT.search(row))):
-            yield _Line(text=row, part=Part.TABLE_HEADER)
+            yield _Line(text=row, part=PagePart.TABLE_HEADER)
         elif _is_menu(cells[at]):
-            yield _Line(text=row, part=Part.FURNITURE)
+            yield _Line(text=row, part=PagePart.FURNITURE)
         else:
             named = has_rule or (is_grid and not _DIGIT.search(rows[0]))
             yield _Line(text=row, header=_collapsed(rows[0]) if named else "")
@@ -732,7 +735,7 @@ _ANSWER_PATTERNS: Final = tuple(
 
 
 def answer_pattern(question: str) -> re.Pattern[str] | None:
-    """What to look for in a sentence; None where the question expects nothing in particular."""
+    """What to look for in a sentence; None if the question asks for nothing in particular."""
     fitting = [answer for cue, answer in _ANSWER_PATTERNS if cue.search(question)]
     return fitting[-1] if fitting else None
 
@@ -782,8 +785,8 @@ class Quote:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """`quotes` are at most three, the best one first; `relevance` is of the best one, about 0 to 1:
-    the share of the question that it and its surroundings have, corrected for chance."""
+    """`quotes` are at most three, the best one first. `relevance` is that of the best one, about 0
+    to 1: the share of the question in it and its surroundings, corrected for chance."""
 
     relevance: float
     quotes: tuple[Quote, ...]
@@ -820,8 +823,8 @@ def answer(
 ) -> ExtractiveAnswer:
     """Quote what answers the question.
 
-    `scores` are of the passages, on whatever scale: higher is better. `titles`, of each passage,
-    say what it is about where its text does not: the name of its document, the headings above it.
+    `scores` are those of the passages, on any scale: higher is better. `titles` say what each
+    passage is about, if its text does not: the name of its document, the headings above it.
     """
     chosen = quotes(question, passages, scores, titles)
     if not chosen:
@@ -854,7 +857,7 @@ def rank(
     scores: Sequence[float],
     titles: Sequence[str] | None = None,
 ) -> Ranking:
-    """What would be quoted, and how sure it is that it answers the question."""
+    """What would be quoted, and how likely it answers the question."""
     titles = [""] * len(passages) if titles is None else titles
     if not len(passages) == len(scores) == len(titles):
         raise ValueError(
@@ -879,10 +882,10 @@ def rank(
         if not any(_is_same(other.candidate, taken) for taken in chosen):
             chosen.append(other.candidate)
     return Ranking(
-        relevance=_corrected(best.relevance, keywords, candidates),
+        relevance=_correct_for_chance(best.relevance, keywords, candidates),
         quotes=tuple(
             Quote(
-                text=_shortened(candidate.sentence.text, keywords, weights),
+                text=_shorten(candidate.sentence.text, keywords, weights),
                 passage=candidate.passage,
                 header=candidate.sentence.header,
             )
@@ -894,7 +897,7 @@ def rank(
 def _candidates(
     passages: Sequence[str], keywords: Sequence[Keyword], question: str
 ) -> list[_Candidate]:
-    """The sentences of the passages in order, also those that are only context of others."""
+    """The sentences of the passages in order, including those that are only context of others."""
     own_terms = terms_in(question)
     quotes_notices = _ABOUT_NOTICE.search(question) is not None
     candidates = []
@@ -902,10 +905,10 @@ def _candidates(
         for sentence in split(text):
             terms_ = terms_in(sentence.text)
             is_quotable = (
-                sentence.part is Part.TEXT
-                or (sentence.part is Part.NOTICE and quotes_notices)
-                # Words of the question and no others answer nothing.
-                or (sentence.part is Part.BARE and not terms_ <= own_terms)
+                sentence.part is PagePart.TEXT
+                or (sentence.part is PagePart.NOTICE and quotes_notices)
+                # A line that has only words of the question answers nothing.
+                or (sentence.part is PagePart.BARE and not terms_ <= own_terms)
             )
             candidates.append(
                 _Candidate(
@@ -920,14 +923,14 @@ def _candidates(
 
 
 def _match(keyword: Keyword, sentence: frozenset[str]) -> float:
-    """How much of the keyword is among the terms of a sentence."""
+    """How well the terms of a sentence match the keyword, from 0 to 1."""
     if not keyword.terms.isdisjoint(sentence):
         return 1.0
     return max((part for term, part in keyword.weak if term in sentence), default=0.0)
 
 
 def _weights(keywords: Sequence[Keyword], candidates: Sequence[_Candidate]) -> list[float]:
-    """What each keyword is worth, together 1: more where fewer sentences have it."""
+    """The weight of each keyword, together 1: the fewer sentences have it, the more it weighs."""
     total = len(candidates)
     raw = []
     for at, keyword in enumerate(keywords):
@@ -947,7 +950,7 @@ def _rank(
 ) -> list[_Ranked]:
     pattern = answer_pattern(question)
     best_score = max(scores)
-    # Similarities lie between 0 and 1, scores of BM25 above, those of cross-encoders on both sides.
+    # Similarities are between 0 and 1, scores of BM25 above 0, those of cross-encoders of any sign.
     scale = max(best_score, best_score - min(scores), 0.3)
     ranked = []
     for passage in dict.fromkeys(candidate.passage for candidate in candidates):
@@ -961,7 +964,7 @@ def _rank(
             is_row = candidate.sentence.header != ""
             if not is_row:
                 headings.pop(_HEADER_LEVEL, None)
-            if candidate.sentence.part in (Part.HEADING, Part.BARE, Part.TABLE_HEADER):
+            if candidate.sentence.part in (PagePart.HEADING, PagePart.BARE, PagePart.TABLE_HEADER):
                 level = _level(candidate.sentence)
                 headings = {above: one for above, one in headings.items() if above < level}
                 headings[level] = candidate.matches
@@ -990,18 +993,18 @@ _HEADER_LEVEL: Final = 8
 
 
 def _level(heading: Sentence) -> int:
-    """1 to 6 in Markdown; a heading without marks stands below all of these, a table's lowest."""
-    if heading.part is Part.TABLE_HEADER:
+    """1 to 6 in Markdown; 7 for a heading without marks; the lowest level for a table's header."""
+    if heading.part is PagePart.TABLE_HEADER:
         return _HEADER_LEVEL
     return len(heading.text) - len(heading.text.lstrip("#")) or 7
 
 
-def _corrected(
+def _correct_for_chance(
     relevance: float, keywords: Sequence[Keyword], candidates: Sequence[_Candidate]
 ) -> float:
-    """What is left of the relevance of the best sentence once chance is allowed for.
+    """The relevance of the best sentence, corrected for chance.
 
-    The best of many sentences shares more with any question than the best of few, and by chance
+    By chance, the best of many sentences shares more with a question than the best of few, and
     half of a short question is shared more easily than half of a long one.
     """
     length = sum(keyword.weight for keyword in keywords)
@@ -1013,7 +1016,7 @@ def _corrected(
 
 
 def _shows(text: str, pattern: re.Pattern[str], question: str) -> bool:
-    """Whether the pattern is there, elsewhere than in words of the question."""
+    """Whether the text matches the pattern with words that are not in the question."""
     return any(match[0].strip() not in question for match in pattern.finditer(nfkc(text)))
 
 
@@ -1024,14 +1027,14 @@ def _weighted(matches: Sequence[float], weights: Sequence[float]) -> float:
 def _penalty(sentence: Sentence) -> float:
     return (
         _IS_CUT * sentence.is_cut
-        + _IS_BARE * (sentence.part is Part.BARE)
+        + _IS_BARE * (sentence.part is PagePart.BARE)
         + _IS_QUESTION * sentence.text.endswith(("?", "？"))
         + _IS_SHORT * (len(sentence.text) < _SHORT_CHARS)
     )
 
 
 def _is_same(one: _Candidate, other: _Candidate) -> bool:
-    """Whether two sentences are one: overlapping chunks repeat them, whole or cut."""
+    """Whether two sentences are the same: overlapping chunks repeat them, whole or cut."""
     bare, other_bare = (
         _NOT_WORD.sub("", comparable(candidate.sentence.text)) for candidate in (one, other)
     )
@@ -1039,23 +1042,23 @@ def _is_same(one: _Candidate, other: _Candidate) -> bool:
         return True
     different = one.terms ^ other.terms
     if any(char.isdigit() for term in different for char in term):
-        return False  # two rows of a table, or two versions: all is the same but the figures
+        return False  # two rows of a table, or two versions: only the figures differ
     return len(different) <= (1 - _SAME_SENTENCE) * len(one.terms | other.terms)
 
 
-def _shortened(text: str, keywords: Sequence[Keyword], weights: Sequence[float]) -> str:
-    """The text, or the part of at most about 400 characters that holds most of the question."""
+def _shorten(text: str, keywords: Sequence[Keyword], weights: Sequence[float]) -> str:
+    """The text, or the part of at most about 400 characters that shares most with the question."""
     text = _REFERENCE.sub("", text)
     if len(text) <= QUOTE_CHARS:
         return text
-    last = len(text) - QUOTE_CHARS // 2  # a part that begins later would be needlessly short
+    last = len(text) - QUOTE_CHARS // 2  # a part that begins later would be too short
     starts = [0, *(space.end() for space in _SPACE.finditer(text) if space.end() < last)]
 
     def worth(start: int) -> float:
         part = terms_in(text[start : start + QUOTE_CHARS])
         return _weighted([_match(keyword, part) for keyword in keywords], weights)
 
-    # One window every hundred characters is enough; the earliest of the equal ones is taken.
+    # One window every hundred characters is enough; of equal ones the earliest is taken.
     apart = QUOTE_CHARS // 4
     tried = {start // apart: start for start in reversed(starts)}
     start = max(sorted(tried.values()), key=worth)

@@ -1,9 +1,9 @@
 """The contract of a text generator: messages or a prompt in, text out as it comes.
 
-Every back end (`rolling/`, `ollama.py`, `openai.py`) gives `TextGenerator`s, which pass
+Every back end (`rolling/`, `ollama.py`, `openai.py`) has `TextGenerator`s, which pass
 `tests/generation/contract.py`; `extractive.py` quotes, and generates nothing. `start` returns at
-once; the text arrives in a `Generation`, which one thread writes and another one reads. No ledger
-in here. `Generators` makes them, as the records in `shared/providers.py` say.
+once; the text arrives in a `Generation`, which one thread writes and another one reads.
+`Generators` makes them from the records in `shared/providers.py`. Nothing here uses the ledger.
 """
 
 import queue
@@ -48,14 +48,14 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A tool as it is described to models; `parameters` is a JSON Schema of type `object`."""
+    """A tool, as models read of it; `parameters` is a JSON Schema of type `object`."""
 
     name: str
     description: str
     parameters: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """In the form of OpenAI's protocol, which chat templates know, too."""
+        """In the shape of OpenAI's protocol, which chat templates take as well."""
         return {
             "type": "function",
             "function": {
@@ -74,7 +74,7 @@ class Message:
     tool_call_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """In the shape of `ChatMessage`, without what it does not have. Chat templates take it."""
+        """In the shape of `ChatMessage`, which chat templates take. Empty fields are left out."""
         values: dict[str, Any] = {"role": self.role.value, "content": self.content}
         if self.tool_calls:
             values["tool_calls"] = [
@@ -92,10 +92,10 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave all.
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 exclude no token.
 
-    `stop` strings end the text and are not part of it. With a `seed` the text is the same however
-    many requests share the batch, and goes on the same after an interruption.
+    `stop` strings end the text and are not part of it. With a `seed`, the text does not depend on
+    the other requests in the batch, nor on interruptions.
     """
 
     max_tokens: int = 512
@@ -108,16 +108,16 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logprobs: int | None = None
-    """Report the log-probability of each token, before any penalty or temperature, and so many of
-    the likeliest at its place."""
+    """If set: report the log-probability of each token, before any penalty or temperature, and
+    those of this many of the likeliest tokens at its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """What an earlier attempt generated; the text goes on behind it.
+    """What an earlier attempt generated; the text goes on after it.
 
-    `text` is what that attempt's deltas added up to, `token_ids` their tokens (empty for back
-    ends that report no ids), `logprobs` what they reported.
+    `text` is the text of all deltas of that attempt, `token_ids` are their tokens (empty for back
+    ends that report no ids), and `logprobs` are those that they reported.
     """
 
     text: str = ""
@@ -137,7 +137,7 @@ class Request:
     prompt: str | None = None
     tools: tuple[Tool, ...] = ()
     must_call: bool = False
-    """Whether the model has to call a tool, where the back end can see to it."""
+    """Whether the model has to call a tool. Not every back end can enforce it."""
     parallel_calls: bool = True
     sampling: Sampling = Sampling()
     deadline: float | None = None
@@ -154,10 +154,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """A piece of new text. The text may be empty while a character or a stop string is open.
+    """A piece of new text. It may be empty while a character or a stop string is incomplete.
 
-    `logprobs` come with the text that their tokens make: those of tokens without text yet come
-    with the next piece, and those of a stop string not at all.
+    `logprobs` come with the text of their tokens: those of tokens without text yet come with the
+    next piece, and those of a stop string never come.
     """
 
     text: str
@@ -167,9 +167,9 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A finished text: all of it, with what was resumed. Token counts are the model's own.
+    """A finished text: all of it, including what was resumed. Token counts are the model's own.
 
-    `logprobs` are all that were reported, if the request asks for them.
+    `logprobs` are all that were reported; empty if the request does not ask for them.
     """
 
     text: str
@@ -222,13 +222,13 @@ class Generation:
         return self.completion is not None or self._error is not None
 
     def wait(self, timeout_s: float) -> None:
-        """Until the text has ended, or the time is up, however much comes meanwhile."""
+        """Return when the text has ended or the time is up; new text does not end the wait."""
         self._ended.wait(timeout_s)
 
     def read(self, timeout_s: float | None = None) -> Delta | None:
         """The next delta; None when the text has ended or nothing came in time.
 
-        Raises what the back end failed with.
+        Raises the error of the back end.
         """
         if self._error is not None:
             raise self._error
@@ -269,26 +269,26 @@ class TextGenerator(Protocol):
     """The model reference."""
 
     window_tokens: int
-    """How many tokens prompt and answer may have together."""
+    """How many tokens the prompt and the answer may have together."""
 
     has_native_tools: bool = True
-    """Whether the back end describes tools to the model; else the prompt has to."""
+    """Whether the back end describes tools to the model; if not, the prompt has to."""
 
     def learn(self, check: Callable[[], None]) -> None:  # noqa: ARG002  (for those that override it)
-        """Fetch what only another server knows, such as the window of its model; `check` is called
-        all the while, and may raise. By default there is nothing."""
+        """Fetch what only another server knows, such as the window of its model. `check` is called
+        regularly meanwhile, and may raise. The default fetches nothing."""
         return
 
     @abstractmethod
     def start(self, request: Request) -> Generation:
-        """Begin to generate. Raises InvalidInput where the request cannot be served as it is."""
+        """Begin to generate. Raises InvalidInput if the request cannot be served."""
 
     @abstractmethod
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """How many tokens the messages take as a prompt; an estimate where the model is remote."""
 
     def close(self) -> None:
-        """End what runs and give everything back. By default there is nothing."""
+        """End running generations and free all resources. The default does nothing."""
         return
 
 
@@ -296,10 +296,10 @@ class Backend(Protocol):
     """What runs the models of one provider in this process."""
 
     def generator(self, name: str) -> TextGenerator:
-        """The model of that name, without the provider's. Called once for each."""
+        """The generator of a model, by its name without the provider's. Called once per model."""
 
     def close(self) -> None:
-        """Give back what its models share; they are closed by then."""
+        """Free what the models share. Called after all models were closed."""
 
 
 class ModelMissing(ModelNotFound):
@@ -315,7 +315,7 @@ class ModelMissing(ModelNotFound):
 class Generators:
     """Model references -> generators: made at first use, kept for the life of the process.
 
-    Thread-safe. `on_fatal` is called where a device is broken, its requests handed back.
+    Thread-safe. `on_fatal` is called when a device is broken, after its requests were handed back.
     """
 
     def __init__(self, settings: Settings, *, on_fatal: Callable[[], None]) -> None:
@@ -326,10 +326,10 @@ class Generators:
         self._backends: dict[str, Backend] = {}
 
     def get(self, reference: str) -> TextGenerator:
-        """Raises ConfigurationError or Permanent where there can be no such generator."""
+        """Raises ConfigurationError or Permanent if there can be no such generator."""
         with self._lock:
             if reference not in self._generators:
-                self._generators[reference] = self._made(reference)
+                self._generators[reference] = self._make(reference)
             return self._generators[reference]
 
     def prepare(self, model: str) -> None:
@@ -347,7 +347,7 @@ class Generators:
             self._generators.clear()
             self._backends.clear()
 
-    def _made(self, reference: str) -> TextGenerator:
+    def _make(self, reference: str) -> TextGenerator:
         provider = provider_of(reference)
         if provider is None or provider.backend is None:
             writers = [known for known in PROVIDERS.values() if known.backend is not None]

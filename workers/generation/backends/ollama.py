@@ -1,9 +1,9 @@
 """Models of an Ollama server (`ollama/...`), through the `ollama` client.
 
-Messages go to `/api/chat`, a bare prompt to `/api/generate` as it is. An interrupted text goes
-back as the last message of the assistant, which Ollama continues. The context window is the
-model's own, up to SLUICE_REMOTE_WINDOW_TOKENS, and is sent with every request, since Ollama's
-default is smaller and it drops what does not fit without a word.
+Messages go to `/api/chat`, a bare prompt to `/api/generate` as it is. An interrupted text is sent
+as the last message of the assistant, which Ollama continues. The context window is the model's own,
+up to SLUICE_REMOTE_WINDOW_TOKENS. It is sent with every request: Ollama's default is smaller, and
+Ollama silently drops what does not fit.
 """
 
 import json
@@ -35,11 +35,11 @@ from workers.generation.backends.interface import (
 from workers.generation.backends.remote import RemoteGenerator, Reply, Server, tokens_left
 from workers.outbound import RemoteServer, broken_off, refused, unreachable, without_credentials
 
-# The shapes of Ollama's protocol: requests -> what is sent, parts -> what they say.
+# The shapes of Ollama's protocol: how requests are sent, and what the parts of answers mean.
 
 
 def sampling_options(request: Request, window: int) -> dict[str, Any]:
-    """All of those whose defaults at Ollama are others than ours."""
+    """All options whose defaults at Ollama differ from ours, and those that the request sets."""
     sampling = request.sampling
     options: dict[str, Any] = {
         "num_ctx": window,
@@ -66,7 +66,7 @@ def messages(conversation: Sequence[Message], resumed: str) -> list[dict[str, An
     for message in conversation:
         values = message.as_dict()
         if message.tool_calls:
-            # Ollama's tool calls have no ids; results go by the tool's name.
+            # Ollama's tool calls have no ids; a result names its tool.
             values["tool_calls"] = [{"function": call["function"]} for call in values["tool_calls"]]
         if (call_id := values.pop("tool_call_id", None)) is not None:
             values["tool_name"] = names.get(call_id, call_id)
@@ -76,9 +76,9 @@ def messages(conversation: Sequence[Message], resumed: str) -> list[dict[str, An
     return payload
 
 
-def described(tool: Tool) -> dict[str, Any]:
-    """The client drops what its types do not know, such as objects inside of parameters: then the
-    description carries the whole schema."""
+def describe_tool(tool: Tool) -> dict[str, Any]:
+    """A tool for the client, which drops what its types do not have, such as objects within
+    parameters: then the whole schema is put into the description."""
     definition = tool.as_dict()
     kept = ollama.Tool.model_validate(definition).model_dump(exclude_none=True, by_alias=True)
     if kept["function"].get("parameters") != tool.parameters:
@@ -100,8 +100,8 @@ def calls(message: ollama.Message) -> list[ToolCall]:
     ]
 
 
-def logprobs_asked(request: Request) -> dict[str, Any]:
-    """Servers before 0.12.11 pass over these."""
+def logprob_options(request: Request) -> dict[str, Any]:
+    """Servers before 0.12.11 ignore these."""
     count = request.sampling.logprobs
     return {} if count is None else {"logprobs": True, "top_logprobs": count}
 
@@ -128,7 +128,7 @@ P = TypeVar("P")
 
 
 class _StatusError(Exception):
-    """An answer with a status from 300; the client's own error would lose the headers."""
+    """An answer with a status of 300 or more. The client's own error would lose the headers."""
 
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(response.text)
@@ -154,7 +154,7 @@ class OllamaServer(Server):
 
     @cached_property
     def client(self) -> ollama.AsyncClient:
-        """For use on the loop."""
+        """For callers on the loop."""
         settings = self.settings
         return ollama.AsyncClient(
             host=settings.ollama_url,
@@ -163,7 +163,7 @@ class OllamaServer(Server):
             ),
             trust_env=not is_loopback(urlsplit(settings.ollama_url).hostname or ""),
             event_hooks={"response": [_refuse]},
-            # The operator named this server; where it points to is not what he named.
+            # The operator named this server, and not the one that it may redirect to.
             follow_redirects=False,
         )
 
@@ -171,7 +171,7 @@ class OllamaServer(Server):
         if "client" in self.__dict__:
             await self.client.close()  # type: ignore[no-untyped-call]  # the client's omission
 
-    def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
+    def translate_error(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
         info = self.info
         if isinstance(error, _StatusError):
             if error.status == 404 and isinstance(error.model, str):
@@ -188,7 +188,7 @@ class OllamaServer(Server):
 
 
 class OllamaBackend:
-    """All models of the server share its connections and its limit."""
+    """All models of the server share its connections and its limit of requests."""
 
     def __init__(self, settings: Settings, **_: object) -> None:
         self._server = OllamaServer(settings)
@@ -201,7 +201,7 @@ class OllamaBackend:
 
 
 class OllamaGenerator(RemoteGenerator):
-    """`name` is the model's name at the server, as `llama3.2:3b`."""
+    """`name` is the model's name at the server, such as `llama3.2:3b`."""
 
     def __init__(self, server: OllamaServer, name: str) -> None:
         super().__init__(server, OLLAMA.prefix + name)
@@ -234,7 +234,7 @@ class OllamaGenerator(RemoteGenerator):
         if request.prompt is not None:
             stream = await client.generate(
                 self._name, request.prompt + resumed, raw=True, stream=True, options=options,
-                **logprobs_asked(request),
+                **logprob_options(request),
             )  # fmt: skip
             async with aclosing(closable(stream)) as parts:
                 async for part in parts:
@@ -244,10 +244,10 @@ class OllamaGenerator(RemoteGenerator):
         answer = await client.chat(
             self._name,
             messages(request.messages, resumed),
-            tools=[described(tool) for tool in request.tools],
+            tools=[describe_tool(tool) for tool in request.tools],
             stream=True,
             options=options,
-            **logprobs_asked(request),
+            **logprob_options(request),
         )
         async with aclosing(closable(answer)) as chunks:
             async for chunk in chunks:
@@ -288,12 +288,12 @@ def _why(error: Exception, settings: Settings) -> str:
 
 
 async def _trained_window(client: ollama.AsyncClient, name: str) -> int | None:
-    """`model_info` has it under the name of the architecture, as `llama.context_length`."""
+    """`model_info` has it under the name of the architecture, such as `llama.context_length`."""
     info = (await client.show(name)).modelinfo or {}
     lengths = [value for key, value in info.items() if key.endswith(".context_length")]
     return lengths[0] if lengths and isinstance(lengths[0], int) else None
 
 
 def closable(parts: AsyncIterator[P]) -> AsyncGenerator[P, None]:
-    """The client promises an iterator only; it is a generator, and closing it drops the stream."""
+    """The client's type is an iterator, but it is a generator: closing it drops the stream."""
     return cast(AsyncGenerator[P, None], parts)

@@ -1,10 +1,10 @@
 """Models of OpenAI-compatible servers (`openai/...`): vLLM, llama.cpp, TGI, OpenAI itself.
 
-Messages go to the endpoint `chat/completions`, a bare prompt to `completions`. How an interrupted
-text is continued, SLUICE_OPENAI_RESUME says: with `prefill` it goes back as the beginning of the
-answer (vLLM, llama.cpp and TGI continue it exactly), with `instruct` a message asks the model to
-go on (all that OpenAI itself offers). Not every server reports token counts in a stream: where they
-are missing, a completion's counts are estimates (`remote.py`).
+Messages go to the endpoint `chat/completions`, a bare prompt to `completions`. SLUICE_OPENAI_RESUME
+says how an interrupted text is continued: with `prefill` it is sent as the beginning of the answer
+(vLLM, llama.cpp and TGI continue it exactly), with `instruct` a message asks the model to go on
+(OpenAI itself offers nothing better). Not every server reports token counts in a stream; if they
+are missing, the counts of a completion are estimates (`remote.py`).
 """
 
 import json
@@ -38,14 +38,14 @@ from workers.generation.backends.interface import (
 from workers.generation.backends.remote import RemoteGenerator, Reply, Server, tokens_left
 from workers.outbound import RemoteServer, broken_off, refused, unreachable, without_credentials
 
-# The shapes of OpenAI's protocol: requests -> what is sent, chunks -> what they say.
+# The shapes of OpenAI's protocol: how requests are sent, and what the chunks of answers mean.
 
 GO_ON: Final = (
     "Your answer was interrupted. Continue it exactly where it stopped, in the middle of the word "
     "if need be. Do not repeat any of it, and say nothing about the interruption."
 )
 
-_STOP_LIMIT: Final = 4  # OpenAI takes no more; the others are applied here.
+_STOP_LIMIT: Final = 4  # OpenAI takes no more; `StopFilter` applies them all.
 
 
 @dataclass
@@ -56,7 +56,7 @@ class _Call:
 
 
 class ToolCallPieces:
-    """Tool calls, which come in pieces."""
+    """Tool calls, put together from their pieces in the chunks."""
 
     def __init__(self) -> None:
         self._calls: dict[int, _Call] = {}
@@ -68,7 +68,7 @@ class ToolCallPieces:
             call.name += piece.function.name or ""
             call.arguments += piece.function.arguments or ""
 
-    def assembled(self) -> list[ToolCall]:
+    def assemble(self) -> list[ToolCall]:
         return [
             ToolCall(
                 id=call.id or f"call_{uuid4().hex[:12]}",
@@ -125,7 +125,7 @@ def _token_logprob(entry: ChatCompletionTokenLogprob) -> TokenLogprob:
 
 
 def _logprobs_of_text(logprobs: Logprobs) -> list[TokenLogprob]:
-    """As the endpoint `completions` has them, in lists of equal length."""
+    """Of the endpoint `completions`, which has them in lists of equal length."""
     tokens, own = logprobs.tokens or [], logprobs.token_logprobs or []
     likeliest: list[dict[str, float]] = [*(logprobs.top_logprobs or [])]
     likeliest += [{}] * (len(tokens) - len(likeliest))
@@ -155,7 +155,7 @@ def _note_usage(usage: CompletionUsage | None, reply: Reply) -> None:
 
 
 def sampling(request: Request, *, limit: str) -> dict[str, Any]:
-    """`limit` is the name under which the server takes the greatest number of tokens."""
+    """`limit` is the server's name for the parameter that limits the number of tokens."""
     chosen = request.sampling
     options: dict[str, Any] = {
         limit: tokens_left(request), "temperature": chosen.temperature, "top_p": chosen.top_p,
@@ -181,8 +181,8 @@ def logprobs_of_completion(request: Request) -> dict[str, Any]:
     return {} if count is None else {"logprobs": count}
 
 
-def choice_of_tool(request: Request) -> dict[str, Any]:
-    """Only what differs from the default, which not every server knows."""
+def tool_choice_options(request: Request) -> dict[str, Any]:
+    """Only what differs from the defaults: not every server knows these parameters."""
     options: dict[str, Any] = {}
     if request.must_call and request.tools:
         options["tool_choice"] = "required"
@@ -192,7 +192,7 @@ def choice_of_tool(request: Request) -> dict[str, Any]:
 
 
 def extra(request: Request, *, is_prefill: bool = False) -> dict[str, Any]:
-    """What is not of OpenAI's own protocol, and only where a request needs it."""
+    """Parameters that are not of OpenAI's own protocol, only if the request needs them."""
     body: dict[str, Any] = {}
     if request.sampling.top_k:
         body["top_k"] = request.sampling.top_k
@@ -226,17 +226,16 @@ def tools(offered: Sequence[Tool]) -> Any:
     return [tool.as_dict() for tool in offered] or openai.omit
 
 
-# Where a text that was interrupted meets what a model writes behind it.
+# The seam between an interrupted text and its continuation.
 #
-# Models that a message asks to go on tend to begin with words that were there already, or with the
-# whole text again. What repeats the end of the text is dropped, if it is too long to be
-# chance.
+# Models that are asked to go on tend to begin with the last words, or with the whole text again.
+# What repeats the end of the text is dropped if it is too long to be chance.
 
 CHANCE_CHARS: Final = 12
 
 
 class RepeatFilter:
-    """`feed` it the new text piece by piece, then `flush`; both return what is really new."""
+    """`feed` it the new text piece by piece, then `flush` it; both return what is really new."""
 
     def __init__(self, before: str) -> None:
         self._before = before
@@ -257,7 +256,7 @@ class RepeatFilter:
         return held[self._repeated(held) :]
 
     def _may_repeat_more(self) -> bool:
-        """Whether all that came is in the text, and what follows there may be to come."""
+        """Whether all that came stands in the text, and the next piece may repeat what follows."""
         at = self._before.find(self._held)
         return at >= 0 and at + len(self._held) < len(self._before)
 
@@ -296,7 +295,7 @@ class OpenAIServer(Server):
 
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
-        """For use on the loop."""
+        """For callers on the loop."""
         settings, key = self.settings, self.settings.openai_api_key
         return openai.AsyncOpenAI(
             api_key=key.get_secret_value() if key else _NO_KEY,
@@ -305,7 +304,7 @@ class OpenAIServer(Server):
                 settings.remote_read_timeout_s, connect=settings.connect_timeout_s, pool=None
             ),
             max_retries=0,
-            # The operator named this server; where it points to is not what he named.
+            # The operator named this server, and not the one that it may redirect to.
             http_client=openai.DefaultAsyncHttpxClient(
                 trust_env=not is_loopback(urlsplit(self.base_url).hostname or ""),
                 follow_redirects=False,
@@ -316,7 +315,7 @@ class OpenAIServer(Server):
         if "client" in self.__dict__:
             await self.client.close()
 
-    def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
+    def translate_error(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
         info = self.info
         if isinstance(error, openai.APIStatusError):
             return _refused(info, error)
@@ -337,7 +336,7 @@ class OpenAIServer(Server):
 
 
 class OpenAIBackend:
-    """All models of the server share its connections and its limit."""
+    """All models of the server share its connections and its limit of requests."""
 
     def __init__(self, settings: Settings, **_: object) -> None:
         self._server = OpenAIServer(settings)
@@ -385,7 +384,7 @@ class OpenAIGenerator(RemoteGenerator):
             extra_body=extra(request, is_prefill=bool(resumed) and mode == "prefill"),
             **sampling(request, limit=self._limit_name),
             **logprobs_of_chat(request),
-            **choice_of_tool(request),
+            **tool_choice_options(request),
         )
         calls = ToolCallPieces()
         repeats = RepeatFilter(resumed if mode == "instruct" else "")
@@ -394,11 +393,11 @@ class OpenAIGenerator(RemoteGenerator):
                 reply.has_begun = True
                 yield repeats.feed(piece_of(chunk, reply, calls))
         yield repeats.flush()
-        reply.tool_calls.extend(calls.assembled())
+        reply.tool_calls.extend(calls.assemble())
 
     @property
     def _limit_name(self) -> str:
-        """OpenAI's newer models refuse the name that all the others know."""
+        """OpenAI's newer models refuse the name that all other servers know."""
         is_openai = urlsplit(self._openai.base_url).hostname == OPENAI_HOST
         return "max_completion_tokens" if is_openai else "max_tokens"
 
@@ -407,7 +406,7 @@ def _refused(info: RemoteServer, error: openai.APIStatusError) -> SluiceError:
     body = error.body if isinstance(error.body, dict) else {}
     message = str(body.get("message") or error.message)
     if error.code == "insufficient_quota":
-        # A 429 that no waiting helps.
+        # Comes as a 429, but waiting does not help.
         return Permanent(f"{info}: {message}")
     if error.status_code == 404:
         return Permanent(

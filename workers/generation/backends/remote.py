@@ -1,13 +1,12 @@
 """Models that run on another server: what `ollama.py` and `openai.py` share.
 
 A `Server` is one asyncio loop in a daemon thread, which starts with the first request and ends
-with `close()`, so that a server that hangs holds up neither a caller nor the end of the process.
-At most so many requests as a setting says are with the server at once; the others wait here.
+with `close()`: a server that hangs delays neither a caller nor the end of the process. A setting
+limits how many requests the server has at once; the others wait here.
 
 A cancellation or a deadline ends a generation at once, with the text so far, whatever the server
-does. Nothing is tried again in here: that is for the runner (`workers/attempts/retry.py`), and the
-errors are the ones it goes by (`workers/outbound.py`). Where the server reports no token
-counts, they are estimates.
+does. Nothing is retried here: the runner does that (`workers/attempts/retry.py`), and decides by
+the errors of `workers/outbound.py`. Token counts are estimates if the server reports none.
 """
 
 import asyncio
@@ -43,11 +42,12 @@ from workers.outbound import RemoteServer, broken_off
 T = TypeVar("T")
 
 POLL_S: Final = 0.2
-"""How often those who wait for an answer look whether they still should."""
+"""How often a thread that waits for an answer checks whether it should still wait."""
 
 
 class RequestSlots:
-    """So many requests at a time; the others wait, by lane, then by age. Belongs to one loop."""
+    """A limit of requests at a time; the others wait, ordered by lane, then by age. Belongs to one
+    loop."""
 
     def __init__(self, limit: int) -> None:
         self._free = limit
@@ -72,7 +72,7 @@ class RequestSlots:
             await slot
         except asyncio.CancelledError:
             if slot.done() and not slot.cancelled():
-                # The slot came in the same moment; the next one takes it.
+                # The slot was given in the same moment; the next request takes it.
                 self._give_back()
             raise
 
@@ -97,10 +97,10 @@ class Server(ABC):
         self._is_closed = False
 
     @abstractmethod
-    def translated(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
-        """What an error of the client means; None for one that it does not know.
+    def translate_error(self, error: Exception, *, has_begun: bool) -> SluiceError | None:
+        """An error of the client as one of ours; None for an unknown one.
 
-        `has_begun` says whether an answer was on its way.
+        `has_begun` says whether a part of the answer had come.
         """
 
     @abstractmethod
@@ -108,15 +108,15 @@ class Server(ABC):
         """Close the client."""
 
     def post(self, callback: Callable[[], object]) -> None:
-        """Have the callback run on the loop, soon. Raises Unavailable after `close()`."""
+        """Run the callback on the loop, soon. Raises Unavailable after `close()`."""
         with self._lock:
-            self._started().call_soon_threadsafe(callback)
+            self._ensure_loop().call_soon_threadsafe(callback)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run the coroutine on the loop. Raises Unavailable after `close()`."""
         with self._lock:
             try:
-                loop = self._started()
+                loop = self._ensure_loop()
             except Unavailable:
                 coroutine.close()
                 raise
@@ -125,9 +125,9 @@ class Server(ABC):
     def call(
         self, coroutine: Coroutine[Any, Any, T], *, check: Callable[[], None] = lambda: None
     ) -> T:
-        """Run the coroutine to its end, for a thread that can wait; its errors are translated.
+        """Run the coroutine and wait for its result; its errors are translated.
 
-        `check` is called all the while, and may raise to give up: the request is dropped then.
+        `check` is called regularly meanwhile; if it raises, the request is dropped.
         """
         future = self.spawn(coroutine)
         try:
@@ -141,7 +141,7 @@ class Server(ABC):
         except SluiceError:
             raise
         except Exception as error:
-            known = self.translated(error, has_begun=False)
+            known = self.translate_error(error, has_begun=False)
             if known is None:
                 raise
             raise known from error
@@ -155,12 +155,12 @@ class Server(ABC):
             self._loop = self._thread = None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._wind_up(), loop).result()
+        asyncio.run_coroutine_threadsafe(self._end_all(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
-    async def _wind_up(self) -> None:
+    async def _end_all(self) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -168,7 +168,7 @@ class Server(ABC):
         await self.disconnect()
         await asyncio.get_running_loop().shutdown_asyncgens()
 
-    def _started(self) -> asyncio.AbstractEventLoop:
+    def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         if self._is_closed:
             raise Unavailable(f"{self.info} gets no more requests: this worker is ending.")
         if self._loop is None:
@@ -180,11 +180,11 @@ class Server(ABC):
         return self._loop
 
 
-# How many tokens a text has by estimate, for models whose tokenizer is on another server.
+# Estimates of how many tokens a text has, for models whose tokenizer is on another server.
 #
-# Estimates lean towards too many: a prompt that is trimmed to fit by them does fit. Four
-# characters of English make about one token; a syllable of Hangul and a Chinese or Japanese
-# character make up to one each, by tokenizer.
+# Estimates are rather too high, so that a prompt that was trimmed by them fits. Four characters
+# of English make about one token; a syllable of Hangul and a Chinese or Japanese character make
+# up to one each, depending on the tokenizer.
 
 _DENSE: Final = re.compile("[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af]")
 _CHARS_A_TOKEN: Final = 4
@@ -199,7 +199,7 @@ def tokens_of(text: str) -> int:
 
 
 def tokens_of_prompt(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
-    """Of a conversation with what a chat template puts around it, and of the tools' schemas."""
+    """Of a conversation in its chat template, with the schemas of the tools."""
     of_messages = sum(tokens_of(_text(message)) + _TOKENS_AROUND_A_MESSAGE for message in messages)
     of_tools = sum(
         tokens_of(f"{tool.name} {tool.description} {json.dumps(tool.parameters)}")
@@ -216,7 +216,7 @@ def _text(message: Message) -> str:
 
 @dataclass
 class Reply:
-    """What a back end learns of an answer beside its text, while it reads the stream.
+    """What a back end learns about an answer, besides its text, while it reads the stream.
 
     `finish_reason` is set by the end marker: a stream that ends without one was broken off.
     """
@@ -227,11 +227,11 @@ class Reply:
     completion_tokens: int | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """All that came, of the new text."""
+    """All that the server sent; those of a resumed text are not among them."""
 
 
 class RemoteGenerator(TextGenerator):
-    """A model of a server. The server outlives it, and is closed by whom it belongs to."""
+    """A model of a server. The server outlives it; the back end closes it."""
 
     def __init__(self, server: Server, reference: str) -> None:
         self.reference = reference
@@ -240,13 +240,13 @@ class RemoteGenerator(TextGenerator):
 
     @abstractmethod
     def converse(self, request: Request, reply: Reply) -> AsyncGenerator[str, None]:
-        """Ask the server; the new text in pieces. Fills in `reply` as it goes.
+        """Ask the server; yields the new text in pieces, and fills in `reply` meanwhile.
 
         `request.resume` goes into the server's prompt; its text is not part of the pieces.
         """
 
     async def window(self) -> int:
-        """`window_tokens`, for use on the loop."""
+        """`window_tokens`, for callers on the loop."""
         return self.window_tokens
 
     def start(self, request: Request) -> Generation:
@@ -268,7 +268,7 @@ class RemoteGenerator(TextGenerator):
 
 
 class _GenerationRun:
-    """One generation under way. All but its making happens on the server's loop."""
+    """One running generation. Everything but `__init__` runs on the server's loop."""
 
     def __init__(self, generator: RemoteGenerator, request: Request) -> None:
         self.generation = Generation(on_cancel=self._cancel)
@@ -294,7 +294,7 @@ class _GenerationRun:
                 self._request.deadline, partial(self._end, FinishReason.DEADLINE)
             )
         self._task = loop.create_task(self._generate())
-        # A task that is cancelled from elsewhere: the server is being closed.
+        # If it is still open then, something else cancelled the task: the server is being closed.
         self._task.add_done_callback(lambda _: self.abandon())
 
     def abandon(self) -> None:
@@ -302,14 +302,14 @@ class _GenerationRun:
         self._fail(Unavailable(f"{info} gets no more requests: this worker is ending."))
 
     def _cancel(self) -> None:
-        with suppress(Unavailable):  # Then the server is closed, and this has failed already.
+        with suppress(Unavailable):  # The server is closed, and this has failed already.
             self._server.post(partial(self._end, FinishReason.CANCELLED))
 
     async def _generate(self) -> None:
         stops = StopFilter(self._request.sampling.stop)
         try:
             async with self._server.slots.slot(self._request.lane):
-                await self._refuse_what_does_not_fit()
+                await self._check_window()
                 pieces = self._generator.converse(self._request, self._reply)
                 async with aclosing(pieces):
                     async for piece in pieces:
@@ -326,9 +326,9 @@ class _GenerationRun:
         except SluiceError as error:
             self._fail(error)
         except Exception as error:
-            self._fail(self._translated(error))
+            self._fail(self._translate(error))
 
-    async def _refuse_what_does_not_fit(self) -> None:
+    async def _check_window(self) -> None:
         request = self._request
         prompt_tokens = (
             tokens_of(request.prompt)
@@ -343,8 +343,8 @@ class _GenerationRun:
                 "SLUICE_REMOTE_WINDOW_TOKENS if the model's own window is larger."
             )
 
-    def _translated(self, error: Exception) -> Exception:
-        known = self._server.translated(error, has_begun=self._reply.has_begun)
+    def _translate(self, error: Exception) -> Exception:
+        known = self._server.translate_error(error, has_begun=self._reply.has_begun)
         if known is None:
             return error
         known.__cause__ = error
@@ -368,7 +368,7 @@ class _GenerationRun:
             self._settle()
 
     def _settle(self) -> None:
-        """The reader has its answer; what is left of the request is dropped."""
+        """The reader has its answer; drop the rest of the request."""
         self._is_over = True
         self._generator._runs.discard(self)
         if self._alarm is not None:
@@ -377,7 +377,8 @@ class _GenerationRun:
             self._task.cancel()
 
     def _completion(self, reason: FinishReason) -> Completion:
-        """A resumed text is part of the prompt for the server, and of the answer for us."""
+        """For the server, a resumed text is part of the prompt; for us, it is part of the
+        answer."""
         before = tokens_of(self._resumed)
         resume = self._request.resume
         before_logprobs = () if resume is None else resume.logprobs
@@ -402,6 +403,6 @@ class _GenerationRun:
 
 
 def tokens_left(request: Request) -> int:
-    """How many tokens may still come; a resumed text has used up some of them, by estimate."""
+    """How many tokens may still come: the limit, less an estimate for the resumed text."""
     before = tokens_of(request.resume.text) if request.resume is not None else 0
     return max(1, request.sampling.max_tokens - before)

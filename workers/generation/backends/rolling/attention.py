@@ -1,13 +1,13 @@
 """Attention over the slab: one slot per request, each request at a length of its own.
 
-Registered with transformers as the attention implementation `sluice`, for which models build no
-masks. A forward pass brings a `Layout` as the keyword `sluice_layout`, which says where its tokens
-lie in the slab: `DecodeLayout` for one new token of every row (shapes depend on nothing but the
-number of rows and the span), `PackedLayout` for pieces of several prompts, end to end in one
-sequence without padding. A token sees its own row's columns up to its own, and no others.
+It is registered with transformers as the attention implementation `sluice`, for which models build
+no masks. A forward pass has a `Layout` as the keyword `sluice_layout`, which says where its tokens
+are in the slab: `DecodeLayout` for one new token of every row (its shapes depend only on the number
+of rows and the span), `PackedLayout` for pieces of several prompts, end to end in one sequence
+without padding. A token sees the columns of its own row up to its own column, and no others.
 
-Grouped and multi-query attention fold the group into the query's length, so that keys and values
-are read in place and never repeated.
+Grouped and multi-query attention fold the group into the query's length: so keys and values are
+read in place and never repeated.
 """
 
 from abc import ABC, abstractmethod
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
 SLUICE: Final = "sluice"
-# What it costs on a processor to compute a row's attention alone, as columns that are read.
+# The fixed cost of computing one row's attention by itself on a processor, in columns read.
 ROW_COST_COLUMNS: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a layer asks of its attention. `sinks` are learned logits, one a head, that take a
-    share of the attention away from all columns."""
+class LayerOptions:
+    """The parameters of one layer's attention. `sinks` are learned logits, one per head, which take
+    a share of the attention from all columns."""
 
     scaling: float | None
     window: int | None
@@ -50,14 +50,14 @@ class PromptPiece:
 
 
 class Layout(ABC):
-    """Where the tokens of one forward pass lie: token i in `slots[i]` and `columns[i]`."""
+    """Where the tokens of one forward pass are: token i in `slots[i]` and `columns[i]`."""
 
     def __init__(self, slots: Tensor, columns: Tensor) -> None:
         self._cells = {slots.device: (slots, columns)}
         self._masks: dict[tuple[Any, ...], Tensor] = {}
 
     def cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Slots and columns there; a model may be spread over several devices."""
+        """Slots and columns on that device; a model may be spread over several."""
         if device not in self._cells:
             slots, columns = next(iter(self._cells.values()))
             self._cells[device] = (slots.to(device), columns.to(device))
@@ -65,19 +65,19 @@ class Layout(ABC):
 
     @abstractmethod
     def visible(self, slab: Tensor) -> Tensor:
-        """The part of a layer's keys or values `[slots, heads, columns, dim]` that is looked at."""
+        """The part of a layer's keys or values `[slots, heads, columns, dim]` that is read."""
 
     @abstractmethod
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: Options) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: LayerOptions) -> Tensor:
         """`[batch, heads, length, dim]` -> `[batch, length, heads, dim]`."""
 
 
 class DecodeLayout(Layout):
     """One token for each of the slots 0..n, which see the columns 0..span.
 
-    `known` are the columns as the caller knows them, where they may shape the computation: what
-    lies before every row's sliding window is not read then, and on a processor, rows of very
-    unequal lengths are computed one by one, each over its own length alone.
+    `known` are the columns as plain numbers, if the computation may depend on them: then columns
+    before every row's sliding window are not read, and on a processor, rows of very unequal lengths
+    are computed one by one, each over its own length.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DecodeLayout(Layout):
     def visible(self, slab: Tensor) -> Tensor:
         return slab[: self._rows, :, : self._span]
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: Options) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: LayerOptions) -> Tensor:
         rows, heads, _, _ = query.shape
         folded = query.reshape(rows, keys.shape[1], -1, query.shape[-1])
         if self._is_uneven and self._known is not None:
@@ -114,7 +114,13 @@ class DecodeLayout(Layout):
         return attention(folded, keys, values, mask, options).reshape(rows, 1, heads, -1)
 
     def _attend_one(
-        self, query: Tensor, keys: Tensor, values: Tensor, row: int, column: int, options: Options
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        row: int,
+        column: int,
+        options: LayerOptions,
     ) -> Tensor:
         first = 0 if options.window is None else max(0, column - options.window + 1)
         seen = (slice(row, row + 1), slice(None), slice(first, column + 1))
@@ -146,7 +152,7 @@ class PackedLayout(Layout):
     def visible(self, slab: Tensor) -> Tensor:
         return slab
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: Options) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, options: LayerOptions) -> Tensor:
         _, heads, length, _ = query.shape
         groups = heads // keys.shape[1]
         out = query.new_empty(1, length, heads, values.shape[-1])
@@ -178,12 +184,12 @@ class PackedLayout(Layout):
 
 
 def register() -> None:
-    """Make `sluice` known to transformers; doing so twice changes nothing."""
+    """Register `sluice` with transformers; a second call changes nothing."""
     AttentionInterface.register(SLUICE, _forward)
 
 
 def attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, options: Options
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, options: LayerOptions
 ) -> Tensor:
     """`[batch, key heads, group * length, dim]`, with a mask that is added to the scores."""
     if options.softcap is None and options.sinks is None:
@@ -219,7 +225,7 @@ def _forward(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    options = Options(scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux)
+    options = LayerOptions(scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux)
     return sluice_layout.attend(query, key, value, options), None
 
 
@@ -229,13 +235,12 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-# The keys and values of all requests under way: one slot a row, one column a token.
+# The keys and values of all running requests: one slot per row, one column per token.
 #
-# Each layer has keys and values `[rows, heads, tokens, dim]`. A row fills its columns from 0
-# on, at its own pace; nothing is padded, and what lies behind a row's last token is never
-# attended to. The slab grows by units within a budget of bytes, and changes its shape (fewer
-# rows, more tokens, or the reverse) where the budget asks for it. Who has which slot is for
-# `scheduler.py` to say.
+# Each layer has keys and values `[rows, heads, tokens, dim]`. A row fills its columns from 0 on, at
+# its own pace; nothing is padded, and columns after a row's last token are never attended to. The
+# slab grows in units within a budget of bytes, and changes its shape (fewer rows and more tokens,
+# or the reverse) if the budget requires it. `scheduler.py` decides which row has which slot.
 
 COLUMNS_UNIT: Final = 128
 
@@ -249,14 +254,14 @@ class _Layer:
         return self.keys, self.values
 
 
-Saved = tuple[tuple[Tensor, Tensor], ...]
+SavedRow = tuple[tuple[Tensor, Tensor], ...]
 """The keys and values of one row, `[heads, columns, dim]` for each layer."""
 
 
 class Slab(Cache):
     """A cache for the models of transformers. A forward pass sets `layout` first.
 
-    The last column is nobody's: what static shapes make a forward pass write too much goes there.
+    The last column belongs to no row: forward passes of static shapes write their padding there.
     """
 
     layout: Layout
@@ -266,9 +271,9 @@ class Slab(Cache):
         self.rows = 0
         self.columns = 0
         self.token_limit = 0
-        """How many tokens' keys and values the budget has room for."""
-        self.shapes_taken = 0
-        """Counts up whenever the tensors are replaced by others."""
+        """For how many tokens the budget has room."""
+        self.shape_version = 0
+        """Increased whenever the tensors are replaced by others."""
         self._row_limit = row_limit
         self._slab: dict[int, _Layer] = {}
 
@@ -289,7 +294,7 @@ class Slab(Cache):
         *_: Any,
         **__: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values where the layout says; return what it lets be seen."""
+        """Write the new keys and values where the layout says; return what the pass may read."""
         layer = self._slab.get(layer_idx)
         if layer is None:
             layer = _Layer(self._empty(key_states), self._empty(value_states))
@@ -300,34 +305,34 @@ class Slab(Cache):
         return self.layout.visible(layer.keys), self.layout.visible(layer.values)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 (the interface's)
-        """Nothing that a model may derive from this holds for rows of different lengths; forward
-        passes bring positions with them."""
+        """Always 0: rows have different lengths, so models must derive nothing from it. Forward
+        passes have explicit positions."""
         return 0
 
     def fits(self, rows: int, tokens: int) -> bool:
         return self._shape_for(rows, tokens) is not None
 
     def reserve(self, rows: int, tokens: int) -> bool:
-        """Make room for so many rows of so many tokens, whatever shape that takes; False where
-        the budget forbids it. Both count all that is in use: what lies beyond may be lost."""
+        """Make room for this many rows and tokens, in any shape; False if the budget does not
+        allow it. Rows and columns beyond these may be lost."""
         shape = self._shape_for(rows, tokens)
         if shape is None:
             return False
         if shape != (self.rows, self.columns):
             kept = (min(self.rows, shape[0]), min(self.columns, shape[1]))
             self.rows, self.columns = shape
-            self.shapes_taken += 1
+            self.shape_version += 1
             for layer in self._slab.values():
-                # One tensor at a time, so that old and new exist together for no more than one.
-                layer.keys = self._reshaped(layer.keys, *kept)
-                layer.values = self._reshaped(layer.values, *kept)
+                # One tensor at a time, so that only one exists twice at any moment.
+                layer.keys = self._resize(layer.keys, *kept)
+                layer.values = self._resize(layer.values, *kept)
         return True
 
     def drop(self) -> None:
         """Forget everything."""
         self._slab.clear()
         self.rows = self.columns = 0
-        self.shapes_taken += 1
+        self.shape_version += 1
 
     def move(self, source: int, target: int, columns: int) -> None:
         for tensor in self._tensors():
@@ -339,13 +344,13 @@ class Slab(Cache):
             tensor[one, :, :columns] = tensor[other, :, :columns]
             tensor[other, :, :columns] = kept
 
-    def save(self, slot: int, columns: int) -> Saved:
+    def save(self, slot: int, columns: int) -> SavedRow:
         return tuple(
             (layer.keys[slot, :, :columns].clone(), layer.values[slot, :, :columns].clone())
             for _, layer in sorted(self._slab.items())
         )
 
-    def restore(self, saved: Saved, slot: int, columns: int) -> None:
+    def restore(self, saved: SavedRow, slot: int, columns: int) -> None:
         for (keys, values), (_, layer) in zip(saved, sorted(self._slab.items()), strict=True):
             layer.keys[slot, :, :columns] = keys[:, :columns]
             layer.values[slot, :, :columns] = values[:, :columns]
@@ -368,11 +373,11 @@ class Slab(Cache):
         return None
 
     def _empty(self, like: Tensor) -> Tensor:
-        """Zeros: what was never written has to be finite, since it is multiplied by zero."""
+        """Zeros: columns that were never written are multiplied by zero, so they must be finite."""
         shape = (self.rows, like.shape[1], self.columns, like.shape[3])
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
-    def _reshaped(self, old: Tensor, rows: int, columns: int) -> Tensor:
+    def _resize(self, old: Tensor, rows: int, columns: int) -> Tensor:
         new = self._empty(old)
         new[:rows, :, :columns] = old[:rows, :, :columns]
         return new
@@ -381,13 +386,13 @@ class Slab(Cache):
 # A causal language model over the slab: token ids in, logits of the next tokens out.
 #
 # `prefill` runs pieces of several prompts in one pass, `decode` one token of every row. Both
-# leave the keys and values in the slab. No requests and no text in here.
+# write the keys and values into the slab. Requests and text are not known here.
 
 SPAN_UNIT = 64
 
 
 class Network:
-    """For one thread at a time."""
+    """A causal language model and its slab. For one thread at a time."""
 
     def __init__(self, model: PreTrainedModel, slab: Slab) -> None:
         self.slab = slab
@@ -398,7 +403,7 @@ class Network:
         self._model = model
 
     def prefill(self, pieces: Sequence[PromptPiece], selected: Sequence[bool]) -> Tensor:
-        """Logits `[count of selected, vocabulary]` behind the last token of each selected piece."""
+        """Logits `[number of selected, vocabulary]` after the last token of each selected piece."""
         layout = PackedLayout(pieces, self.device)
         ids = torch.tensor([[id_ for piece in pieces for id_ in piece.ids]], device=self.device)
         ends, last = [], -1
@@ -406,7 +411,7 @@ class Network:
             last += len(piece.ids)
             if is_selected:
                 ends.append(last)
-        # A model computes the logits of one token at least.
+        # A model computes the logits of at least one token.
         keep = torch.tensor(ends or [last], device=self.device)
         return self.run(layout, ids, layout.cells(self.device)[1][None], keep)[0, : len(ends)]
 
@@ -433,24 +438,24 @@ class Network:
         return logits
 
 
-# What was read once is not read again: keys and values of common beginnings.
+# The keys and values of earlier requests, for later ones that begin with the same tokens.
 #
-# Requests often begin alike (a system prompt, the same passages, the conversation so far).
-# The keys and values of ended requests are kept, the least recently used dropped first,
-# within a number of tokens. No slab in here: what is kept are copies.
+# Requests often begin alike (a system prompt, the same passages, the conversation so far). The keys
+# and values of ended requests are kept as copies outside of the slab, within a number of tokens;
+# the least recently used are dropped first.
 
 SHORTEST_TOKENS: Final = 32
-"""Shorter beginnings are read faster than they are looked up and copied."""
+"""A shorter beginning is read faster than it is found and copied."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prefix:
     tokens: Sequence[int]
-    saved: Saved
+    saved: SavedRow
 
 
 class Prefixes:
-    """Bounded by the tokens of all that is kept."""
+    """The prefixes that are kept, at most `token_limit` tokens together."""
 
     def __init__(self, token_limit: int) -> None:
         self.token_limit = token_limit
@@ -458,7 +463,7 @@ class Prefixes:
         self._tokens = 0
 
     def longest(self, tokens: Sequence[int]) -> tuple[Prefix | None, int]:
-        """The kept one that shares most of its beginning, and how many tokens that is."""
+        """The kept prefix with the longest common beginning, and the length of that in tokens."""
         best, length = None, 0
         for prefix in self._kept.values():
             if (common := common_tokens(prefix.tokens, tokens)) > length:
@@ -468,13 +473,13 @@ class Prefixes:
         return best, length
 
     def is_new(self, tokens: Sequence[int]) -> bool:
-        """Whether keeping these says more than what is kept already."""
+        """Whether these are worth keeping: not too short, too long, or kept already."""
         if not SHORTEST_TOKENS <= len(tokens) <= self.token_limit:
             return False
         return self.longest(tokens)[1] < len(tokens)
 
-    def keep(self, tokens: Sequence[int], saved: Saved) -> None:
-        """Instead of any that is a beginning of it."""
+    def keep(self, tokens: Sequence[int], saved: SavedRow) -> None:
+        """Keep the prefix, and drop those that are a beginning of it."""
         for key, prefix in list(self._kept.items()):
             if common_tokens(prefix.tokens, tokens) == len(prefix.tokens):
                 self._drop(key)
@@ -493,7 +498,7 @@ class Prefixes:
 
 
 def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
-    """How long the common beginning is; 0 where it is not worth using."""
+    """The length of the common beginning; 0 if it is not worth using."""
     if one[:SHORTEST_TOKENS] != other[:SHORTEST_TOKENS]:
         return 0
     low, high = 0, min(len(one), len(other))

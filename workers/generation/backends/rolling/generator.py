@@ -1,7 +1,7 @@
-"""The back end `hf/...`: one model in this process, whose batch requests join and leave.
+"""The back end `hf/...`: one model in this process, and a batch that requests join and leave.
 
-`scheduler.py` runs the model, in a thread of its own; here requests become rows for it, in the
-caller's thread. Calls of tools stay in the text, for `answers/tool_calls.py` to find.
+`scheduler.py` runs the model in a thread of its own; this module makes rows of requests for it, in
+the caller's thread. Tool calls stay in the text, where `answers/tool_calls.py` finds them.
 """
 
 import os
@@ -54,7 +54,7 @@ from workers.models.load import LoadedGenerator, load_generator
 
 # How much memory the keys and values of requests may take, measured once the model is loaded.
 
-# On a processor, memory belongs to others as well: more than this only where a setting says so.
+# Other programs need main memory, too: without a setting, no more than this is taken of it.
 CPU_LIMIT_BYTES: Final = 4 * 2**30
 
 
@@ -80,11 +80,11 @@ def _available_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-# Linear layers in the order of memory that a processor's matrix kernels read.
+# Linear layers whose weights lie in memory as a processor's matrix kernels read them.
 #
-# torch's own linear layer has oneDNN rearrange bfloat16 weights at every call, which costs a
-# decode step of few rows half of its time. Rearranged once, they compute the same. The
-# operators are those that torch's compiler uses for frozen models on processors.
+# torch's own linear layer makes oneDNN rearrange bfloat16 weights at every call, which costs half
+# of the time of a decode step with few rows. Here they are rearranged once; the results are the
+# same. The operators are those that torch's compiler uses for frozen models on processors.
 
 
 class PackedLinear(nn.Module):
@@ -105,9 +105,9 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: nn.Module) -> int:
-    """Replace the layers where that helps, in place; returns how many it were."""
-    is_there = torch.backends.mkldnn.is_available()
-    if not is_there or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Replace, in place, the layers that gain by it; returns how many were replaced."""
+    is_available = torch.backends.mkldnn.is_available()
+    if not is_available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return 0
     packed = 0
     for parent in list(model.modules()):
@@ -124,10 +124,10 @@ def _is_slow(weight: Tensor) -> bool:
 
 
 PLAIN_STOP: Final = ("\nUser:",)
-# Tokens that open a call of a tool where a model has special ones for it (Mistral, Llama 3).
+# Special tokens that open a tool call (Mistral, Llama 3).
 CALL_MARKS: Final = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>")
 BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
-"""How sentencepiece writes a byte that is a part of a character."""
+"""How sentencepiece writes a byte that is only a part of a character."""
 WORD_BEGIN: Final = "\u2581"
 
 
@@ -150,13 +150,14 @@ _PLAIN_NAMES: Final = {
 
 
 class Prompts:
-    """Thread-safe."""
+    """Requests -> token ids, and token ids -> text, by the model's tokenizer. Thread-safe."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._has_template = bool(tokenizer.chat_template)
-        # Tokenizers keep their truncation and padding in themselves, and refuse to be borrowed.
+        # A tokenizer has its truncation and padding as a state, and raises an error ("Already
+        # borrowed") when two threads use it.
         self._lock = threading.Lock()
         self._has_byte_letters = "ByteLevel" in str(getattr(self._backend, "decoder", ""))
         special = _special_tokens(tokenizer)
@@ -167,7 +168,7 @@ class Prompts:
         """Whether the template describes tools to the model."""
 
     def encode(self, request: Request) -> list[int]:
-        """Raises InvalidInput where the template refuses the messages."""
+        """Raises InvalidInput if the template refuses the messages."""
         if request.prompt is not None:
             return self._ids(request.prompt, with_special=True)
         return self.encode_messages(request.messages, request.tools)
@@ -176,10 +177,10 @@ class Prompts:
         if not self._has_template:
             return self._ids(self._plain(messages), with_special=True)
         # A template writes the special tokens itself.
-        return self._ids(self._templated(messages, tools), with_special=False)
+        return self._ids(self._from_template(messages, tools), with_special=False)
 
     def encode_more(self, text: str) -> list[int]:
-        """Text that goes on behind a prompt."""
+        """Of a text that continues a prompt."""
         return self._ids(text, with_special=False)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -187,12 +188,12 @@ class Prompts:
         return self._text([id_ for id_ in ids if id_ not in self._special_ids])
 
     def decode_with_calls(self, ids: Sequence[int]) -> str:
-        """The same, with the special tokens that mark calls of tools."""
+        """The same, with the special tokens that mark tool calls."""
         hidden = self._special_ids - self._call_ids
         return self._text([id_ for id_ in ids if id_ not in hidden])
 
-    def spelled(self, id_: int) -> tuple[str, list[int]]:
-        """A token as a text of its own, and its bytes: it may be a part of a character."""
+    def spell(self, id_: int) -> tuple[str, list[int]]:
+        """The text of one token, and its bytes: it may be only a part of a character."""
         token = self._tokenizer.convert_ids_to_tokens(id_)
         text = self._text([id_])
         if not isinstance(token, str) or id_ in self._special_ids:
@@ -212,7 +213,7 @@ class Prompts:
         return request.sampling.stop + (PLAIN_STOP if is_plain else ())
 
     def _text(self, ids: list[int]) -> str:
-        # Straight to the tokenizer's own library where there is one: this runs for every token.
+        # Calls the tokenizer's own library directly if it has one: this runs for every token.
         decode = self._backend.decode if self._backend is not None else self._tokenizer.decode
         text = decode(ids, skip_special_tokens=False)
         assert isinstance(text, str)
@@ -225,19 +226,19 @@ class Prompts:
             ).input_ids
         return ids
 
-    def _templated(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def _from_template(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         try:
-            return self._rendered(messages, tools)
+            return self._render(messages, tools)
         except TemplateError as error:
             merged = _without_system(messages)
             if merged is None:
                 raise InvalidInput(f"The model's chat template refuses this: {error}.") from error
-        # Some models know no system role; what it says then opens the first message.
-        return self._templated(merged, tools)
+        # Some models know no system role: its text is put before the user's first message.
+        return self._from_template(merged, tools)
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
         text = self._tokenizer.apply_chat_template(
-            [self._broken(message.as_dict()) for message in messages],
+            [self._break_special(message.as_dict()) for message in messages],
             tools=[tool.as_dict() for tool in tools] if self.has_tools and tools else None,
             add_generation_prompt=True,
             tokenize=False,
@@ -247,23 +248,25 @@ class Prompts:
 
     def _plain(self, messages: Sequence[Message]) -> str:
         lines = [
-            f"{_PLAIN_NAMES[message.role]}: {self._broken(message.content)}" for message in messages
+            f"{_PLAIN_NAMES[message.role]}: {self._break_special(message.content)}"
+            for message in messages
         ]
         return "\n".join([*lines, f"{_PLAIN_NAMES[Role.ASSISTANT]}:"])
 
-    def _broken(self, value: Any) -> Any:
-        """The same, with a space after the first character of each special token's string."""
+    def _break_special(self, value: Any) -> Any:
+        """The same, with a space inside of each string that is a special token: no user may write
+        one."""
         if isinstance(value, str):
             return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
         if isinstance(value, dict):
-            return {key: self._broken(item) for key, item in value.items()}
+            return {key: self._break_special(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._broken(item) for item in value]
+            return [self._break_special(item) for item in value]
         return value
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message] | None:
-    """None where there is no system message before one of the user."""
+    """The system message merged into the user's first; None if they are not the first two."""
     if len(messages) < 2 or messages[0].role != Role.SYSTEM or messages[1].role != Role.USER:
         return None
     content = f"{messages[0].content}\n\n{messages[1].content}"
@@ -281,20 +284,21 @@ def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-# Whether a model computes over the slab what it computes on its own.
+# Whether a model computes the same with the slab as on its own.
 #
-# A model whose architecture does not go through transformers' attention interface, or whose
-# attention needs more than keys, values, a window and a soft cap (ALiBi, recurrent states),
-# would answer, but wrongly. So a few tokens are run both ways when a model is loaded.
+# A model whose architecture does not use transformers' attention interface, or whose attention
+# needs more than keys, values, a window and a soft cap (ALiBi, recurrent states), would answer,
+# but wrongly. So a few tokens are run both ways when a model is loaded.
 
 TOKENS: Final = 12
-# Cosine of the two logits. Rounding in four bits leaves .999, a wrong attention below .9.
+# The cosine of the two logits: .999 with four-bit rounding, below .9 with a wrong attention.
 ALIKE: Final = 0.98
 KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 
 
 def adapt(model: PreTrainedModel, row_limit: int) -> Network:
-    """The model over a slab, without room yet. Raises ConfigurationError where it cannot be."""
+    """The model with a slab, which has no room yet. Raises ConfigurationError if the model cannot
+    work with one."""
     name = type(model).__name__
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if strange := kinds - KNOWN_LAYERS:
@@ -325,7 +329,7 @@ def _alone(model: PreTrainedModel, ids: list[int]) -> Tensor:
 
 
 def _over_slab(network: Network, ids: list[int]) -> Tensor:
-    """Two rows, read in pieces of unlike lengths; the last token of one is decoded."""
+    """Two rows, read in pieces of different lengths; the last token of one is decoded."""
     network.slab.token_limit = 4 * TOKENS * TOKENS
     network.slab.reserve(2, TOKENS)
     middle = TOKENS // 3
@@ -348,13 +352,13 @@ def _unsupported(name: str, reason: str) -> ConfigurationError:
 
 # A request -> a row that can join the batch, or the reason why it cannot be served.
 #
-# What an earlier attempt generated becomes part of the row: the model goes on behind it, and
-# text that was shown is not shown again.
+# What an earlier attempt generated becomes part of the row: the model continues it, and text that
+# was shown is not shown again.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """`window_reason` says, to users, what bounds the window."""
+    """`window_reason` tells users why the window is not larger."""
 
     window_tokens: int
     window_reason: str
@@ -362,7 +366,7 @@ class Bounds:
 
 
 class Intake:
-    """Thread-safe."""
+    """Makes rows of requests. Thread-safe."""
 
     def __init__(self, prompts: Prompts, bounds: Bounds) -> None:
         self._prompts = prompts
@@ -379,7 +383,7 @@ class Intake:
         pieces = [piece for token in ids if (piece := text.feed(token))]
         again = "".join(pieces)
         if not (resume.text.startswith(again) or again.startswith(resume.text)) or not ids:
-            # Ids of another model, or none at all: the text is what counts.
+            # The ids are of another model, or there are none: then the text is encoded.
             ids = self._prompts.encode_more(resume.text) if resume.text else []
             text = self._text(request)
             for token in ids:
@@ -397,7 +401,7 @@ class Intake:
             text=text,
             age=next(self._ages),
             pieces=pieces,
-            spell=self._prompts.spelled,
+            spell=self._prompts.spell,
             logprobs=list(resume.logprobs),
             repeated_chars=max(0, len(resume.text) - len(again)),
         )
@@ -407,7 +411,7 @@ class Intake:
         return TextStream(decode, self._prompts.stop_strings(request))
 
     def _check(self, prompt: list[int]) -> None:
-        """What no model may read: it may end the process (SIGFPE for no tokens at all)."""
+        """Refuse prompts that could end the process in the model (without tokens: SIGFPE)."""
         bounds = self._bounds
         if not prompt:
             raise InvalidInput("The prompt is empty: it makes no tokens for this model.")
@@ -424,7 +428,7 @@ class Intake:
 
 
 class RollingBackend:
-    """`on_fatal` is called from a model's thread once the device is broken and all requests were
+    """`on_fatal` is called from a model's thread when the device is broken, after all requests were
     handed back; the process should end."""
 
     def __init__(self, settings: Settings, *, on_fatal: Callable[[], None]) -> None:
@@ -437,7 +441,7 @@ class RollingBackend:
         return RollingGenerator(HF.prefix + name, loaded, self._settings, self._on_fatal)
 
     def close(self) -> None:
-        """Models share nothing."""
+        """Nothing to do: models share nothing."""
 
 
 class RollingGenerator(TextGenerator):
@@ -499,20 +503,20 @@ class RollingGenerator(TextGenerator):
 
 
 def _bounds(window_tokens: int, slab_tokens: int, vocabulary_tokens: int) -> Bounds:
-    """What one request may have at most: what the model was made for, or what memory holds."""
-    held = slab_tokens // COLUMNS_UNIT * COLUMNS_UNIT - 1
-    if held < 1:
+    """The limits of one request: those of the model, or of the memory."""
+    slab_window = slab_tokens // COLUMNS_UNIT * COLUMNS_UNIT - 1
+    if slab_window < 1:
         raise ConfigurationError(
             f"The keys and values of {slab_tokens} tokens fit into the memory that is left, and "
             f"at least {COLUMNS_UNIT} are needed. Raise SLUICE_GENERATION_KV_MIB or "
             "SLUICE_GENERATION_KV_FRACTION, or use a smaller model."
         )
-    if held < window_tokens:
-        reason = f"memory bounds the window to {held} (see SLUICE_GENERATION_KV_MIB)"
+    if slab_window < window_tokens:
+        reason = f"memory bounds the window to {slab_window} (see SLUICE_GENERATION_KV_MIB)"
     else:
         reason = f"the model's window is {window_tokens}"
     return Bounds(
-        window_tokens=min(window_tokens, held),
+        window_tokens=min(window_tokens, slab_window),
         window_reason=reason,
         vocabulary_tokens=vocabulary_tokens,
     )

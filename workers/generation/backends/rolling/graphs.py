@@ -1,11 +1,11 @@
 """Decode steps of static shapes, replayed as CUDA graphs: no launch of a kernel waits for Python.
 
 Rows are padded to the next of `ROWS`, the span to a power of two, and one graph is captured for
-each pair, at its first use. What padding rows write goes to the slab's last column, which is
-nobody's. A graph knows the addresses of the tensors that it reads and does not keep them alive:
-each step holds its own, and the slab's are gone when its shape changes, and the graphs with them.
-On a processor the same padded step runs without capture. Where a step cannot be captured, decode
-steps run as they do without graphs, and the log says so.
+each pair of them, at its first use. Padding rows write to the slab's last column, which belongs to
+no row. A graph has the addresses of the tensors that it reads, but does not keep them alive:
+`_Graph` holds its own tensors, and when the slab gets another shape, all graphs are dropped. On a
+processor the same padded step runs without capture. If a step cannot be captured, decode steps run
+without graphs, and the log says so.
 """
 
 import logging
@@ -26,13 +26,13 @@ WARM_UP_RUNS: Final = 2
 
 ForwardPass = Callable[[], Tensor]
 Capture = Callable[[ForwardPass], ForwardPass]
-"""Makes a replay of a run. The replay need not keep alive what the run reads."""
+"""Makes a replay of a forward pass. It need not keep alive the tensors that the pass reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """`tokens` is `[3, rows]`: ids, columns to write to, positions; `slots` is `[rows]`. A replay
-    reads both where they lie, so both live as long as it does."""
+    """`tokens` is `[3, rows]`: ids, columns to write to, positions; `slots` is `[rows]`. The replay
+    reads both at their addresses, so they must live as long as it does."""
 
     tokens: Tensor
     slots: Tensor
@@ -40,8 +40,8 @@ class _Graph:
 
 
 class CudaCapture:
-    """Captures on one device. All graphs share one pool of memory: one at a time is replayed, and
-    what it computed is copied before the next."""
+    """Captures on one device. All graphs can share one pool of memory: one is replayed at a time,
+    and its result is copied before the next."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -67,7 +67,7 @@ class CudaCapture:
         return replay
 
 
-def _as_it_is(run: ForwardPass) -> ForwardPass:
+def _run_uncaptured(run: ForwardPass) -> ForwardPass:
     return run
 
 
@@ -75,28 +75,28 @@ class StaticDecode:
     """The `decode` of a network, with static shapes."""
 
     def __init__(self, network: Network, capture: Callable[[], Capture] | None = None) -> None:
-        """`capture` makes what captures steps, anew for each shape of the slab; by default CUDA's
-        on a GPU, and nothing elsewhere."""
+        """`capture` is called for each shape of the slab, and makes the capture of its steps. The
+        default captures CUDA graphs on a GPU, and nothing elsewhere."""
         self._network = network
         self._new_capture = capture or (lambda: _default_capture(network.device))
         self._capture = self._new_capture()
         self._graphs: dict[tuple[int, int], _Graph] = {}
-        self._shapes_taken = -1
+        self._seen_shape_version = -1
         self._is_off = False
 
     @staticmethod
     def padded_rows(rows: int) -> int:
-        """How many rows the slab has to have for so many."""
+        """How many rows the slab needs for a step of this many."""
         return next((count for count in ROWS if count >= rows), rows)
 
     def decode(self, ids: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """As `Network.decode`."""
+        """The same as `Network.decode`."""
         slab = self._network.slab
-        if self._shapes_taken != slab.shapes_taken:
+        if self._seen_shape_version != slab.shape_version:
             # Graphs know the addresses of tensors that are gone.
             self._graphs.clear()
             self._capture = self._new_capture()
-            self._shapes_taken = slab.shapes_taken
+            self._seen_shape_version = slab.shape_version
         rows = self.padded_rows(len(ids))
         span = min(max(SPAN_LEAST, 1 << max(columns).bit_length()), slab.columns)
         graph = self._graph(rows, span)
@@ -116,10 +116,10 @@ class StaticDecode:
         return graph.replay()[: len(ids)]
 
     def _graph(self, rows: int, span: int) -> _Graph | None:
-        """None where the model's steps cannot be captured."""
+        """None if the model's steps cannot be captured."""
         if not self._is_off and (rows, span) not in self._graphs:
             try:
-                self._graphs[rows, span] = self._made(rows, span)
+                self._graphs[rows, span] = self._capture_step(rows, span)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -129,10 +129,10 @@ class StaticDecode:
                 self._graphs.clear()
         return self._graphs.get((rows, span))
 
-    def _made(self, rows: int, span: int) -> _Graph:
+    def _capture_step(self, rows: int, span: int) -> _Graph:
         device = self._network.device
         tokens = torch.zeros(3, rows, dtype=torch.long, device=device)
-        # Warming up must not write where rows are.
+        # The warm-up runs write, too: into the column that belongs to no row.
         tokens[1] = self._network.slab.columns - 1
         slots = torch.arange(rows, device=device)
 
@@ -144,4 +144,4 @@ class StaticDecode:
 
 
 def _default_capture(device: torch.device) -> Capture:
-    return CudaCapture(device) if device.type == "cuda" else _as_it_is
+    return CudaCapture(device) if device.type == "cuda" else _run_uncaptured

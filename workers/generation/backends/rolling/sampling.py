@@ -1,10 +1,10 @@
 """Logits -> the next token of every row, each by its request's own parameters.
 
-Greedy rows cost one argmax for all of them. Others draw by the inverse of the cumulative
-distribution at a number that depends on the request's seed and the token's position alone, so
-that a request's text is the same in any company and goes on the same after an interruption.
-Repetition penalty, temperature, top-k and top-p mean what they mean in transformers, in that order;
-frequency and presence penalty come before them and mean what they mean at OpenAI.
+All greedy rows together cost one argmax. Other rows draw by the inverse of the cumulative
+distribution, at a number that depends only on the request's seed and the token's position: so the
+text of a request depends neither on the other rows nor on interruptions. Repetition penalty,
+temperature, top-k and top-p mean what they mean in transformers, in that order; frequency and
+presence penalty are applied before them, and mean what they mean at OpenAI.
 """
 
 import math
@@ -22,18 +22,18 @@ from shared.errors import InvalidInput
 from workers.generation.backends.interface import Sampling
 
 NOT_A_NUMBER: Final = -1
-"""Instead of a token, where a row's logits are not numbers."""
+"""Stands for the token of a row whose logits are not numbers."""
 
-# So many of the likeliest tokens are sorted; all of them only where a row needs more.
+# How many of the likeliest tokens are sorted; all of them only if a row needs more.
 CANDIDATES: Final = 1024
 COLDEST: Final = 1e-6
 
 
 class Chooser:
-    """How one request chooses, and what its penalties have to know.
+    """How one request chooses its tokens, and the state of its penalties.
 
-    `tokens` are those of the prompt and those generated behind its `prompt_tokens`. The repetition
-    penalty is of all of them, as in transformers; the others are of those generated, as OpenAI's.
+    `tokens` are the `prompt_tokens` of the prompt, then those generated. The repetition penalty
+    counts all of them, as in transformers; the others count those generated, as at OpenAI.
     """
 
     def __init__(
@@ -57,12 +57,13 @@ class Chooser:
             self._counts[token] += 1
 
     def number(self, position: int) -> float:
-        """In [0, 1): where in the cumulative distribution the token at that position lies."""
+        """The place in the cumulative distribution, in [0, 1), for the token at a position."""
         return Random(f"{self._seed}:{position}").random()
 
     def penalise(self, logits: Tensor) -> None:
-        """Change the logits `[vocabulary]` in place: divide those of seen tokens, or multiply
-        negative ones; then take off what each generated token costs."""
+        """Change the logits `[vocabulary]` in place: subtract the penalties of generated tokens,
+        then divide the logits of seen tokens by the repetition penalty, or multiply negative
+        ones."""
         if self._counts:
             self._take_off(logits)
         if self._seen is not None:
@@ -83,8 +84,8 @@ class Chooser:
 
 @torch.inference_mode()
 def choose(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int]) -> list[int]:
-    """A token for each row of `[rows, vocabulary]`, or NOT_A_NUMBER. `positions` count the tokens
-    that each request has generated so far."""
+    """A token for each row of `[rows, vocabulary]`, or NOT_A_NUMBER. `positions` are the numbers of
+    tokens that each request has generated so far."""
     best, tokens = logits.max(dim=-1)
     drawing = [row for row, chooser in enumerate(choosers) if not chooser.is_greedy]
     if drawing:
@@ -109,8 +110,8 @@ class Scored:
 def score(
     logits: Tensor, choosers: Sequence[Chooser], tokens: Sequence[int]
 ) -> list[Scored | None]:
-    """What the rows of `[rows, vocabulary]` give the tokens that were chosen, as the model has it;
-    None for rows that did not ask."""
+    """The log-probabilities of the chosen tokens in the model's own logits `[rows, vocabulary]`;
+    None for rows that did not ask for them."""
     scored: list[Scored | None] = [None] * len(tokens)
     rows = [
         row
@@ -137,7 +138,7 @@ def _draw(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int])
         chooser.penalise(row)
     device = logits.device
     samplings = [chooser.sampling for chooser in choosers]
-    # Relative to the best, so that no temperature overflows.
+    # Relative to the best one, so that no low temperature makes them overflow.
     logits -= logits.max(dim=-1, keepdim=True).values
     logits /= torch.tensor(
         [[max(sampling.temperature, COLDEST)] for sampling in samplings], device=device
@@ -169,7 +170,7 @@ def _among_likeliest(
     top_p = torch.tensor([[sampling.top_p] for sampling in samplings], device=device)
     scores, tokens = logits.topk(candidates, dim=-1)
     scores = scores.masked_fill(torch.arange(candidates, device=device) >= top_k, -math.inf)
-    # Without top-k, all tokens share the probability, and not the candidates alone.
+    # Without top-k, all tokens have a share of the probability, not only the candidates.
     shared = torch.where(
         top_k < vocabulary,
         scores.logsumexp(dim=-1, keepdim=True),
@@ -185,9 +186,9 @@ def _among_likeliest(
 
 
 def _at(likely: Tensor, numbers: Tensor) -> Tensor:
-    """The first index of `[rows, n]` at which the cumulative sum exceeds that part of the whole.
+    """The first index of `[rows, n]` at which the cumulative sum exceeds that part of the total.
 
-    One that has no probability is never taken, however the sums are rounded.
+    An index without probability is never taken, however the sums are rounded.
     """
     reached = likely.cumsum(dim=-1)
     whole = reached[:, -1:]
@@ -196,7 +197,7 @@ def _at(likely: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _validate(sampling: Sampling) -> None:
-    """Raises InvalidInput, which names the parameter and what it may be."""
+    """Raises InvalidInput, which names the parameter and its allowed values."""
     for name, is_right, allowed in (
         ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
         ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),

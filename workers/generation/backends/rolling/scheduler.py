@@ -1,10 +1,10 @@
 """The batch: who joins it, what the model runs, who leaves.
 
-An iteration drops who was cancelled or is late, lets waiting requests join, reads a bounded number
-of prompt tokens, and has every row that is ready generate one token: running streams never wait for
-a long prompt, and a new request has its first token within a few iterations. Errors stay with the
-requests they belong to, and out of memory makes the batch smaller. Only a device that is broken
-for the whole process makes `iterate` raise.
+An iteration ends requests that were cancelled or are late, lets waiting requests join, reads a
+bounded number of prompt tokens, and generates one token for every row that is ready: so running
+streams never wait for a long prompt, and a new request has its first token within a few iterations.
+An error fails only the requests that it concerns, and too little memory makes the batch smaller.
+`iterate` raises only if the device is broken for the whole process.
 """
 
 import logging
@@ -49,18 +49,19 @@ from workers.models.devices import is_fatal, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-Choice = tuple[int, Scored | None]
+ScoredToken = tuple[int, Scored | None]
 """The next token of a row, and its log-probability where the row asks for it."""
 IMPOSSIBLE: Final = -9999.0
-"""As OpenAI writes the log-probability of what cannot be."""
+"""What OpenAI writes for the log-probability of an impossible token."""
 SOON_TOKENS = 128
-"""For so many more tokens a row should have room when it joins."""
+"""A row that joins should have room for this many more tokens."""
 
 
 @dataclass(eq=False, kw_only=True)
 class SlabRow:
-    """A request. `tokens` are those of its prompt and those generated; the keys and values of the
-    first `filled` of them are in the slab. `age` is its number in the order of arrival."""
+    """A request that waits or is in the batch. `tokens` are those of its prompt and those
+    generated; the slab has the keys and values of the first `filled` of them. `age` is its number
+    in the order of arrival."""
 
     request: Request
     generation: Generation
@@ -73,13 +74,13 @@ class SlabRow:
     pieces: list[str]
     """The text so far."""
     repeated_chars: int
-    """How much of the text that comes next was shown by an earlier attempt."""
+    """How many characters of the next text an earlier attempt has shown."""
     spell: Callable[[int], tuple[str, list[int]]]
-    """A token as a text of its own, and its bytes."""
+    """The text of one token, and its bytes."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of the tokens of `pieces`, where the request asks for them."""
+    """Of the tokens of `pieces`, if the request asks for them."""
     pending: list[TokenLogprob] = field(default_factory=list)
-    """Of tokens whose text is still open."""
+    """Of tokens whose text has not come yet."""
     filled: int = 0
     times_passed: int = 0
     was_preempted: bool = False
@@ -96,7 +97,7 @@ class SlabRow:
         self.generation.put(Delta(text=piece[known:], token_ids=ids, logprobs=logprobs))
 
     def note(self, token: int, scored: Scored) -> None:
-        """What the token's log-probability was, before its text is shown."""
+        """Keep the token's log-probability until its text is shown."""
         text, bytes_ = self.spell(token)
         top = []
         for id_, logprob in scored.top:
@@ -109,7 +110,7 @@ class SlabRow:
     def finish(self, reason: FinishReason) -> None:
         rest = self.text.close()
         if self.pending and not self.text.is_stopped:
-            # Tokens that make no text, or half a character, are the end of it all the same.
+            # The last tokens may have no text, or half a character: they are reported, too.
             self.logprobs += self.pending
             self.generation.put(Delta(text="", logprobs=tuple(self.pending)))
             self.pending = []
@@ -143,8 +144,8 @@ class SlabRow:
         return min(len(self.tokens) + SOON_TOKENS, self.prompt_tokens + self.max_tokens)
 
 
-class Batch:
-    """Rows with a slot. Lets the slab move their keys and values along."""
+class RollingBatch:
+    """The rows that have a slot. When a row's slot changes, the slab moves its keys and values."""
 
     def __init__(self, slab: Slab) -> None:
         self.decoding: list[SlabRow] = []
@@ -173,11 +174,11 @@ class Batch:
         return max((row.tokens_soon for row in self), default=0)
 
     def join(self, row: SlabRow) -> None:
-        """Into the next free slot; the slab has room for it."""
+        """Take the next free slot; the caller has made room in the slab."""
         self.prefilling.append(row)
 
     def promote(self, row: SlabRow) -> None:
-        """The row's prompt has been read; from now on it decodes."""
+        """The row's prompt has been read: from now on it decodes."""
         at = self.prefilling.index(row)
         if at:
             first = self.prefilling[0]
@@ -188,14 +189,15 @@ class Batch:
         self.decoding.append(row)
 
     def remove(self, row: SlabRow) -> None:
-        """The last row of its kind moves into the slot, then the last of all behind that."""
+        """The last row in the same state takes its slot. If a decoding row left, the last row that
+        reads its prompt takes the slot that became free between the two groups."""
         if row in self.prefilling:
             at = self.prefilling.index(row)
             self._close_gap(self.prefilling, at, len(self.decoding))
             return
         self._close_gap(self.decoding, self.decoding.index(row), 0)
         if self.prefilling:
-            # The slot behind the rows that decode is free now, and the last one takes it.
+            # The slot after the rows that decode is free now.
             last = self.prefilling.pop()
             slot = len(self.decoding)
             self._slab.move(slot + 1 + len(self.prefilling), slot, last.filled)
@@ -212,12 +214,12 @@ class Batch:
             rows[at] = last
 
 
-# Figures of a model that runs here, for tests and for whoever watches it.
+# Counts for tests and for benchmarks.
 
 
 @dataclass
 class Counters:
-    """What the loop has done so far. Written by its thread alone."""
+    """What the loop has done so far. Only its thread writes them."""
 
     decode_steps: int = 0
     prefill_tokens: int = 0
@@ -228,16 +230,15 @@ class Counters:
     largest_batch: int = 0
 
 
-# How the prompt tokens that one iteration reads are shared among the rows that have prompts to
-# read.
+# How many tokens of each prompt one iteration reads.
 
 
 def shares(rows: Sequence[SlabRow], budget_tokens: int) -> list[tuple[SlabRow, int]]:
-    """At most `budget_tokens` in all, in the order of `rows`.
+    """The tokens for each row, at most `budget_tokens` together, in the order of `rows`.
 
-    The oldest gets half of them, so that a long prompt is read however many short ones come; the
-    others get theirs in the order of what they lack, so that a short one never waits for a long
-    one. What is left goes to the oldest.
+    The oldest gets half of them, so that a long prompt makes progress however many short ones
+    come; the others are served in the order of what they need, so that a short prompt never waits
+    for a long one. The oldest gets the rest.
     """
     if not rows:
         return []
@@ -252,28 +253,28 @@ def shares(rows: Sequence[SlabRow], budget_tokens: int) -> list[tuple[SlabRow, i
     return [(row, quotas[row]) for row in rows if quotas[row]]
 
 
-# The line of requests that wait for a slot, and who joins the batch next.
+# The requests that wait for a slot, and which one joins the batch next.
 #
-# Priority: lane, requests that were preempted, the fair key with the fewest rows in the batch,
-# age. One whose keys and values do not fit yet is passed over for smaller ones, but not for
-# ever: once others have joined before it `PASSES_LIMIT` times, nobody does until it fits. One
-# whose beginning another row is reading at the moment waits for that, instead of reading the
-# same beside it.
+# Order: lane, requests that were preempted, the fair key with the fewest rows in the batch, age. A
+# request whose keys and values do not fit yet lets smaller ones pass, but not for ever: after
+# `PASSES_LIMIT` of them, no other joins until it fits. A request that begins like a prompt that
+# another row is reading waits for that row, instead of reading the same tokens.
 
 PASSES_LIMIT: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What of a row's tokens need not be read: they are in the slot `source`, or were kept."""
+    """How many tokens at a row's beginning need not be read: their keys and values are in the slot
+    `source`, or in a prefix that was kept."""
 
     tokens: int = 0
     source: int | None = None
     kept: Prefix | None = None
 
 
-class Waiting:
-    """For the engine's thread alone."""
+class WaitingLine:
+    """Used only by the model's thread."""
 
     def __init__(self) -> None:
         self.rows: list[SlabRow] = []
@@ -288,9 +289,9 @@ class Waiting:
         self.rows.remove(row)
 
     def next(
-        self, batch: Batch, fits: Callable[[SlabRow], bool], prefixes: Prefixes
+        self, batch: RollingBatch, fits: Callable[[SlabRow], bool], prefixes: Prefixes
     ) -> "tuple[SlabRow, Beginning] | None":
-        """Who joins now; it has left the line."""
+        """Take out the row that joins now; None if none can."""
         passed = []
         for row in sorted(self.rows, key=lambda row: _priority(row, batch)):
             if not fits(row):
@@ -308,13 +309,13 @@ class Waiting:
         return None
 
 
-def _priority(row: SlabRow, batch: Batch) -> tuple[int, bool, int, int]:
+def _priority(row: SlabRow, batch: RollingBatch) -> tuple[int, bool, int, int]:
     request = row.request
     return request.lane, not row.was_preempted, batch.active(request.fair_key), row.age
 
 
-def _beginning(row: SlabRow, batch: Batch, prefixes: Prefixes) -> Beginning | None:
-    """None where it pays to wait until another row has read what both begin with."""
+def _beginning(row: SlabRow, batch: RollingBatch, prefixes: Prefixes) -> Beginning | None:
+    """None if it is better to wait until another row has read the common beginning."""
     # The last token is always read: its logits choose the next one.
     prefix = row.tokens[:-1]
     kept, length = prefixes.longest(prefix)
@@ -346,8 +347,8 @@ class Limits:
 
 
 class Scheduler:
-    """For one thread at a time. `ends` are the tokens that end a text; with `static`, decode steps
-    have shapes that do not change."""
+    """For one thread at a time. `ends` are the tokens that end a text; `static`, if given, runs
+    decode steps in shapes that do not change."""
 
     def __init__(
         self,
@@ -367,12 +368,12 @@ class Scheduler:
         self._ends = ends
         self._prefixes = prefixes
         self._static = static
-        self._batch = Batch(network.slab)
-        self._waiting = Waiting()
+        self._batch = RollingBatch(network.slab)
+        self._waiting = WaitingLine()
 
     @property
     def rows(self) -> list[SlabRow]:
-        """All that are under way, in the batch or waiting."""
+        """All rows, in the batch or waiting."""
         return [*self._batch, *self._waiting.rows]
 
     def take(self, rows: Iterable[SlabRow]) -> None:
@@ -397,7 +398,7 @@ class Scheduler:
             if chosen is None:
                 break
             row, beginning = chosen
-            self._attempt([row], partial(self._join, row, beginning))
+            self._try([row], partial(self._join, row, beginning))
             if row not in self._batch.prefilling:
                 break
         self.counters.largest_batch = max(self.counters.largest_batch, len(self._batch))
@@ -406,7 +407,8 @@ class Scheduler:
         return self._slab.fits(*self._room_with(row))
 
     def _room_with(self, row: SlabRow) -> tuple[int, int]:
-        """Rows and tokens: room for the row and for what all rows generate soon."""
+        """The rows and tokens that the slab needs with this row, and for what all rows generate
+        soon."""
         if not len(self._batch):
             return 1, len(row.tokens) + 1
         tokens = max(self._batch.longest_soon(), row.tokens_soon)
@@ -431,7 +433,7 @@ class Scheduler:
         if not pieces:
             return
         ready = [row for row, count in pieces if count == row.missing_tokens]
-        tokens = self._attempt([row for row, _ in pieces], partial(self._prefill, pieces, ready))
+        tokens = self._try([row for row, _ in pieces], partial(self._prefill, pieces, ready))
         if tokens is None:
             return
         for row, count in pieces:
@@ -443,7 +445,7 @@ class Scheduler:
 
     def _prefill(
         self, pieces: Sequence[tuple[SlabRow, int]], ready: Sequence[SlabRow]
-    ) -> list[Choice]:
+    ) -> list[ScoredToken]:
         prompt_pieces = [
             PromptPiece(
                 slot=self._batch.slot(row),
@@ -453,14 +455,14 @@ class Scheduler:
             for row, count in pieces
         ]
         logits = self._network.prefill(prompt_pieces, [row in ready for row, _ in pieces])
-        return _chosen(logits, ready) if ready else []
+        return _choose(logits, ready) if ready else []
 
     def _generate(self) -> None:
         if not self._batch.decoding:
             return
-        self._attempt(list(self._batch), self._make_room)
+        self._try(list(self._batch), self._make_room)
         rows = list(self._batch.decoding)
-        tokens = self._attempt(rows, partial(self._decode, rows)) if rows else None
+        tokens = self._try(rows, partial(self._decode, rows)) if rows else None
         if tokens is None:
             return
         self.counters.decode_steps += 1
@@ -473,17 +475,18 @@ class Scheduler:
             self._prefill_tokens = min(self._limits.prefill_tokens, self._prefill_tokens * 2)
 
     def _make_room(self) -> None:
-        """For one more token of every row; the youngest of the worst lane make way."""
+        """Make room for one more token of every row; if there is none, the youngest rows of the
+        last lane are preempted."""
         while not self._slab.reserve(self._slots(len(self._batch)), self._batch.longest()):
             self._preempt(max(self._batch, key=lambda row: (row.request.lane, row.age)))
 
-    def _decode(self, rows: Sequence[SlabRow]) -> list[Choice]:
+    def _decode(self, rows: Sequence[SlabRow]) -> list[ScoredToken]:
         decode = self._network.decode if self._static is None else self._static.decode
         logits = decode([row.tokens[-1] for row in rows], [row.filled for row in rows])
-        return _chosen(logits, rows)
+        return _choose(logits, rows)
 
-    def _advance(self, row: SlabRow, choice: Choice) -> None:
-        """The row has a token more, or has ended."""
+    def _advance(self, row: SlabRow, choice: ScoredToken) -> None:
+        """Add the token to the row, or end the row."""
         token, scored = choice
         if token == NOT_A_NUMBER:
             self._leave(row)
@@ -534,7 +537,7 @@ class Scheduler:
             self._prefixes.keep(tokens, saved)
 
     def _preempt(self, row: SlabRow) -> None:
-        """Back to the line; its prompt and what it generated are read again later."""
+        """The row waits again; later its prompt and its generated tokens are read again."""
         self._keep_prefix(row)
         self._batch.remove(row)
         self._requeue(row)
@@ -545,22 +548,22 @@ class Scheduler:
         self.counters.preemptions += 1
         self._waiting.add(row)
 
-    def _attempt(self, rows: Sequence[SlabRow], run: Callable[[], _T]) -> _T | None:
-        """None where it failed, and what that means for the rows was seen to."""
+    def _try(self, rows: Sequence[SlabRow], run: Callable[[], _T]) -> _T | None:
+        """The result of `run`; None if it failed, and then its rows were failed or wait again."""
         try:
             return run()
         except Exception as error:
             if is_fatal(error):
                 raise
             if is_out_of_memory(error):
-                self._shed(rows, error)
+                self._shrink(rows, error)
             else:
                 self._give_up(rows, error)
             return None
 
-    def _shed(self, tried: Sequence[SlabRow], error: Exception) -> None:
-        """Out of memory: half of the rows wait, the youngest. One alone is read in smaller pieces,
-        and fails only where that does not help."""
+    def _shrink(self, tried: Sequence[SlabRow], error: Exception) -> None:
+        """Out of memory: the batch gets half of its size. A single row is read in smaller pieces,
+        and fails only if that does not help."""
         rows = list({*self._batch, *tried})
         self.counters.out_of_memory += 1
         log.warning("out of memory with %d requests in the batch: %s", len(rows), error)
@@ -578,7 +581,7 @@ class Scheduler:
         self._start_over(rows)
 
     def _give_up(self, rows: Sequence[SlabRow], error: Exception) -> None:
-        """The rows of a forward pass that failed may be to blame; the others are not."""
+        """A forward pass failed: its rows may be the cause, and fail. The others start over."""
         log.error("the model failed on %d requests", len(rows), exc_info=error)
         others = [row for row in self._batch if row not in rows]
         for row in rows:
@@ -588,7 +591,7 @@ class Scheduler:
         self._start_over(others)
 
     def _start_over(self, rows: Sequence[SlabRow]) -> None:
-        """With an empty slab. All of the rows wait, and join again as far as the limits allow."""
+        """Empty the slab. The rows wait, and join again as far as the limits allow."""
         self._batch.clear()
         self._slab.drop()
         if torch.cuda.is_available():
@@ -597,26 +600,26 @@ class Scheduler:
             self._requeue(row)
 
 
-def _chosen(logits: Tensor, rows: Sequence[SlabRow]) -> list[Choice]:
+def _choose(logits: Tensor, rows: Sequence[SlabRow]) -> list[ScoredToken]:
     choosers = [row.chooser for row in rows]
     tokens = choose(logits, choosers, [row.generated_tokens for row in rows])
     return list(zip(tokens, score(logits, choosers, tokens), strict=True))
 
 
 def _finite(logprob: float) -> float:
-    """As JSON can have it: what a model holds for impossible has a logit of minus infinity."""
+    """A number that JSON has: the logit of an impossible token is minus infinity."""
     return max(logprob, IMPOSSIBLE)
 
 
-# The thread that a model runs in, from the first request to the last.
+# The thread that a model runs in.
 #
-# Requests come in from any thread. The loop sleeps while there are none; it ends when it is
-# closed or when the device is broken, and hands back what is under way then, so that others
-# can serve it.
+# Any thread may submit requests. The loop sleeps while there are none; it ends when it is closed
+# or when the device is broken, and then fails all requests with `Retryable`, so that another
+# worker serves them.
 
 
 class DecodeLoop:
-    """`on_fatal` is called from the loop's thread, after everything was handed back."""
+    """`on_fatal` is called from the loop's thread, after all requests were handed back."""
 
     def __init__(self, scheduler: Scheduler, on_fatal: Callable[[], None]) -> None:
         self._scheduler = scheduler
@@ -635,7 +638,7 @@ class DecodeLoop:
             self._changed.notify()
 
     def close(self) -> None:
-        """End after the current iteration. What is under way fails with a Retryable."""
+        """End after the current iteration. Unfinished requests fail with a Retryable."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -661,7 +664,8 @@ class DecodeLoop:
             self._on_fatal()
 
     def _take(self) -> bool:
-        """Hand over what was submitted, once there is anything to do. False when it is over."""
+        """Wait for work, then give submitted rows to the scheduler. False if the loop was
+        closed."""
         with self._changed:
             while not (self._is_closed or self._inbox or self._scheduler.rows):
                 self._changed.wait()
