@@ -40,7 +40,7 @@ from shared.documents import collections, lexical
 from shared.documents.lexical import Field
 from shared.tables import Document, Version, new_id
 from tests.integration.ingestion import ingest, new_collection
-from tests.integration.workbench import make_process
+from tests.integration.job_runner import make_process
 from tests.servers import start_chroma, start_postgres, start_redis
 from workers.attempts.process import Process
 from workers.ingest import steps

@@ -22,7 +22,7 @@ from typing import Any
 from cli.stack.ports import free_ports
 from sluice import Batch, Client
 from tests.e2e.generators import GenerationWorker
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 from tests.tiny import distilbert, mlm
 from tests.tiny.zoo import place

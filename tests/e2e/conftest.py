@@ -18,7 +18,7 @@ import pytest
 
 from cli.stack.ports import free_ports
 from sluice import Client
-from tests.e2e.running import remote_addresses
+from tests.e2e.processes import remote_addresses
 from tests.e2e.stack import LiveStack
 from tests.integration.mcp_server import KEY, Office, serving
 from tests.wire.behaviour import Wire

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from cli.stack.launch import launch_argv
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import ROOT, LiveStack
 
 

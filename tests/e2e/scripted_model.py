@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.e2e.running import until
+from tests.e2e.processes import until
 
 CODE = """
 import time

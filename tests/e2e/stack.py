@@ -23,7 +23,7 @@ from redis import Redis
 from cli.stack.launch import launch_argv
 from cli.stack.stackfile import PartReport, PartState, Stack, StackState, find_stack
 from sluice import Client, Retries
-from tests.e2e.running import Finished, Running, until
+from tests.e2e.processes import BackgroundCommand, CompletedCommand, until
 from workers.ingest import reader_child
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -211,9 +211,9 @@ class LiveStack:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.noted.api_url, timeout=60, trust_env=False)
 
-    def start(self, *arguments: str, cwd: Path | None = None) -> Running:
+    def start(self, *arguments: str, cwd: Path | None = None) -> BackgroundCommand:
         """A command of the CLI, in the background."""
-        return Running(
+        return BackgroundCommand(
             subprocess.Popen(
                 launch_argv([sys.executable, "-P", "-m", "cli.main", *arguments]),
                 env=self.environment,
@@ -225,7 +225,7 @@ class LiveStack:
             )
         )
 
-    def sluice(self, *arguments: str, cwd: Path | None = None) -> Finished:
+    def sluice(self, *arguments: str, cwd: Path | None = None) -> CompletedCommand:
         with self.start(*arguments, cwd=cwd) as running:
             return running.finish()
 

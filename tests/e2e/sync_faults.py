@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cli.stack.ports import free_ports
 from sluice import SyncReport
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 
 CHANGED, REMOVED, ADDED = 10, 5, 5

@@ -1,7 +1,7 @@
 """A bulk job while its servers and workers are killed: it completes by itself, exactly."""
 
 from tests.e2e import corpus
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 
 DOCUMENTS = 170

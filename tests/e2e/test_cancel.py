@@ -2,7 +2,7 @@
 
 from sluice import Client, State
 from tests.e2e import corpus
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 
 DOCUMENTS = 120

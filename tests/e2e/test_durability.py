@@ -4,7 +4,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from sluice import Client, Job
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 
 JOBS = 200

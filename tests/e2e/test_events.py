@@ -4,7 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 from sluice import Client, State
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 
 

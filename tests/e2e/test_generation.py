@@ -17,7 +17,7 @@ import pytest
 
 from sluice import Client, State
 from tests.e2e.generators import GenerationWorker
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.scripted_model import ScriptedModel
 from tests.e2e.stack import LiveStack
 from tests.tiny_lessons import GROUNDED, TOOL_ANSWER, TOOL_QUESTION, TOOL_RESULT

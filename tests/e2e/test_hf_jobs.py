@@ -11,7 +11,7 @@ import torch
 
 from sluice import Client, State
 from tests.e2e import tasks
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 from tests.tiny import distilbert
 from tests.tiny.zoo import place

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from shared.redis import events
 from shared.redis.events import Loading
 from tests.e2e import tasks
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 from tests.tiny import bart, distilbert, marian, mlm, ner, nli
 from tests.tiny.zoo import place

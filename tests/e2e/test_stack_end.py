@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.e2e.running import remote_addresses, until
+from tests.e2e.processes import remote_addresses, until
 from tests.e2e.stack import LiveStack
 
 PARTS = {"postgres", "redis", "chroma", "api", "cpu-1", "generate-1", "beat"}

@@ -3,7 +3,7 @@
 import pytest
 
 from sluice import Client, Job, State
-from tests.e2e.running import until
+from tests.e2e.processes import until
 from tests.e2e.stack import LiveStack
 
 # Long enough to be caught at it on most machines, small enough to be done soon.

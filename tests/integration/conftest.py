@@ -11,10 +11,10 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
+from tests.integration.event_stream import EventStream
 from tests.integration.fake_api import State, serving
-from tests.integration.following import Reader
 from tests.integration.ingestion import new_collection
-from tests.integration.workbench import make_process
+from tests.integration.job_runner import make_process
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
@@ -88,15 +88,15 @@ def talker(
 
 
 @pytest.fixture
-def follow(api: httpx.Client) -> Iterator[Callable[..., Reader]]:
+def follow(api: httpx.Client) -> Iterator[Callable[..., EventStream]]:
     """Opens streams of jobs' events."""
     open_: list[httpx.Response] = []
 
-    def start(job_id: str, last_event_id: str | None = None) -> Reader:
+    def start(job_id: str, last_event_id: str | None = None) -> EventStream:
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
         request = api.build_request("GET", f"/v1/jobs/{job_id}/events", headers=headers)
         open_.append(api.send(request, stream=True))
-        return Reader(open_[-1])
+        return EventStream(open_[-1])
 
     yield start
     for response in open_:

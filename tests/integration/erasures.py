@@ -1,11 +1,11 @@
-"""Erasures on the workbench: what is erased, and what stays."""
+"""Erasures in this process: what is erased, and what stays."""
 
 from typing import Any
 from uuid import UUID
 
 from shared.kinds import registry as kinds
 from shared.vocabulary import Lane
-from tests.integration.workbench import drain, job_of, submit
+from tests.integration.job_runner import drain, job_of, submit
 from workers.attempts.process import Process
 
 SECRET = "The secret recipe needs nine lemons."

@@ -1,4 +1,4 @@
-"""Ingestion on the workbench: jobs of documents, and what both stores then hold."""
+"""Ingestion in this process: jobs of documents, and what both stores then hold."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from shared.kinds.ingest import IngestInput
 from shared.kinds.search import Hit, SearchInput
 from shared.tables import Chunk, Collection, Document, Job, Version
 from shared.vocabulary import OPEN, Lane, Queue, State
-from tests.integration.workbench import drain, handlers, job_of, submit
+from tests.integration.job_runner import drain, handlers, job_of, submit
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.retrieval import search as searching

@@ -1,4 +1,4 @@
-"""Sweeps on the workbench: one whole sweep, and the past that it is to find."""
+"""Sweeps in this process: one whole sweep, and the past that it is to find."""
 
 from sqlalchemy import text
 

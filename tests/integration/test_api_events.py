@@ -13,7 +13,7 @@ from shared.database.transaction import Ledger
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.redis.events import Event, EventType, stream_key
-from tests.integration.following import Reader
+from tests.integration.event_stream import EventStream
 
 EMBED = {"kind": "embed", "input": {"texts": ["a"]}}
 
@@ -39,7 +39,7 @@ def progress(ledger: Ledger, job_id: str, done: int) -> None:
 
 def test_a_job_is_followed_from_queued_to_its_end(
     job_id: str,
-    follow: Callable[..., Reader],
+    follow: Callable[..., EventStream],
     claim: Callable[[str], Claim],
     ledger: Ledger,
     api: httpx.Client,
@@ -67,7 +67,7 @@ def test_a_job_is_followed_from_queued_to_its_end(
 
 
 def test_a_stream_is_resumed_after_the_last_event_seen(
-    job_id: str, follow: Callable[..., Reader], claim: Callable[[str], Claim], ledger: Ledger
+    job_id: str, follow: Callable[..., EventStream], claim: Callable[[str], Claim], ledger: Ledger
 ) -> None:
     claim("embed")
     progress(ledger, job_id, 0)
@@ -85,7 +85,7 @@ def test_a_stream_is_resumed_after_the_last_event_seen(
 
 
 def test_an_ended_job_gets_its_end_at_once_and_then_204(
-    job_id: str, follow: Callable[..., Reader], finish: Callable[..., Claim], redis_url: str
+    job_id: str, follow: Callable[..., EventStream], finish: Callable[..., Claim], redis_url: str
 ) -> None:
     finish("embed", {"model": "m"})
 
@@ -101,7 +101,7 @@ def test_an_ended_job_gets_its_end_at_once_and_then_204(
 
 def test_what_redis_lost_comes_from_postgres(
     job_id: str,
-    follow: Callable[..., Reader],
+    follow: Callable[..., EventStream],
     claim: Callable[[str], Claim],
     ledger: Ledger,
     redis_url: str,
@@ -126,7 +126,7 @@ def test_what_redis_lost_comes_from_postgres(
 
 def test_a_redriven_job_is_followed_to_its_new_end(
     job_id: str,
-    follow: Callable[..., Reader],
+    follow: Callable[..., EventStream],
     finish: Callable[..., Claim],
     api: httpx.Client,
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_redriven_job_is_followed_to_its_new_end(
 def test_an_entry_that_cannot_be_read_is_passed_over(
     fields: dict[Any, Any],
     job_id: str,
-    follow: Callable[..., Reader],
+    follow: Callable[..., EventStream],
     ledger: Ledger,
     redis_url: str,
 ) -> None:
@@ -176,7 +176,7 @@ def test_an_entry_that_cannot_be_read_is_passed_over(
 
 
 def test_silence_is_broken_by_comments(
-    job_id: str, follow: Callable[..., Reader], api: httpx.Client
+    job_id: str, follow: Callable[..., EventStream], api: httpx.Client
 ) -> None:
     reader = follow(job_id)
     next(reader)
@@ -187,6 +187,6 @@ def test_silence_is_broken_by_comments(
 
 @pytest.mark.parametrize("last", ["nonsense", "0", "99999999999999999999999-1"])
 def test_a_last_event_id_of_nobody_starts_from_the_beginning(
-    job_id: str, follow: Callable[..., Reader], last: str
+    job_id: str, follow: Callable[..., EventStream], last: str
 ) -> None:
     assert next(follow(job_id, last))[1:] == ("state", {"state": "queued"})

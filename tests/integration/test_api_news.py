@@ -22,7 +22,7 @@ from shared.redis.events import stream_key
 from shared.tables import Job
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
-from tests.waiting import until
+from tests.waits import until
 
 STREAMS = 300
 TICKS = 100

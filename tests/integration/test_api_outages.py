@@ -15,7 +15,7 @@ from shared.jobs import claims, steps
 from tests.api_server import run_api, served
 from tests.integration.answers import EMBED, problem
 from tests.servers import Server, free_port, start_postgres, start_redis
-from tests.waiting import PATIENCE_S, until
+from tests.waits import PATIENCE_S, until
 
 URLS = {"SLUICE_DATABASE_URL": "postgresql://x/x", "SLUICE_REDIS_URL": "redis://x"}
 

@@ -21,7 +21,7 @@ from shared.config import Settings
 from tests.api_server import served, start_api
 from tests.integration.answers import EMBED
 from tests.servers import Server
-from tests.waiting import until
+from tests.waits import until
 
 MIB = 2**20
 WAIT_S = 60

@@ -17,7 +17,7 @@ from shared.jobs.claims import Claim
 from shared.kinds.chat import TokenLogprob
 from shared.redis.events import stream_key
 from shared.vocabulary import Queue
-from tests.integration.following import Reader
+from tests.integration.event_stream import EventStream
 from workers.generation.choices import choice_steps
 
 TEXT = "안녕하세요. This answer is told in pieces, and each of them once."
@@ -67,7 +67,7 @@ def succeed(ledger: Ledger, claim: Claim) -> None:
         steps.succeed(session, claim, result={"message": {"role": "assistant", "content": "x"}})
 
 
-def tokens(reader: Reader) -> list[tuple[str, dict[str, Any]]]:
+def tokens(reader: EventStream) -> list[tuple[str, dict[str, Any]]]:
     """Ids and data of all tokens up to the end."""
     return [(id_, data) for id_, event, data in reader if event == "token"]
 
@@ -77,7 +77,7 @@ def text_of(pieces: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def test_tokens_come_as_they_are_written(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream]
 ) -> None:
     reader = follow(job_id)
     claim = claimed(ledger)
@@ -96,7 +96,7 @@ def test_tokens_come_as_they_are_written(
 
 
 def test_a_stream_resumed_at_any_token_goes_on_exactly_there(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream]
 ) -> None:
     claim = claimed(ledger)
     write_all(ledger, claim, TEXT)
@@ -107,7 +107,7 @@ def test_a_stream_resumed_at_any_token_goes_on_exactly_there(
 
 
 def test_what_redis_lost_or_sends_twice_comes_once(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream], redis_url: str
 ) -> None:
     claim = claimed(ledger)
     reader = follow(job_id)
@@ -127,7 +127,7 @@ def test_what_redis_lost_or_sends_twice_comes_once(
 
 
 def test_several_texts_at_once_are_resumed_at_any_token(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream], redis_url: str
 ) -> None:
     """With the log-probabilities of their tokens, each of them once, whatever Redis has lost."""
     first = claimed(ledger)
@@ -167,7 +167,7 @@ def write_all_from(ledger: Ledger, claim: Claim, text: str, start: int, end: int
 
 
 def test_text_comes_without_redis_memory(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader], redis_url: str
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream], redis_url: str
 ) -> None:
     claim = claimed(ledger)
     write_all(ledger, claim, TEXT)
@@ -178,7 +178,7 @@ def test_text_comes_without_redis_memory(
 
 
 def test_an_overtaken_attempt_adds_nothing_and_the_next_goes_on_behind(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream]
 ) -> None:
     first = claimed(ledger)
     write_all(ledger, first, TEXT[:10])
@@ -196,7 +196,7 @@ def test_an_overtaken_attempt_adds_nothing_and_the_next_goes_on_behind(
 
 
 def test_a_redriven_job_tells_only_its_new_text(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream]
 ) -> None:
     first = claimed(ledger)
     write_all(ledger, first, "old text")
@@ -211,7 +211,7 @@ def test_a_redriven_job_tells_only_its_new_text(
 
 
 def test_the_steps_of_an_agent_follow_each_other(
-    job_id: str, ledger: Ledger, follow: Callable[..., Reader]
+    job_id: str, ledger: Ledger, follow: Callable[..., EventStream]
 ) -> None:
     claim = claimed(ledger)
     write_all(ledger, claim, "Let me see. ")

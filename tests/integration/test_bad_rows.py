@@ -15,7 +15,7 @@ from shared.kinds import registry as kinds
 from shared.tables import new_id
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
-from tests.integration.workbench import cancel, submit
+from tests.integration.job_runner import cancel, submit
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 

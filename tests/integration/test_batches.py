@@ -12,7 +12,7 @@ from shared.errors import Cancelled, Permanent
 from shared.jobs import queues
 from shared.kinds import registry as kinds
 from shared.vocabulary import Lane, Queue, State
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claimed,
     drain,

@@ -14,7 +14,7 @@ from shared.database.transaction import Ledger
 from shared.kinds import registry as kinds
 from shared.kinds.hf import Task
 from shared.kinds.kind import Kind
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
     drain,
@@ -24,7 +24,7 @@ from tests.integration.workbench import (
     make_process,
     submit,
 )
-from tests.waiting import until
+from tests.waits import until
 from tests.wire.behaviour import Wire
 from tests.wire.hub import TOKEN, model_of, served_hub
 from tests.wire.ollama_server import MODEL, served_ollama

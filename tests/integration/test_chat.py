@@ -10,8 +10,15 @@ import pytest
 from shared import conversations
 from shared.jobs.claims import Claim
 from shared.vocabulary import Queue
-from tests.integration.talking import answered, chat, failed, say, say_all, user
-from tests.integration.workbench import (
+from tests.integration.chats import (
+    chat,
+    chat_error,
+    chat_result,
+    submit_chat,
+    submit_messages,
+    user,
+)
+from tests.integration.job_runner import (
     cancel,
     claimed,
     drain,
@@ -20,7 +27,7 @@ from tests.integration.workbench import (
     lose_workers,
     steps_of,
 )
-from tests.waiting import until
+from tests.waits import until
 from tests.wire.behaviour import Wire
 from tests.wire.script import UNSTORABLE
 from workers.app import failure_handlers
@@ -38,9 +45,9 @@ def process(talker: Callable[..., Process]) -> Process:
 
 
 def test_a_chat_is_one_step_with_an_answer_and_its_usage(process: Process) -> None:
-    job_id = say(process, "count to 5")
+    job_id = submit_chat(process, "count to 5")
 
-    result = answered(process, job_id)
+    result = chat_result(process, job_id)
 
     assert result["message"] == {"role": "assistant", "content": "1 2 3 4 5"}
     assert result["model"] == "ollama/tiny"
@@ -55,7 +62,7 @@ def test_parameters_reach_the_model(process: Process, wire: Wire) -> None:
         "repetition_penalty": 1.2,
     }  # fmt: skip
 
-    result = answered(process, say(process, "count to 9", parameters=parameters))
+    result = chat_result(process, submit_chat(process, "count to 9", parameters=parameters))
 
     assert result["message"]["content"] == "1 2 3"
     assert result["finish_reason"] == "length"
@@ -67,7 +74,7 @@ def test_parameters_reach_the_model(process: Process, wire: Wire) -> None:
 
 def test_what_a_text_begins_with_is_there_at_once(talker: Callable[..., Process]) -> None:
     process = talker(generation_flush_s=3600)
-    job_id = say(process, "hello")
+    job_id = submit_chat(process, "hello")
     transcript = GrowingTranscript(Context(process, claimed(process, Queue.GENERATE)))
     writer = TranscriptWriter(process.settings, process.ledger)
 
@@ -88,13 +95,13 @@ def test_what_a_text_begins_with_is_there_at_once(talker: Callable[..., Process]
 def test_log_probabilities_that_a_server_does_not_report_fail_with_a_remedy(
     process: Process,
 ) -> None:
-    error = failed(process, say(process, "hello", parameters={"logprobs": 1}))
+    error = chat_error(process, submit_chat(process, "hello", parameters={"logprobs": 1}))
     assert "reports no log-probabilities. Leave out logprobs" in error["message"]
 
 
 def test_a_retried_step_draws_with_the_same_seed(process: Process, wire: Wire) -> None:
     wire.of("tiny").refuse_times = 1
-    answered(process, say(process, "hello", parameters={"temperature": 1}))
+    chat_result(process, submit_chat(process, "hello", parameters={"temperature": 1}))
 
     seeds = [body["options"]["seed"] for body in wire.bodies("/api/chat")]
     assert len(seeds) == 2
@@ -102,9 +109,9 @@ def test_a_retried_step_draws_with_the_same_seed(process: Process, wire: Wire) -
 
 
 def test_an_agent_computes_with_a_step_for_each_turn(process: Process) -> None:
-    job_id = say(process, 'call calculator {"expression": "12*12"}', tools=[CALCULATOR])
+    job_id = submit_chat(process, 'call calculator {"expression": "12*12"}', tools=[CALCULATOR])
 
-    result = answered(process, job_id)
+    result = chat_result(process, job_id)
 
     assert result["message"]["content"] == "The tool says 144"
     assert result["turns"] == 2
@@ -128,13 +135,14 @@ def test_calls_of_declared_tools_go_to_the_client_and_come_back(process: Process
     }
     question = user('call weather {"city": "부산"}')
 
-    first = answered(process, say_all(process, [question], tools=[weather]))
+    first = chat_result(process, submit_messages(process, [question], tools=[weather]))
 
     (call,) = first["message"]["tool_calls"]
     assert call["function"] == {"name": "weather", "arguments": {"city": "부산"}}
     tool_answer = {"role": "tool", "tool_call_id": call["id"], "content": "맑음"}
-    result = answered(
-        process, say_all(process, [question, first["message"], tool_answer], tools=[weather])
+    result = chat_result(
+        process,
+        submit_messages(process, [question, first["message"], tool_answer], tools=[weather]),
     )
     assert result["message"]["content"] == "The tool says 맑음"
 
@@ -143,25 +151,25 @@ def test_an_agent_that_never_ends_gets_no_tools_in_its_last_turn(
     talker: Callable[..., Process],
 ) -> None:
     process = talker(agent_limit_turns=1)
-    result = answered(
-        process, say(process, 'call calculator {"expression": "1"}', tools=[CALCULATOR])
+    result = chat_result(
+        process, submit_chat(process, 'call calculator {"expression": "1"}', tools=[CALCULATOR])
     )
     assert result["turns"] == 1
     assert result["message"]["content"].startswith("call calculator")
 
     call = '<tool_call>{"name": "calculator", "arguments": {"expression": "1"}}</tool_call>'
-    error = failed(process, say(process, call, tools=[CALCULATOR]))
+    error = chat_error(process, submit_chat(process, call, tools=[CALCULATOR]))
     assert "SLUICE_AGENT_LIMIT_TURNS" in error["message"]
 
 
 def test_json_is_checked_and_requested_again(process: Process, wire: Wire) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    good = say(process, '{"n": 3}', response_format={"type": "json", "schema": schema})
-    assert answered(process, good)["parsed"] == {"n": 3}
+    good = submit_chat(process, '{"n": 3}', response_format={"type": "json", "schema": schema})
+    assert chat_result(process, good)["parsed"] == {"n": 3}
 
     wire.requests.clear()
-    bad = say(process, '{"n": "three"}', response_format={"type": "json", "schema": schema})
-    error = failed(process, bad)
+    bad = submit_chat(process, '{"n": "three"}', response_format={"type": "json", "schema": schema})
+    error = chat_error(process, bad)
     assert error["type"] == "NotJson"
     assert len(wire.bodies("/api/chat")) == 2
 
@@ -172,9 +180,9 @@ def test_json_that_was_cut_off_says_so_and_is_not_requested_again(
     for schema in ({}, {"schema": {"type": "object"}}):
         wire.requests.clear()
         words = '{"numbers": "one two three four five six seven eight nine ten"}'
-        job_id = say(process, words, response_format={"type": "json", **schema},
+        job_id = submit_chat(process, words, response_format={"type": "json", **schema},
                      parameters={"max_tokens": 3})  # fmt: skip
-        error = failed(process, job_id)
+        error = chat_error(process, job_id)
         assert error["type"] == "NotJson"
         assert "cut off after 3 tokens" in error["message"]
         assert "max_tokens" in error["message"]
@@ -184,24 +192,26 @@ def test_json_that_was_cut_off_says_so_and_is_not_requested_again(
 def test_a_schema_without_end_fails_its_job_and_no_other(talker: Callable[..., Process]) -> None:
     process = talker(schema_check_s=0.2)
     schema = {"properties": {"a": {"pattern": "^(a+)+$"}}}
-    poison = say(
+    poison = submit_chat(
         process, json.dumps({"a": "a" * 64 + "!"}),
         response_format={"type": "json", "schema": schema},
     )  # fmt: skip
-    error = failed(process, poison)
+    error = chat_error(process, poison)
     assert error["type"] == "InvalidInput"
     assert "SLUICE_SCHEMA_CHECK_S" in error["message"]
-    assert answered(process, say(process, '{"a": "aa"}', response_format={"type": "json"}))
+    assert chat_result(
+        process, submit_chat(process, '{"a": "aa"}', response_format={"type": "json"})
+    )
 
 
 def test_an_interrupted_answer_goes_on_where_it_stopped(process: Process, wire: Wire) -> None:
     wire.of("tiny").break_after = 4
-    job_id = say(process, "count to 9")
+    job_id = submit_chat(process, "count to 9")
     run(process, handlers(), claimed(process, Queue.GENERATE))
     assert job_of(process, job_id).state == "running"
     wire.behaviours.clear()
 
-    result = answered(process, job_id)
+    result = chat_result(process, job_id)
 
     assert result["message"]["content"] == "1 2 3 4 5 6 7 8 9"
     first, second = wire.bodies("/api/chat")
@@ -213,11 +223,11 @@ def test_an_interrupted_answer_goes_on_where_it_stopped(process: Process, wire: 
 
 
 def test_what_an_overtaken_attempt_generates_is_not_shown(process: Process, wire: Wire) -> None:
-    job_id = say(process, "count to 5")
+    job_id = submit_chat(process, "count to 5")
     late = claimed(process, Queue.GENERATE)
     lose_workers(process)
 
-    result = answered(process, job_id)
+    result = chat_result(process, job_id)
     run(process, handlers(), late)
 
     assert result["message"]["content"] == "1 2 3 4 5"
@@ -235,7 +245,7 @@ def shown(process: Process, job_id: Any) -> str:
 
 def test_a_running_chat_is_cancelled_in_the_middle(process: Process, wire: Wire) -> None:
     wire.of("tiny").hang_after = 3
-    job_id = say(process, "count to 9")
+    job_id = submit_chat(process, "count to 9")
     claim = claimed(process, Queue.GENERATE)
     cancel(process, job_id)
 
@@ -248,8 +258,8 @@ def test_a_running_chat_is_cancelled_in_the_middle(process: Process, wire: Wire)
 
 def test_a_chat_past_its_time_fails_and_says_so(process: Process, wire: Wire) -> None:
     wire.of("tiny").hang_after = 2
-    job_id = say(process, "count to 9", timeout_s=0.3)
-    error = failed(process, job_id)
+    job_id = submit_chat(process, "count to 9", timeout_s=0.3)
+    error = chat_error(process, job_id)
     assert error["type"] == "Timeout"
     assert "timeout_s" in error["message"]
 
@@ -260,7 +270,7 @@ def test_a_busy_server_gets_the_request_again_after_the_time_it_names(
     wire.of("tiny").refuse_times = 2
     wire.of("tiny").refuse_status = 429
     wire.of("tiny").retry_after = "7"
-    job_id = say(process, "hello", max_attempts=1)
+    job_id = submit_chat(process, "hello", max_attempts=1)
     run(process, handlers(), claimed(process, Queue.GENERATE))
 
     (step,) = steps_of(process, job_id)
@@ -291,7 +301,7 @@ def test_a_busy_server_gets_the_request_again_after_the_time_it_names(
 def test_what_cannot_be_answered_says_why_and_the_worker_lives_on(
     process: Process, fields: dict[str, Any], reason: str
 ) -> None:
-    job_id = say_all(process, fields.pop("messages"), **fields)
+    job_id = submit_messages(process, fields.pop("messages"), **fields)
     drain(process)
     job = job_of(process, job_id)
     if reason:
@@ -301,22 +311,22 @@ def test_what_cannot_be_answered_says_why_and_the_worker_lives_on(
 
 
 def test_characters_that_postgres_keeps_in_no_text_are_replaced(process: Process) -> None:
-    job_id = say(process, UNSTORABLE)
-    assert answered(process, job_id)["message"]["content"] == "a\ufffdb c"
+    job_id = submit_chat(process, UNSTORABLE)
+    assert chat_result(process, job_id)["message"]["content"] == "a\ufffdb c"
     assert shown(process, job_id) == "a\ufffdb c"
     assert job_of(process, job_id).attempt == 1
 
 
 def test_of_a_tool_that_there_is_not_the_model_reads_that(process: Process) -> None:
-    job_id = say(process, 'call abacus {"beads": 3}', tools=[CALCULATOR])
-    result = answered(process, job_id)
+    job_id = submit_chat(process, 'call abacus {"beads": 3}', tools=[CALCULATOR])
+    result = chat_result(process, job_id)
     assert "there is no tool 'abacus'" in result["message"]["content"]
 
 
 class TestSeveralAnswers:
     def claimed_choices(self, process: Process, **fields: Any) -> tuple[UUID, list[Claim]]:
         """A job of two answers whose steps are both claimed."""
-        job_id = say(process, "count to 3", n=2, **fields)
+        job_id = submit_chat(process, "count to 3", n=2, **fields)
         run(process, handlers(), claimed(process, Queue.GENERATE))
         return job_id, [claimed(process, Queue.GENERATE) for _ in range(2)]
 
@@ -325,7 +335,7 @@ class TestSeveralAnswers:
         run(process, handlers(), first)
         lose_workers(process)
 
-        result = answered(process, job_id)
+        result = chat_result(process, job_id)
 
         texts = [choice["message"]["content"] for choice in result["choices"]]
         assert texts == ["1 2 3", "1 2 3"]
@@ -336,7 +346,7 @@ class TestSeveralAnswers:
         run(process, handlers(), first)
         lose_workers(process, failure_handlers())
 
-        error = failed(process, job_id)
+        error = chat_error(process, job_id)
 
         assert error["type"] == "WorkerLost"
         assert {step.state for step in steps_of(process, job_id)} == {"succeeded", "failed"}

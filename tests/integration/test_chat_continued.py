@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 
 from shared.jobs import jobs
+from tests.integration.chats import (
+    chat,
+    chat_error,
+    chat_result,
+    conversation,
+    submit_chat,
+    submit_messages,
+    user,
+)
 from tests.integration.ingestion import ingest, new_collection
-from tests.integration.talking import answered, chat, conversation, failed, say, say_all, user
-from tests.integration.workbench import drain, job_of
+from tests.integration.job_runner import drain, job_of
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 
@@ -27,29 +35,29 @@ def heard(wire: Wire) -> list[str]:
 
 class TestContinued:
     def test_several_chats_continue_one(self, process: Process, wire: Wire) -> None:
-        first = say(process, "one", instructions="Be brief.")
-        answered(process, first)
-        second = say(process, "two", previous_job_id=str(first))
-        answered(process, second)
-        third = say(process, "three", previous_job_id=str(second), instructions="Be long.")
-        answered(process, third)
+        first = submit_chat(process, "one", instructions="Be brief.")
+        chat_result(process, first)
+        second = submit_chat(process, "two", previous_job_id=str(first))
+        chat_result(process, second)
+        third = submit_chat(process, "three", previous_job_id=str(second), instructions="Be long.")
+        chat_result(process, third)
         assert heard(wire) == ["Be long.", "one", "one", "two", "two", "three"]
         assert chat(process, "four", previous_job_id=str(first)) == "four"
         assert heard(wire) == ["one", "one", "four"]
 
     def test_calls_of_tools_are_part_of_what_was_said(self, process: Process, wire: Wire) -> None:
         tools = [{"type": "calculator"}]
-        first = say(process, 'call calculator {"expression": "6*7"}', tools=tools)
-        answered(process, first)
+        first = submit_chat(process, 'call calculator {"expression": "6*7"}', tools=tools)
+        chat_result(process, first)
         chat(process, "and?", previous_job_id=str(first))
         roles = [message["role"] for message in wire.bodies("/api/chat")[-1]["messages"]]
         assert roles == ["user", "assistant", "tool", "assistant", "user"]
 
     def test_all_system_messages_count(self, process: Process, wire: Wire) -> None:
-        first = say_all(process, [{"role": "system", "content": "a"}, user("one")])
-        answered(process, first)
+        first = submit_messages(process, [{"role": "system", "content": "a"}, user("one")])
+        chat_result(process, first)
         messages = [user("two"), {"role": "system", "content": "b"}]
-        answered(process, say_all(process, messages, previous_job_id=str(first)))
+        chat_result(process, submit_messages(process, messages, previous_job_id=str(first)))
         assert heard(wire) == ["a", "b", "one", "one", "two"]
 
     def test_a_turn_of_a_conversation_goes_back_to_its_beginning(
@@ -57,8 +65,8 @@ class TestContinued:
     ) -> None:
         talk = conversation(process)
         chat(process, "one", conversation_id=talk)
-        second = say(process, "two", conversation_id=talk)
-        answered(process, second)
+        second = submit_chat(process, "two", conversation_id=talk)
+        chat_result(process, second)
         chat(process, "three", conversation_id=talk)
         chat(process, "branch", previous_job_id=str(second))
         assert heard(wire) == ["one", "one", "two", "two", "branch"]
@@ -67,31 +75,31 @@ class TestContinued:
         self, talker: Callable[..., Process], wire: Wire
     ) -> None:
         process = talker(result_inline_bytes=1)
-        first = say(process, "one")
+        first = submit_chat(process, "one")
         chat_result = answered_large(process, first)
         assert chat_result.result_path is not None
-        second = say(process, "two", previous_job_id=str(first))
+        second = submit_chat(process, "two", previous_job_id=str(first))
         answered_large(process, second)
         assert heard(wire) == ["one", "one", "two"]
 
     def test_a_chat_that_is_gone_is_named(self, process: Process) -> None:
-        first = say(process, "one")
-        answered(process, first)
-        second = say(process, "two", previous_job_id=str(first))
-        answered(process, second)
+        first = submit_chat(process, "one")
+        chat_result(process, first)
+        second = submit_chat(process, "two", previous_job_id=str(first))
+        chat_result(process, second)
         with process.ledger.begin() as session:
             jobs.erase(session, first)
-        error = failed(process, say(process, "three", previous_job_id=str(second)))
+        error = chat_error(process, submit_chat(process, "three", previous_job_id=str(second)))
         assert error["type"] == "NotFound"
         assert str(first) in error["message"]
 
     def test_another_keys_chat_is_not_continued(self, process: Process) -> None:
-        first = say(process, "one")
-        answered(process, first)
+        first = submit_chat(process, "one")
+        chat_result(process, first)
         with process.ledger.begin() as session:
             job = jobs.get(session, first)
             job.fair_key = "somebody else"
-        error = failed(process, say(process, "two", previous_job_id=str(first)))
+        error = chat_error(process, submit_chat(process, "two", previous_job_id=str(first)))
         assert error["type"] == "NotFound"
 
 
@@ -102,8 +110,8 @@ def answered_large(process: Process, job_id: Any) -> Any:
 
 def test_history_that_is_to_be_whole_is_not_cut(process: Process) -> None:
     messages = [user("word " * 3000), {"role": "assistant", "content": "a"}, user("more")]
-    assert answered(process, say_all(process, messages))["messages_dropped"] > 0
-    error = failed(process, say_all(process, messages, history="whole"))
+    assert chat_result(process, submit_messages(process, messages))["messages_dropped"] > 0
+    error = chat_error(process, submit_messages(process, messages, history="whole"))
     assert error["type"] == "WindowExceeded"
 
 
@@ -111,7 +119,7 @@ class TestSearches:
     def search(self, process: Process, query: str, **tool: Any) -> dict[str, Any]:
         call = f'call search_collection {{"query": "{query}"}}'
         tools = [{"type": "search_collection", **tool}]
-        return answered(process, say(process, call, tools=tools))
+        return chat_result(process, submit_chat(process, call, tools=tools))
 
     def test_what_was_found_is_in_the_result(self, process: Process) -> None:
         collection = new_collection(process)
@@ -141,5 +149,5 @@ class TestSearches:
         ingest(process, collection, TEXTS)
         tools = [{"type": "search_collection", "collection": collection}]
         call = 'call search_collection {"query": "a"}'
-        result = answered(process, say(process, call, tools=tools, tool_calls_limit=0))
+        result = chat_result(process, submit_chat(process, call, tools=tools, tool_calls_limit=0))
         assert (result["steps"], result["searches"]) == ([], [])

@@ -1,4 +1,4 @@
-"""`sluice batch` against the real API, its lines run on the workbench."""
+"""`sluice batch` against the real API, its lines run in this process."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.vocabulary import Queue
 from tests.integration.cli_process import document, started
-from tests.integration.workbench import drain, handlers, make_due, make_process
+from tests.integration.job_runner import drain, handlers, make_due, make_process
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 

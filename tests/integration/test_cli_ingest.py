@@ -11,7 +11,7 @@ from cli.main import run
 from tests.integration.cli_process import document, started
 from tests.integration.fake_api import State
 from tests.integration.fake_bodies import make_document
-from tests.waiting import until
+from tests.waits import until
 
 pytestmark = pytest.mark.usefixtures("cli_folder")
 

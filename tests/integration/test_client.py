@@ -25,7 +25,7 @@ from sluice import (
 )
 from sluice.kinds import EmbedInput, NewJob
 from tests.integration.fake_api import State, serving
-from tests.waiting import until
+from tests.waits import until
 
 QUICK = Retries(connect_for_s=0.3, retry_for_s=5.0, busy_for_s=1.0, base_s=0.02, cap_s=0.1)
 INPUT: EmbedInput = {"texts": ["a"]}

@@ -35,7 +35,7 @@ from shared.kinds.chat import ChatInput
 from sluice import Client, ConfigurationError, InvalidInput, JobFailed, Unprocessable
 from sluice.langchain import ChatSluice, SluiceEmbeddings, SluiceRetriever, SluiceVectorStore
 from tests.api_server import served
-from tests.integration.answering import answering
+from tests.integration.thread_worker import running_worker
 from tests.wire.behaviour import Behaviour, Wire
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def url(settings: Settings, wire: Wire) -> Iterator[str]:
     changed = settings.model_copy(update={"ollama_url": wire.url})
     with (
         served(changed) as url,
-        answering(changed, ollama_url=wire.url),
+        running_worker(changed, ollama_url=wire.url),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("SLUICE_URL", url)

@@ -18,7 +18,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger, make_ledger
 from shared.jobs import jobs
 from shared.vocabulary import Lane, State
-from tests.integration.answering import answering
+from tests.integration.thread_worker import running_worker
 from tests.tiny_models import Answerer
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import MODEL
@@ -66,7 +66,7 @@ def held(answerer: Answerer) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def worker(settings: Settings, held: str) -> Iterator[Process]:
-    with answering(settings, held) as process:
+    with running_worker(settings, held) as process:
         yield process
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from api.compat.tei import NO_MODEL
 from shared.config import Settings
-from tests.integration.answering import answering
+from tests.integration.thread_worker import running_worker
 from tests.tiny.manifest import checkpoint
 from tests.tiny_models import Answerer
 
@@ -44,7 +44,7 @@ def held(answerer: Answerer) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def worker(settings: Settings, held: str) -> Iterator[None]:
-    with answering(settings, held):
+    with running_worker(settings, held):
         yield
 
 

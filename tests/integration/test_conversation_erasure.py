@@ -17,9 +17,9 @@ from shared.kinds import registry as kinds
 from shared.kinds.ingest import IngestInput
 from shared.tables import Job
 from shared.vocabulary import Queue, State
+from tests.integration.chats import conversation, submit_chat
 from tests.integration.ingestion import new_collection
-from tests.integration.talking import conversation, say
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claimed,
     drain,
@@ -59,9 +59,9 @@ def end_turn(process: Process, claim: Claim, talk: UUID, between: Callable[[], N
 
 def test_open_and_held_turns_end(process: Process) -> None:
     talk = conversation(process)
-    ids = [say(process, f"turn {n}", conversation_id=talk) for n in range(3)]
+    ids = [submit_chat(process, f"turn {n}", conversation_id=talk) for n in range(3)]
     running = claimed(process, Queue.GENERATE)
-    other = say(process, "elsewhere", conversation_id=conversation(process))
+    other = submit_chat(process, "elsewhere", conversation_id=conversation(process))
 
     erase(process, talk)
 
@@ -80,7 +80,7 @@ def test_open_and_held_turns_end(process: Process) -> None:
 def test_a_turn_that_ends_at_the_same_moment(process: Process, settings: Settings) -> None:
     """The turn holds what it has stored while the erasure begins: nobody is aborted."""
     talk = conversation(process)
-    first, second = (say(process, word, conversation_id=talk) for word in ("one", "two"))
+    first, second = (submit_chat(process, word, conversation_id=talk) for word in ("one", "two"))
     stored, erasing = Event(), Event()
 
     def wait() -> None:
@@ -118,7 +118,7 @@ def test_whatever_comes_together(process: Process, settings: Settings) -> None:
     """New turns, ends, cancels, redrives and the erasure, in threads: no deadlock, no orphan."""
     for _ in range(4):
         talk = conversation(process)
-        ids = [say(process, str(n), conversation_id=talk) for n in range(3)]
+        ids = [submit_chat(process, str(n), conversation_id=talk) for n in range(3)]
         cancel(process, ids[2])
         claim = claimed(process, Queue.GENERATE)
         together = Barrier(5)
@@ -131,7 +131,7 @@ def test_whatever_comes_together(process: Process, settings: Settings) -> None:
                 elif n == 1:
                     erase(own, talk)  # noqa: B023
                 elif n == 2:
-                    say(own, "another", conversation_id=talk)  # noqa: B023
+                    submit_chat(own, "another", conversation_id=talk)  # noqa: B023
                 elif n == 3:
                     cancel(own, ids[1])  # noqa: B023
                 else:
@@ -175,7 +175,7 @@ def test_batches_that_name_the_same_conversations_do_not_wait_for_each_other(
 
 def test_a_turn_of_an_erased_conversation_is_not_retried(process: Process) -> None:
     talk = conversation(process)
-    job_id = say(process, "one", conversation_id=talk)
+    job_id = submit_chat(process, "one", conversation_id=talk)
     erase(process, talk)
     with (
         pytest.raises(Conflict, match="erased"),

@@ -13,19 +13,19 @@ from shared.jobs.queues import estimate
 from shared.kinds import registry as kinds
 from shared.kinds.rag import RagInput
 from shared.vocabulary import Queue
-from tests.integration.ingestion import ingest, new_collection
-from tests.integration.talking import (
+from tests.integration.chats import (
     MODEL,
-    answered,
     chat,
+    chat_error,
+    chat_result,
     conversation,
-    failed,
-    say,
-    say_all,
-    stored,
+    stored_messages,
+    submit_chat,
+    submit_messages,
     user,
 )
-from tests.integration.workbench import (
+from tests.integration.ingestion import ingest, new_collection
+from tests.integration.job_runner import (
     cancel,
     claim,
     drain,
@@ -63,18 +63,18 @@ def test_a_turn_knows_the_turns_before_it(process: Process, wire: Wire) -> None:
         ("assistant", "My name is 민수."),
         ("user", "What is my name?"),
     ]
-    assert stored(process, talk)[-1] == ("assistant", "What is my name?")
-    assert len(stored(process, talk)) == 4
+    assert stored_messages(process, talk)[-1] == ("assistant", "What is my name?")
+    assert len(stored_messages(process, talk)) == 4
 
 
 def test_the_newest_system_prompt_stands_in_front(process: Process, wire: Wire) -> None:
     talk = conversation(process)
     be = [{"role": "system", "content": "Be kind."}, user("one")]
-    answered(process, say_all(process, be, conversation_id=talk))
+    chat_result(process, submit_messages(process, be, conversation_id=talk))
     chat(process, "two", conversation_id=talk)
     assert last_messages(wire)[0] == ("system", "Be kind.")
     be[0]["content"] = "Be brief."
-    answered(process, say_all(process, [be[0], user("three")], conversation_id=talk))
+    chat_result(process, submit_messages(process, [be[0], user("three")], conversation_id=talk))
     assert [message for message in last_messages(wire) if message[0] == "system"] == [
         ("system", "Be brief.")
     ]
@@ -84,8 +84,8 @@ def test_the_newest_system_prompt_stands_in_front(process: Process, wire: Wire) 
 
 def test_turns_of_one_conversation_run_one_after_the_other(process: Process) -> None:
     talk = conversation(process)
-    ids = [say(process, f"turn {n}", conversation_id=talk) for n in range(4)]
-    other = say(process, "elsewhere", conversation_id=conversation(process))
+    ids = [submit_chat(process, f"turn {n}", conversation_id=talk) for n in range(4)]
+    other = submit_chat(process, "elsewhere", conversation_id=conversation(process))
 
     first, second = claim(process, Queue.GENERATE), claim(process, Queue.GENERATE)
     assert first is not None
@@ -99,7 +99,7 @@ def test_turns_of_one_conversation_run_one_after_the_other(process: Process) -> 
         run(process, handlers(), held)
     drain(process, hurry=False)
 
-    said = [content for role, content in stored(process, talk) if role == "user"]
+    said = [content for role, content in stored_messages(process, talk) if role == "user"]
     assert said == [f"turn {n}" for n in range(4)]
     invariants_hold(process, all_ended=True)
 
@@ -108,9 +108,9 @@ def test_turns_of_one_conversation_run_one_after_the_other(process: Process) -> 
 def test_the_next_turn_goes_on_however_one_ends(process: Process, ends: str) -> None:
     talk = conversation(process)
     bad = {"model": "ollama/unknown"} if ends == "failed" else {}
-    first = say(process, "one", conversation_id=talk, **bad)
-    second = say(process, "two", conversation_id=talk)
-    third = say(process, "three", conversation_id=talk)
+    first = submit_chat(process, "one", conversation_id=talk, **bad)
+    second = submit_chat(process, "two", conversation_id=talk)
+    third = submit_chat(process, "three", conversation_id=talk)
     if ends == "cancelled":
         cancel(process, first)
     if ends == "cancelled while held":
@@ -118,16 +118,16 @@ def test_the_next_turn_goes_on_however_one_ends(process: Process, ends: str) -> 
     drain(process, hurry=False)
 
     assert job_of(process, third).state == "succeeded"
-    said = [content for role, content in stored(process, talk) if role == "user"]
+    said = [content for role, content in stored_messages(process, talk) if role == "user"]
     gone = "two" if ends == "cancelled while held" else "one"
     assert said == [word for word in ("one", "two", "three") if word != gone]
 
 
 def test_a_redriven_turn_waits_for_its_turn(process: Process) -> None:
     talk = conversation(process)
-    first = say(process, "one", conversation_id=talk)
+    first = submit_chat(process, "one", conversation_id=talk)
     cancel(process, first)
-    second = say(process, "two", conversation_id=talk)
+    second = submit_chat(process, "two", conversation_id=talk)
     with process.ledger.begin() as session:
         jobs.redrive(session, first)
 
@@ -137,12 +137,17 @@ def test_a_redriven_turn_waits_for_its_turn(process: Process) -> None:
     assert claim(process, Queue.GENERATE) is None
     run(process, handlers(), next_claim)
     drain(process, hurry=False)
-    assert [message[1] for message in stored(process, talk)] == ["two", "two", "one", "one"]
+    assert [message[1] for message in stored_messages(process, talk)] == [
+        "two",
+        "two",
+        "one",
+        "one",
+    ]
 
 
 def test_the_sweeper_lets_a_turn_go_whose_predecessor_vanished(process: Process) -> None:
     talk = conversation(process)
-    first, second = (say(process, word, conversation_id=talk) for word in ("one", "two"))
+    first, second = (submit_chat(process, word, conversation_id=talk) for word in ("one", "two"))
     with process.ledger.begin() as session:
         session.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": first})
     assert claim(process, Queue.GENERATE) is None
@@ -157,11 +162,11 @@ def test_the_sweeper_lets_a_turn_go_whose_predecessor_vanished(process: Process)
 def test_what_finds_no_room_is_dropped_and_counted(process: Process, wire: Wire) -> None:
     talk = conversation(process)
     be = {"role": "system", "content": "Be kind."}
-    answered(process, say_all(process, [be, user("first " * 20)], conversation_id=talk))
+    chat_result(process, submit_messages(process, [be, user("first " * 20)], conversation_id=talk))
     for n in range(4):
         chat(process, f"turn {n} " * 12, conversation_id=talk, parameters={"max_tokens": 64})
-    result = answered(
-        process, say(process, "last", conversation_id=talk, parameters={"max_tokens": 64})
+    result = chat_result(
+        process, submit_chat(process, "last", conversation_id=talk, parameters={"max_tokens": 64})
     )
     assert result["messages_dropped"] > 0
     assert last_messages(wire)[0] == ("system", "Be kind.")
@@ -180,13 +185,13 @@ def test_a_long_conversation_is_summed_up_where_that_is_set(process: Process, wi
     role, content = last_messages(wire)[0]
     assert role == "system"
     assert stored_talk.summary.strip() in content
-    assert len(stored(process, talk)) == 12
+    assert len(stored_messages(process, talk)) == 12
 
 
 def test_an_erased_conversation_is_gone_and_its_open_turn_fails(process: Process) -> None:
     talk = conversation(process)
     chat(process, "a secret", conversation_id=talk)
-    job_id = say(process, "more", conversation_id=talk)
+    job_id = submit_chat(process, "more", conversation_id=talk)
     with process.ledger.begin() as session:
         conversations.erase(session, talk, "someone")
 
@@ -224,13 +229,13 @@ def test_rag_in_a_conversation_knows_what_was_said(
         )
         return submit(process, kinds.RAG, input_.model_dump(mode="json"), conversation_id=talk)
 
-    answered(process, ask("How long do cats sleep?"))
-    answered(process, ask("And what else?"))
+    chat_result(process, ask("How long do cats sleep?"))
+    chat_result(process, ask("And what else?"))
 
     roles = [role for role, _ in last_messages(wire)]
     assert roles == ["system", "user", "assistant", "user"]
     assert last_messages(wire)[1] == ("user", "How long do cats sleep?")
-    assert [content for role, content in stored(process, talk) if role == "user"] == [
+    assert [content for role, content in stored_messages(process, talk) if role == "user"] == [
         "How long do cats sleep?",
         "And what else?",
     ]
@@ -238,6 +243,6 @@ def test_rag_in_a_conversation_knows_what_was_said(
 
 def test_a_message_that_can_never_fit_fails_and_is_not_stored(process: Process) -> None:
     talk = conversation(process)
-    error = failed(process, say(process, "word " * 4000, conversation_id=talk))
+    error = chat_error(process, submit_chat(process, "word " * 4000, conversation_id=talk))
     assert "tokens" in error["message"]
-    assert stored(process, talk) == []
+    assert stored_messages(process, talk) == []

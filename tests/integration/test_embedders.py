@@ -14,8 +14,8 @@ from shared.errors import Cancelled
 from shared.kinds import registry as kinds
 from tests.integration import toy_embedder
 from tests.integration.ingestion import CATS, TRAINS, ingest, search
+from tests.integration.job_runner import drain, embedders, job_of, submit
 from tests.integration.toy_embedder import Letters
-from tests.integration.workbench import drain, embedders, job_of, submit
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
 from workers.retrieval.embed import EMBEDDERS, Embedder, provider_of

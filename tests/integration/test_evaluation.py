@@ -15,7 +15,7 @@ from shared.kinds import registry as kinds
 from shared.kinds.eval import EvalInput, EvalResult
 from shared.vocabulary import Lane, Queue, State
 from tests.integration.ingestion import document_id, ingest, live_chunk_ids, new_collection, upload
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claimed,
     drain,

@@ -30,7 +30,7 @@ from tests.integration.ingestion import (
     order_sources,
     stores_agree,
 )
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     drain,
     handlers,
     job_of,

@@ -15,7 +15,7 @@ from shared.config import Settings
 from shared.kinds import registry as kinds
 from shared.tables import Job
 from shared.vocabulary import Queue, State
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     drain,
     invariants_hold,

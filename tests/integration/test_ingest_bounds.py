@@ -18,7 +18,7 @@ from tests.integration.ingestion import (
     stores_agree,
     upload,
 )
-from tests.integration.workbench import drain, job_of, make_process
+from tests.integration.job_runner import drain, job_of, make_process
 from workers.attempts.process import Process
 
 KOREAN = "창고 출입 규정은 매년 삼월에 다시 정하고 모두에게 알립니다. 담당자는 박지원입니다."

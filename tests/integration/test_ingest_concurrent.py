@@ -17,7 +17,7 @@ from tests.integration.ingestion import (
     pages,
     stores_agree,
 )
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
     claimed,

@@ -23,7 +23,7 @@ from tests.integration.ingestion import (
     upload,
     vector_ids,
 )
-from tests.integration.workbench import drain, job_of
+from tests.integration.job_runner import drain, job_of
 from workers.attempts.process import Process
 from workers.ingest.load import loader_of
 from workers.retrieval.local_embedder import LocalEmbedder

@@ -10,7 +10,7 @@ from tests.integration.ingestion import (
     stores_agree,
     upload,
 )
-from tests.integration.workbench import drain
+from tests.integration.job_runner import drain
 from workers.attempts.process import Process
 
 

@@ -21,7 +21,7 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
 )
-from tests.integration.workbench import claimed, drain, in_threads, job_of
+from tests.integration.job_runner import claimed, drain, in_threads, job_of
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.ingest import erasure as erasing

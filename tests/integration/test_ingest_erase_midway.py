@@ -19,7 +19,7 @@ from tests.integration.ingestion import (
     order,
     stores_agree,
 )
-from tests.integration.workbench import claimed, drain, handlers, job_of, lose_workers
+from tests.integration.job_runner import claimed, drain, handlers, job_of, lose_workers
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next

@@ -15,7 +15,7 @@ from tests.integration.ingestion import (
     order,
     stores_agree,
 )
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     drain,
     handlers,
     invariants_hold,

@@ -11,7 +11,7 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
 )
-from tests.integration.workbench import drain, job_of
+from tests.integration.job_runner import drain, job_of
 from workers.attempts.process import Process
 
 

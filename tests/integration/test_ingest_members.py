@@ -24,7 +24,7 @@ from tests.integration.ingestion import (
     stores_agree,
     upload,
 )
-from tests.integration.workbench import drain, job_of
+from tests.integration.job_runner import drain, job_of
 from workers.attempts.process import Process
 
 

@@ -20,7 +20,7 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
 )
-from tests.integration.workbench import PATIENCE_S, cancel, claimed, drain, handlers, in_threads
+from tests.integration.job_runner import PATIENCE_S, cancel, claimed, drain, handlers, in_threads
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next

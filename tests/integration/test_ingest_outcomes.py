@@ -21,7 +21,7 @@ from tests.integration.ingestion import (
     upload,
     vector_ids,
 )
-from tests.integration.workbench import cancel, drain, handlers, job_of
+from tests.integration.job_runner import cancel, drain, handlers, job_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest.erasure import collect_forsaken

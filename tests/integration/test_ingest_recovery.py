@@ -23,7 +23,7 @@ from tests.integration.ingestion import (
     stores_agree,
     vector_ids,
 )
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claimed,
     drain,

@@ -10,7 +10,7 @@ from shared.jobs import jobs
 from shared.kinds import registry as kinds
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
-from tests.integration.workbench import cancel, claimed, submit
+from tests.integration.job_runner import cancel, claimed, submit
 from workers.attempts.context import Context, Handler, encode_result
 from workers.attempts.process import Process
 from workers.attempts.runner import run

@@ -6,7 +6,7 @@ from shared.bounds import Text
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.registry import KINDS
 from shared.vocabulary import Queue, Shape
-from tests.integration.workbench import drain, job_of, submit
+from tests.integration.job_runner import drain, job_of, submit
 from workers.app import handlers_of
 from workers.attempts.process import Process
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from examples.langchain_model import GeneratorChatModel
 from shared.errors import InvalidInput, Unavailable
 from tests.integration.remotes import MODEL, Remote, remote
-from tests.waiting import until
+from tests.waits import until
 from tests.wire.behaviour import Behaviour
 from workers.generation.backends.interface import Sampling
 

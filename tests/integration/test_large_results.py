@@ -17,7 +17,7 @@ from shared.jobs.steps import NewStep
 from shared.kinds import registry as kinds
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
-from tests.integration.workbench import submit
+from tests.integration.job_runner import submit
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next

@@ -12,7 +12,7 @@ from shared.jobs import jobs
 from shared.jobs.steps import NewStep
 from shared.tables import new_id
 from shared.vocabulary import Queue
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
     claim,

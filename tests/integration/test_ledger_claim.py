@@ -12,7 +12,7 @@ from shared.jobs import claims, queues, steps, submission
 from shared.jobs.submission import NewJob
 from shared.kinds import registry as kinds
 from shared.vocabulary import Lane, Queue
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     claim,
     claimed,
     in_threads,

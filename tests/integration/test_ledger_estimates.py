@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 from shared.jobs.queues import Estimate, estimate
 from shared.tables import Job, Worker
 from shared.vocabulary import Lane
-from tests.integration.workbench import claim, claimed, job_of, submit, submit_many, succeed
+from tests.integration.job_runner import claim, claimed, job_of, submit, submit_many, succeed
 from workers.attempts.process import Process
 
 

@@ -12,7 +12,7 @@ from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import Lease, NewStep
 from shared.vocabulary import Queue
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claim,
     claimed,

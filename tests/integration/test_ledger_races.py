@@ -15,7 +15,7 @@ from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
 from shared.tables import new_id
 from shared.vocabulary import Lane, Queue
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claim,
     doing,

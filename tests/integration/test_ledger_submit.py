@@ -20,7 +20,7 @@ from shared.kinds import registry as kinds
 from shared.redis.events import stream_key
 from shared.tables import Job, Step
 from shared.vocabulary import Queue
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claimed,
     doing,

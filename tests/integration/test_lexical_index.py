@@ -34,8 +34,8 @@ from shared.tables import (
 )
 from tests.integration.erasures import erase
 from tests.integration.ingestion import document_id
+from tests.integration.job_runner import make_process
 from tests.integration.sweeps import change, sweep
-from tests.integration.workbench import make_process
 from workers.attempts.process import Process
 from workers.ingest import indexing
 from workers.ingest.indexing import NewPostings, add_missing, merge_group, purge

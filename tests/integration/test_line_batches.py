@@ -1,4 +1,4 @@
-"""Batches: the lines of a file as jobs, through the API, run on the workbench."""
+"""Batches: the lines of a file as jobs, through the API, run in this process."""
 
 import json
 import unicodedata
@@ -20,8 +20,7 @@ from shared.tables import Batch, BatchLine, File, Job, Step
 from shared.vocabulary import Queue
 from tests.integration.answers import problem
 from tests.integration.ingestion import CATS, TRAINS, new_collection, order
-from tests.integration.sweeps import sweep
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     claimed,
     drain,
     handlers,
@@ -30,6 +29,7 @@ from tests.integration.workbench import (
     make_due,
     make_process,
 )
+from tests.integration.sweeps import sweep
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next

@@ -24,7 +24,7 @@ from shared.database.transaction import Ledger
 from shared.jobs import jobs
 from shared.tables import Job
 from tests.integration.ingestion import new_collection
-from tests.integration.workbench import drain, make_process
+from tests.integration.job_runner import drain, make_process
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 

@@ -11,9 +11,9 @@ from pydantic import SecretStr, ValidationError
 from shared.config import McpServer, Settings, load_settings
 from shared.errors import ConfigurationError
 from tests.integration.answers import problem
+from tests.integration.chats import chat_error, chat_result, submit_chat
+from tests.integration.job_runner import cancel, drain, job_of, steps_of
 from tests.integration.mcp_server import KEY, Office, serving
-from tests.integration.talking import answered, failed, say
-from tests.integration.workbench import cancel, drain, job_of, steps_of
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 
@@ -52,14 +52,14 @@ def process(talker: Callable[..., Process], office: Office) -> Process:
 
 def results(process: Process, content: str, **fields: Any) -> list[str]:
     """What the model reads of the tools that it calls."""
-    result = answered(process, say(process, content, **({"tools": [OFFICE]} | fields)))
+    result = chat_result(process, submit_chat(process, content, **({"tools": [OFFICE]} | fields)))
     return [step["content"] for step in result["steps"] if step["role"] == "tool"]
 
 
 def test_a_model_calls_a_tool_of_a_server(process: Process, wire: Wire, office: Office) -> None:
-    job_id = say(process, 'call office__add {"a": 2, "b": 3}', tools=[OFFICE])
+    job_id = submit_chat(process, 'call office__add {"a": 2, "b": 3}', tools=[OFFICE])
 
-    result = answered(process, job_id)
+    result = chat_result(process, job_id)
 
     (text,) = [step["content"] for step in result["steps"] if step["role"] == "tool"]
     assert text.startswith("<result-")
@@ -113,15 +113,15 @@ def test_tools_are_those_that_are_allowed(
     strict = {"type": "mcp", "server": "strict"}
     add_only = {"type": "mcp", "server": "office", "allowed_tools": ["add"]}
     tools = [strict, add_only, {"type": "calculator"}]
-    answered(process, say(process, "hello", tools=tools))
+    chat_result(process, submit_chat(process, "hello", tools=tools))
     offered = [tool["function"]["name"] for tool in wire.bodies("/api/chat")[-1]["tools"]]
     assert offered == ["calculator", "strict__add", "strict__fail", "office__add"]
 
     lacking = add_only | {"allowed_tools": ["sing"]}
-    error = failed(process, say(process, "hello", tools=[lacking]))
+    error = chat_error(process, submit_chat(process, "hello", tools=[lacking]))
     assert "has no tool 'sing'; its tools are: add, notes.read" in error["message"]
     few = talker(mcp_limit_tools=2)
-    error = failed(few, say(few, "hello", tools=[OFFICE]))
+    error = chat_error(few, submit_chat(few, "hello", tools=[OFFICE]))
     assert "SLUICE_MCP_LIMIT_TOOLS" in error["message"]
     assert "allowed_tools" in error["message"]
 
@@ -131,14 +131,14 @@ def test_a_server_that_does_not_answer_is_told_of(
 ) -> None:
     nowhere = {"office": McpServer.model_validate({"url": "http://127.0.0.1:9/mcp"})}
     process = talker(mcp_servers=nowhere, unavailable_retry_for_s=0.01)
-    error = failed(process, say(process, "hello", tools=[OFFICE]))
+    error = chat_error(process, submit_chat(process, "hello", tools=[OFFICE]))
     assert "the MCP server 'office' (SLUICE_MCP_SERVERS) does not answer" in error["message"]
     keyless = servers_of(office, headers={"Authorization": "Bearer wrong"})
     process = talker(mcp_servers=keyless)
-    error = failed(process, say(process, "hello", tools=[OFFICE]))
+    error = chat_error(process, submit_chat(process, "hello", tools=[OFFICE]))
     assert "401" in error["message"]
     process = talker(mcp_servers={})
-    error = failed(process, say(process, "hello", tools=[OFFICE]))
+    error = chat_error(process, submit_chat(process, "hello", tools=[OFFICE]))
     assert "set SLUICE_MCP_SERVERS for CPU workers" in error["message"]
 
 
@@ -151,7 +151,7 @@ def test_a_call_has_its_time(talker: Callable[..., Process], office: Office) -> 
 
 
 def test_a_job_that_is_cancelled_ends_its_call(process: Process, office: Office) -> None:
-    job_id = say(process, "call office__wait {}", tools=[OFFICE])
+    job_id = submit_chat(process, "call office__wait {}", tools=[OFFICE])
     working = threading.Thread(target=drain, args=(process,))
     working.start()
     while "wait" not in office.calls:

@@ -15,7 +15,7 @@ from shared.kinds import registry as kinds
 from shared.redis.events import EventType, stream_key
 from shared.tables import Job
 from shared.vocabulary import Queue
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
     drain,
@@ -25,7 +25,7 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
-from tests.waiting import until
+from tests.waits import until
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
 from workers.attempts.process import Process

@@ -12,8 +12,8 @@ from shared.database.transaction import Ledger
 from shared.kinds import registry as kinds
 from shared.kinds.model import ModelInput
 from shared.tables import Job
-from tests.integration.talking import answered, failed, say
-from tests.integration.workbench import drain, job_of, make_process, submit
+from tests.integration.chats import chat_error, chat_result, submit_chat
+from tests.integration.job_runner import drain, job_of, make_process, submit
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
@@ -44,7 +44,7 @@ def pulls(process: Process) -> list[Job]:
 
 def test_a_pull_shows_its_progress_in_bytes(process: Process, wire: Wire) -> None:
     job_id = order(process, "pull", "ollama/new")
-    assert answered(process, job_id) == {"action": "pull", "name": "ollama/new"}
+    assert chat_result(process, job_id) == {"action": "pull", "name": "ollama/new"}
     job = job_of(process, job_id)
     assert job.progress_unit == "bytes"
     assert job.progress_done == job.progress_total
@@ -57,11 +57,14 @@ def test_a_model_is_created_used_and_deleted(process: Process, wire: Wire) -> No
         process, "create", "ollama/helper", **{"from": "tiny"},
         system="Be brief.", parameters={"temperature": 0.1, "stop": ["END"]},
     )  # fmt: skip
-    answered(process, made)
+    chat_result(process, made)
     assert wire.models["helper"]["system"] == "Be brief."
     assert wire.models["helper"]["parameters"] == {"temperature": 0.1, "stop": ["END"]}
-    assert answered(process, say(process, "hi", model="ollama/helper"))["model"] == "ollama/helper"
-    answered(process, order(process, "delete", "ollama/helper"))
+    assert (
+        chat_result(process, submit_chat(process, "hi", model="ollama/helper"))["model"]
+        == "ollama/helper"
+    )
+    chat_result(process, order(process, "delete", "ollama/helper"))
     assert "helper" not in wire.models
 
 
@@ -75,13 +78,13 @@ def test_what_ollama_refuses_is_reported(
     wire.of("absent").refuse_times = 1 if action == "pull" else 0
     wire.of("absent").refuse_status = 400
     wire.of("absent").refuse_message = "file does not exist"
-    error = failed(process, order(process, action, "ollama/absent", **fields))
+    error = chat_error(process, order(process, action, "ollama/absent", **fields))
     assert error["message"]
     assert "absent" in error["message"] or "does not exist" in error["message"]
 
 
 def test_a_missing_model_is_pulled_once_for_all_who_want_it(process: Process, wire: Wire) -> None:
-    ids = [say(process, f"hello {n}", model="ollama/fresh") for n in range(3)]
+    ids = [submit_chat(process, f"hello {n}", model="ollama/fresh") for n in range(3)]
     drain(process)
     for n, job_id in enumerate(ids):
         job = job_of(process, job_id)
@@ -97,7 +100,7 @@ def test_a_pull_that_fails_fails_who_waits_for_it(process: Process, wire: Wire) 
     wire.of("gone").refuse_times = 99
     wire.of("gone").refuse_status = 400
     wire.of("gone").refuse_message = "no such model"
-    error = failed(process, say(process, "hello", model="ollama/gone"))
+    error = chat_error(process, submit_chat(process, "hello", model="ollama/gone"))
     (pull,) = pulls(process)
     assert pull.state == "failed"
     assert str(pull.id) in error["message"]

@@ -14,8 +14,8 @@ from shared.providers import route_of
 from shared.redis.bell import list_of
 from shared.tables import Worker
 from shared.vocabulary import Queue
-from tests.integration.talking import say
-from tests.integration.workbench import claim, handlers, job_of, make_process, submit
+from tests.integration.chats import submit_chat
+from tests.integration.job_runner import claim, handlers, job_of, make_process, submit
 from workers.attempts.process import Process
 from workers.rounds import Round
 from workers.sweep import fail_unserved
@@ -62,9 +62,9 @@ def lives(process: Process, *, ago_s: float = 0, concurrency: int = 4) -> None:
 
 def test_a_worker_claims_only_what_it_serves(process: Process) -> None:
     a, b = serving(process, "hf/a"), serving(process, "hf/b", "ollama")
-    of_a = say(process, "x", model="hf/a")
-    of_b = say(process, "x", model="hf/b")
-    remote = say(process, "x", model="ollama/any")
+    of_a = submit_chat(process, "x", model="hf/a")
+    of_b = submit_chat(process, "x", model="hf/b")
+    remote = submit_chat(process, "x", model="ollama/any")
 
     assert claim(serving(process), Queue.GENERATE) is None
     step = claim(a, Queue.GENERATE)
@@ -77,7 +77,7 @@ def test_a_worker_claims_only_what_it_serves(process: Process) -> None:
 
 def test_the_oldest_of_several_models_comes_first(process: Process) -> None:
     both = serving(process, "hf/a", "hf/z")
-    ids = [say(process, "x", model=f"hf/{name}") for name in "zaaz"]
+    ids = [submit_chat(process, "x", model=f"hf/{name}") for name in "zaaz"]
     steps = [claim(both, Queue.GENERATE) for _ in ids]
     assert [step.job_id for step in steps if step] == ids
 
@@ -85,9 +85,9 @@ def test_the_oldest_of_several_models_comes_first(process: Process) -> None:
 def test_rings_go_to_the_list_of_the_model(process: Process) -> None:
     bell = process.ledger.bell
     lives(serving(process, "hf/a", "ollama"))
-    say(process, "x", model="hf/a")
-    say(process, "x", model="hf/a")
-    say(process, "x", model="ollama/one")
+    submit_chat(process, "x", model="hf/a")
+    submit_chat(process, "x", model="hf/a")
+    submit_chat(process, "x", model="ollama/one")
 
     assert bell.waiting(list_of("generate", "hf/a")) == 2
     assert bell.waiting(list_of("generate", "ollama")) == 1
@@ -106,7 +106,7 @@ def test_a_resumed_queue_rings_at_every_route(process: Process) -> None:
     lives(serving(process, "hf/a"))
     with process.ledger.begin() as session:
         queues.pause(session, Queue.GENERATE)
-    say(process, "x", model="hf/a")
+    submit_chat(process, "x", model="hf/a")
     with Redis.from_url(process.settings.require_redis_url()) as redis:
         redis.flushall()
     with process.ledger.begin() as session:
@@ -122,19 +122,19 @@ def estimated(process: Process, job_id: UUID) -> Estimate:
 def test_position_counts_the_model_s_own_queue(process: Process) -> None:
     lives(serving(process, "hf/a", "hf/b"))
     for _ in range(3):
-        say(process, "x", model="hf/b")
-    first, second = (say(process, "x", model="hf/a") for _ in range(2))
+        submit_chat(process, "x", model="hf/b")
+    first, second = (submit_chat(process, "x", model="hf/a") for _ in range(2))
     assert (estimated(process, first).position, estimated(process, second).position) == (0, 1)
 
 
 def test_a_job_whose_model_nobody_serves_says_so(process: Process) -> None:
     lives(serving(process, "hf/b"))
-    estimate = estimated(process, say(process, "x", model="hf/a"))
+    estimate = estimated(process, submit_chat(process, "x", model="hf/a"))
     assert estimate.position == 0
     assert estimate.eta_s is None
     assert estimate.waiting_for is not None
     assert "sluice worker generate --model hf/a" in estimate.waiting_for
-    assert estimated(process, say(process, "x", model="hf/b")).waiting_for is None
+    assert estimated(process, submit_chat(process, "x", model="hf/b")).waiting_for is None
 
 
 @pytest.mark.parametrize("seen_ago_s", [None, 100, 5])
@@ -143,10 +143,10 @@ def test_it_fails_after_a_while_unless_a_worker_was_seen(
 ) -> None:
     if seen_ago_s is not None:
         lives(serving(process, "hf/a"), ago_s=seen_ago_s)
-    old = say(process, "x", model="hf/a")
+    old = submit_chat(process, "x", model="hf/a")
     with process.ledger.begin() as session:
         session.execute(text("UPDATE steps SET run_after = now() - interval '61 s'"))
-    young = say(process, "x", model="hf/a")
+    young = submit_chat(process, "x", model="hf/a")
     of_rag = submit(process, kinds.RAG, {"collection": "c", "question": "q"})
     patient = make_process(process.settings, model_missing_fail_s=60)
     fail_unserved(Round(patient, handlers(), "unserved", Event()))

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.chats import chat_error, chat_result
 from tests.integration.ingestion import ingest, new_collection
-from tests.integration.talking import answered, failed
-from tests.integration.workbench import drain, job_of
+from tests.integration.job_runner import drain, job_of
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 
@@ -50,7 +50,7 @@ def submitted(api: httpx.Client, kind: str, **fields: Any) -> Any:
 
 
 def chat(api: httpx.Client, process: Process, **fields: Any) -> dict[str, Any]:
-    return answered(process, submitted(api, "chat", **{"messages": [QUESTION], **fields})["id"])
+    return chat_result(process, submitted(api, "chat", **{"messages": [QUESTION], **fields})["id"])
 
 
 def test_it_is_made_shown_listed_replaced_and_deleted(
@@ -147,7 +147,7 @@ def test_jobs_that_were_submitted_keep_the_model_as_it_was(
     assert api.get(f"/v1/jobs/{job['id']}").json()["input"] == job["input"]
     api.put("/v1/models/helpdesk", json={"from": "ollama/other"})
     api.delete("/v1/models/helpdesk")
-    assert answered(process, job["id"])["model"] == "helpdesk"
+    assert chat_result(process, job["id"])["model"] == "helpdesk"
     assert wire.bodies("/api/chat")[-1]["messages"][0] == SYSTEM
 
     answer = api.post(
@@ -202,7 +202,7 @@ def test_a_window_of_its_own_drops_what_finds_no_room(
     assert sent["options"]["num_predict"] < 64
 
     body = {"messages": [{"role": "user", "content": "word " * 200}]}
-    error = failed(process, submitted(api, "chat", **body)["id"])
+    error = chat_error(process, submitted(api, "chat", **body)["id"])
     assert error["type"] == "WindowExceeded"
 
 
@@ -214,7 +214,7 @@ def test_rag_has_its_system_prompt_and_its_examples(
 ) -> None:
     name = new_collection(process)
     ingest(process, name, {"hours": "We open at nine."})
-    result = answered(process, submitted(api, "rag", collection=name, question="When?")["id"])
+    result = chat_result(process, submitted(api, "rag", collection=name, question="When?")["id"])
     assert result["model"] == "helpdesk"
     sent = wire.bodies("/api/chat")[-1]
     system, *others = sent["messages"]

@@ -8,7 +8,7 @@ import pytest
 from cli.main import run
 from shared.formats import FORMATS, Format
 from tests.integration.ingestion import CATS, TRAINS, live_texts, search
-from tests.integration.workbench import drain
+from tests.integration.job_runner import drain
 from workers.attempts.process import Process
 
 CARDS = f"{CATS}\n~\n{TRAINS}"

@@ -16,7 +16,7 @@ from openai.types.chat import ChatCompletion
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.database.transaction import Ledger
 from tests.integration.ingestion import CATS, TRAINS, ingest, new_collection
-from tests.integration.workbench import drain, make_process
+from tests.integration.job_runner import drain, make_process
 from workers.attempts.process import Process
 
 

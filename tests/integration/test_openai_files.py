@@ -18,8 +18,8 @@ from shared import files
 from shared.config import Settings
 from shared.files import Purpose
 from tests.integration.description import check
+from tests.integration.job_runner import drain, make_process
 from tests.integration.sweeps import change
-from tests.integration.workbench import drain, make_process
 from workers.attempts.process import Process
 from workers.sweep import Sweeper
 

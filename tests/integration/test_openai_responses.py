@@ -17,9 +17,9 @@ from pydantic import BaseModel, TypeAdapter
 
 from shared.config import Settings
 from tests.api_server import ROOT
-from tests.integration.answering import answering
 from tests.integration.description import valid
 from tests.integration.ingestion import new_collection
+from tests.integration.thread_worker import running_worker
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
@@ -54,7 +54,7 @@ def settings(settings: Settings, ollama: Wire) -> Settings:
 
 @pytest.fixture(scope="module")
 def worker(settings: Settings) -> Iterator[Process]:
-    with answering(settings) as process:
+    with running_worker(settings) as process:
         yield process
 
 

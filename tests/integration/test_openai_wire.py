@@ -24,10 +24,10 @@ from pydantic import TypeAdapter
 
 from shared.config import Settings
 from shared.jobs import jobs
-from tests.integration.answering import answering, ingested
 from tests.integration.description import valid
 from tests.integration.ingestion import new_collection
-from tests.integration.workbench import embedders, job_of
+from tests.integration.job_runner import embedders, job_of
+from tests.integration.thread_worker import ingest_texts, running_worker
 from tests.tiny import crossencoder, voice, wav2vec2
 from tests.tiny_lessons import TOOL_ANSWER, TOOL_RESULT
 from tests.tiny_models import Answerer
@@ -62,7 +62,7 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture(scope="module")
 def worker(settings: Settings, model: str) -> Iterator[Process]:
-    with answering(settings, model) as process:
+    with running_worker(settings, model) as process:
         yield process
 
 
@@ -556,7 +556,7 @@ def test_rerank_has_the_best_first(http: httpx.Client) -> None:
 @pytest.fixture(scope="module")
 def museum(api_url: str, worker: Process) -> str:  # noqa: ARG001 (it ingests)
     texts = {"hours.md": "The museum opens at ten.", "tea.md": "Tea is hot."}
-    return ingested(api_url, "museum", texts)
+    return ingest_texts(api_url, "museum", texts)
 
 
 class TestDocuments:

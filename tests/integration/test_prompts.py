@@ -12,9 +12,9 @@ from cli.main import run
 from sluice import Client
 from sluice.inputs import chat_input
 from tests.integration.answers import problem
+from tests.integration.chats import chat_result
 from tests.integration.ingestion import ingest, new_collection
-from tests.integration.talking import answered
-from tests.integration.workbench import drain, job_of
+from tests.integration.job_runner import drain, job_of
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 
@@ -234,7 +234,7 @@ def test_rag_fills_a_stored_prompt(
 
     # A text with braces is a template, as ever; one without is a name.
     inline = submit(api, "rag", prompt="{question} {context}", **asked)
-    assert answered(process, inline["id"])["answer"].startswith("When {tone}?")
+    assert chat_result(process, inline["id"])["answer"].startswith("When {tone}?")
 
     def refused_rag(status: int, **changes: str) -> str:
         body = {"kind": "rag", "input": {"model": "ollama/tiny", **asked, **changes}}

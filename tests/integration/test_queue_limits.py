@@ -16,7 +16,7 @@ from shared.jobs.claims import Claim
 from shared.vocabulary import Queue
 from tests.api_server import served
 from tests.integration.answers import EMBED, problem
-from tests.integration.workbench import make_process, submit_many
+from tests.integration.job_runner import make_process, submit_many
 
 LIMIT = 4
 KEYS: dict[str, Any] = {

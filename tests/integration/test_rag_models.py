@@ -9,10 +9,10 @@ import pytest
 from shared.kinds import registry as kinds
 from shared.kinds.rag import RagInput
 from shared.vocabulary import Queue
+from tests.integration.chats import MODEL, chat_error, chat_result
 from tests.integration.erasures import order_erasure
 from tests.integration.ingestion import document_id, ingest, new_collection
-from tests.integration.talking import MODEL, answered, failed
-from tests.integration.workbench import handlers, submit
+from tests.integration.job_runner import handlers, submit
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
@@ -47,7 +47,7 @@ def test_the_model_reads_the_passages_and_its_markers_become_citations(
     process: Process, collection: str, wire: Wire
 ) -> None:
     question = "When does room 2 open? It says so in [1] and [9]."
-    result = answered(process, ask(process, collection, question, k=3, prompt=ECHO))
+    result = chat_result(process, ask(process, collection, question, k=3, prompt=ECHO))
 
     # The test server repeats its prompt, so the question's markers are in its answer.
     assert "[1]" in result["answer"]
@@ -71,7 +71,7 @@ def test_passages_that_find_no_room_are_dropped_from_the_tail(
         splitter={"type": "recursive", "chunk_size": 400, "chunk_overlap": 0},
     )  # fmt: skip
     job_id = ask(process, name, "How old?", k=5, parameters={"max_tokens": 32})
-    result = answered(process, job_id)
+    result = chat_result(process, job_id)
     assert 0 < result["passages_dropped"] < 5
 
 
@@ -83,7 +83,7 @@ def test_without_passages_no_model_is_called(
     process: Process, wire: Wire, question: str, answer: str
 ) -> None:
     empty = new_collection(process)
-    result = answered(process, ask(process, empty, question))
+    result = chat_result(process, ask(process, empty, question))
     assert (result["answer"], result["citations"]) == (answer, [])
     assert wire.bodies("/api/chat") == []
 
@@ -94,7 +94,7 @@ def test_json_about_passages_is_valid_and_counts_markers(process: Process, colle
         process, collection, '{"room": "2 [1]"}', k=1, prompt="{question} {context}",
         response_format={"type": "json", "schema": schema},
     )  # fmt: skip
-    result = answered(process, job_id)
+    result = chat_result(process, job_id)
     assert result["parsed"] == {"room": "2 [1]"}
     assert [citation["marker"] for citation in result["citations"]] == ["[1]"]
 
@@ -102,7 +102,7 @@ def test_json_about_passages_is_valid_and_counts_markers(process: Process, colle
 def test_a_question_beyond_the_window_says_how_much_too_long_it_is(
     process: Process, collection: str
 ) -> None:
-    error = failed(process, ask(process, collection, "why " * 6000))
+    error = chat_error(process, ask(process, collection, "why " * 6000))
     assert error["type"] == "InvalidInput"
     assert "tokens" in error["message"]
 
@@ -114,6 +114,6 @@ def test_text_erased_after_the_search_is_not_in_the_prompt(
     assert run_next(process, handlers(), Queue.QUERY.value)
     order_erasure(process, document_ids=[document_id(process, collection, "note 3")])
     assert run_next(process, handlers(), Queue.CONTROL.value)
-    answered(process, job_id)
+    chat_result(process, job_id)
     assert "Fact 3" not in prompt_of(wire)
     assert "Fact 2" in prompt_of(wire)

@@ -8,7 +8,7 @@ import pytest
 
 from shared.kinds import registry as kinds
 from tests.integration.ingestion import ingest, new_collection
-from tests.integration.workbench import drain, job_of, submit
+from tests.integration.job_runner import drain, job_of, submit
 from workers.attempts.process import Process
 from workers.generation.languages import CHINESE, ENGLISH, JAPANESE, KOREAN
 

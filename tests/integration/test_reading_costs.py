@@ -13,7 +13,7 @@ from shared.jobs.jobs import Filter
 from shared.jobs.queues import EXACT_STEPS, MARK_EVERY, Depths, estimate
 from shared.jobs.turns import HELD
 from shared.vocabulary import Lane, Queue
-from tests.integration.workbench import claim, claimed, submit, submit_many, succeed
+from tests.integration.job_runner import claim, claimed, submit, submit_many, succeed
 from workers.attempts.process import Process
 
 LONG = 2 * EXACT_STEPS

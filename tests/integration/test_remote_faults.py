@@ -12,7 +12,7 @@ import pytest
 from shared.errors import Permanent, Retryable, Unavailable
 from tests.generation.contract import ended, first_text, said, text_of
 from tests.integration.remotes import MODEL, Remote, remote
-from tests.waiting import until
+from tests.waits import until
 from tests.wire.behaviour import Behaviour
 from workers.generation.backends.interface import FinishReason, Request, Resume, Sampling
 from workers.generation.backends.remote import RemoteGenerator

@@ -16,7 +16,7 @@ from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput
 from shared.vocabulary import Queue
 from tests.integration.ingestion import document_id, ingest, new_collection, search
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     drain,
     invariants_hold,
     job_of,

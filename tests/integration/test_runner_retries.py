@@ -16,7 +16,7 @@ from shared.errors import (
     Unavailable,
 )
 from shared.kinds import registry as kinds
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     doing,
     drain,
     handlers,

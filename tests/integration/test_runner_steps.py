@@ -18,8 +18,7 @@ from shared.errors import Permanent, Retryable, Unavailable
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
 from shared.vocabulary import Queue
-from tests.integration.sweeps import sweep
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
     claimed,
@@ -33,7 +32,8 @@ from tests.integration.workbench import (
     steps_of,
     submit,
 )
-from tests.waiting import until
+from tests.integration.sweeps import sweep
+from tests.waits import until
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.heartbeat import heartbeats_of
 from workers.attempts.process import Process

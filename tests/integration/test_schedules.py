@@ -14,7 +14,7 @@ from cli.errors import Exit
 from cli.main import run
 from shared.kinds.registry import KINDS
 from tests.integration.ingestion import new_collection
-from tests.integration.workbench import drain, handlers, job_of
+from tests.integration.job_runner import drain, handlers, job_of
 from workers.attempts.process import Process
 from workers.rounds import Round
 from workers.sweep import Retention, fire_schedules

@@ -11,7 +11,7 @@ from shared.kinds.kind import Kind
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput, SearchOptions, SearchType
 from tests.integration.ingestion import CATS, TRAINS, ingest, new_collection
-from tests.integration.workbench import drain, job_of, submit
+from tests.integration.job_runner import drain, job_of, submit
 from workers.attempts.process import Process
 
 

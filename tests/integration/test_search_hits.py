@@ -18,7 +18,7 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
 )
-from tests.integration.workbench import claimed, drain, embedders, handlers, job_of, submit
+from tests.integration.job_runner import claimed, drain, embedders, handlers, job_of, submit
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next

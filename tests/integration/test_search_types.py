@@ -8,7 +8,7 @@ import pytest
 from shared.kinds import registry as kinds
 from shared.kinds.search import SearchInput, SearchOptions
 from tests.integration.ingestion import hits_of, ingest, ingest_files, new_collection, search
-from tests.integration.workbench import drain, job_of, submit
+from tests.integration.job_runner import drain, job_of, submit
 from workers.attempts.process import Process
 from workers.retrieval.search import marginal_relevance
 from workers.retrieval.store import VectorEntry, store_of

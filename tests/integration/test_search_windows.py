@@ -23,7 +23,7 @@ from tests.integration.ingestion import (
     order_sources,
     upload,
 )
-from tests.integration.workbench import drain, embedders, job_of, submit
+from tests.integration.job_runner import drain, embedders, job_of, submit
 from workers.attempts.process import Process
 
 KOREAN = "창고의 문은 평일 아침 여덟 시에 열고 저녁 일곱 시에 닫습니다. " * 20

@@ -24,8 +24,7 @@ from shared.kinds.search import SearchInput
 from shared.redis.events import stream_key
 from shared.vocabulary import Lane, Queue, Shape, State
 from tests.integration.ingestion import CATS, TRAINS, ingest
-from tests.integration.toy_embedder import Letters
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     claimed,
     drain,
@@ -38,6 +37,7 @@ from tests.integration.workbench import (
     submit,
     submit_many,
 )
+from tests.integration.toy_embedder import Letters
 from workers.attempts.process import Process
 from workers.attempts.runner import rings_of, run_next
 from workers.models.devices import Vectors

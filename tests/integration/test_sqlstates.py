@@ -12,7 +12,7 @@ from api.http import errors
 from shared.config import Settings
 from shared.database.sqlstates import Meaning, trouble_of
 from shared.database.transaction import Ledger, make_ledger
-from tests.integration.workbench import drain, job_of, steps_of, submit
+from tests.integration.job_runner import drain, job_of, steps_of, submit
 from tests.servers import free_port
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process

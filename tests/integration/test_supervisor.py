@@ -21,7 +21,7 @@ from cli.stack.stackfile import (
     wait_for_exit,
 )
 from cli.stack.supervisor import StartFailed, Supervisor, Timing
-from tests import waiting
+from tests import waits
 
 QUICK = Timing(backoff_base_s=0.01, backoff_cap_s=0.05, ready_pause_s=0.01)
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -194,7 +194,7 @@ def test_a_part_that_never_becomes_ready_fails_with_its_last_lines(tmp_path: Pat
     log = tmp_path / "deaf.log"
 
     def deaf(_pid: int) -> str:
-        waiting.until(lambda: log.exists() and "up" in log.read_text(), "it has written")
+        waits.until(lambda: log.exists() and "up" in log.read_text(), "it has written")
         return "nobody answers"
 
     part = python_part("deaf", SLEEP, ready=deaf)

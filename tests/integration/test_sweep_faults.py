@@ -16,8 +16,7 @@ from shared.kinds import registry as kinds
 from shared.tables import SweepFault
 from shared.vocabulary import Queue
 from tests.integration.ingestion import load_all, new_collection, order, stores_agree
-from tests.integration.sweeps import change, sweep
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
     claimed,
@@ -27,7 +26,8 @@ from tests.integration.workbench import (
     submit,
     submit_many,
 )
-from tests.waiting import until
+from tests.integration.sweeps import change, sweep
+from tests.waits import until
 from workers.app import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.attempts.process import Process
 from workers.ingest.erasure import Garbage

@@ -26,8 +26,8 @@ from tests.integration.ingestion import (
     stores_agree,
     vector_ids,
 )
+from tests.integration.job_runner import cancel, claimed, job_of, lose_workers, make_process, submit
 from tests.integration.sweeps import change, sweep
-from tests.integration.workbench import cancel, claimed, job_of, lose_workers, make_process, submit
 from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next

@@ -13,8 +13,7 @@ from shared.jobs.steps import NewStep
 from shared.kinds import registry as kinds
 from shared.tables import QueueState
 from shared.vocabulary import Queue
-from tests.integration.sweeps import change, sweep
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
     claimed,
@@ -26,6 +25,7 @@ from tests.integration.workbench import (
     submit_many,
     succeed,
 )
+from tests.integration.sweeps import change, sweep
 from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.sweep import LOCK, Sweeper

@@ -13,9 +13,9 @@ from cli.main import run
 from shared.config import Settings
 from shared.database.transaction import Ledger
 from sluice import Client, IngestOptions, SyncReport
-from tests.integration.answering import answering
 from tests.integration.cli_process import document
 from tests.integration.ingestion import live_texts, new_collection, stores_agree
+from tests.integration.thread_worker import running_worker
 from workers.attempts.process import Process
 from workers.retrieval.embed import EMBEDDERS
 
@@ -30,7 +30,9 @@ def process(
 ) -> Iterator[Process]:
     """A worker at work."""
     monkeypatch.setitem(EMBEDDERS, "toy", "tests.integration.toy_embedder:load")
-    with answering(settings, threads=0, load_step_documents=50, embed_step_chunks=500) as process:
+    with running_worker(
+        settings, threads=0, load_step_documents=50, embed_step_chunks=500
+    ) as process:
         yield process
 
 

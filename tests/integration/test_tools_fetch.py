@@ -10,7 +10,7 @@ import pytest
 
 from shared.errors import Cancelled
 from tests.integration.websites import LIMIT_BYTES, Site, get, refusal, serving
-from tests.waiting import until
+from tests.waits import until
 
 
 @pytest.fixture

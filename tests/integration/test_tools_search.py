@@ -9,7 +9,7 @@ from shared.database.transaction import Ledger
 from shared.kinds.chat import BuiltInTool
 from shared.vocabulary import Queue
 from tests.integration.ingestion import ingest, new_collection
-from tests.integration.workbench import claimed, make_process, submit
+from tests.integration.job_runner import claimed, make_process, submit
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.tools.search import NOTHING

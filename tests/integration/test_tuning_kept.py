@@ -11,7 +11,7 @@ import pytest
 from shared.documents import collections
 from shared.kinds import registry as kinds
 from tests.integration.ingestion import document_id, ingest, new_collection
-from tests.integration.workbench import drain, embedders, submit
+from tests.integration.job_runner import drain, embedders, submit
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder

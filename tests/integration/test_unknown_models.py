@@ -13,7 +13,7 @@ from shared.kinds.ingest import IngestInput
 from shared.kinds.kind import Kind
 from shared.redis.events import stream_key
 from shared.tables import Job
-from tests.integration.workbench import drain, invariants_hold, job_of, make_process, submit
+from tests.integration.job_runner import drain, invariants_hold, job_of, make_process, submit
 from workers.attempts.process import Process
 from workers.retrieval.embed import Embedders, make_embedders
 

@@ -17,9 +17,9 @@ from tests.integration.ingestion import (
     search,
     vector_ids,
 )
+from tests.integration.job_runner import make_process
 from tests.integration.toy_store import Memory
 from tests.integration.vector_store_contract import VectorStoreContract
-from tests.integration.workbench import make_process
 from workers.attempts.process import Process
 from workers.retrieval.chroma import Chroma
 from workers.retrieval.store import VectorStore, import_store, make_store, store_of

@@ -15,8 +15,8 @@ from shared.kinds.hf import HfInput, Task
 from shared.tables import Worker
 from shared.vocabulary import Queue
 from tests.integration.answers import EMBED
-from tests.integration.talking import say
-from tests.integration.workbench import claimed, doing, job_of, submit, succeed
+from tests.integration.chats import submit_chat
+from tests.integration.job_runner import claimed, doing, job_of, submit, succeed
 from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run
@@ -74,9 +74,9 @@ def test_a_queue_that_nobody_serves(process: Process) -> None:
 
 def test_a_model_that_nobody_serves(process: Process) -> None:
     lives(process, "generate", routes=("hf/b",))
-    job_id = say(process, "x", model="hf/a")
+    job_id = submit_chat(process, "x", model="hf/a")
     assert "sluice worker generate --model hf/a" in str(reason(process, job_id))
-    assert reason(process, say(process, "x", model="hf/b")) is None
+    assert reason(process, submit_chat(process, "x", model="hf/b")) is None
 
 
 def test_a_time_that_has_not_come(process: Process) -> None:
@@ -167,11 +167,11 @@ def test_a_model_that_nobody_serves_leaves_no_list_in_redis(
 ) -> None:
     """As many as are misspelt: none has a list, before and after the jobs have ended."""
     for n in range(30):
-        say(process, "x", model=f"hf/typo-{n}")
+        submit_chat(process, "x", model=f"hf/typo-{n}")
     with Redis.from_url(redis_url) as redis:
         assert redis.keys("generate*") == []
         lives(process, "generate", routes=("hf/typo-7",))
-        say(process, "x", model="hf/typo-7")
+        submit_chat(process, "x", model="hf/typo-7")
         assert redis.keys("generate*") == [b"generate.hf/typo-7"]
         # Its worker may go for good.
         assert 0 < int(redis.ttl("generate.hf/typo-7")) <= process.settings.rings_keep_s

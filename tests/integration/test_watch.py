@@ -16,10 +16,10 @@ import pytest
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from tests.e2e.running import until
-from tests.integration.answering import answering
+from tests.e2e.processes import until
 from tests.integration.cli_process import ROOT
 from tests.integration.ingestion import live_texts, new_collection
+from tests.integration.thread_worker import running_worker
 from workers.attempts.process import Process
 from workers.retrieval.embed import EMBEDDERS
 
@@ -91,7 +91,9 @@ def process(
 ) -> Iterator[Process]:
     """A worker at work."""
     monkeypatch.setitem(EMBEDDERS, "toy", "tests.integration.toy_embedder:load")
-    with answering(settings, threads=0, load_step_documents=50, embed_step_chunks=500) as process:
+    with running_worker(
+        settings, threads=0, load_step_documents=50, embed_step_chunks=500
+    ) as process:
         yield process
 
 

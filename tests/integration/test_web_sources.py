@@ -19,7 +19,7 @@ from tests.integration.ingestion import (
     order_sources,
     stores_agree,
 )
-from tests.integration.workbench import drain, handlers, job_of, make_due, make_process
+from tests.integration.job_runner import drain, handlers, job_of, make_due, make_process
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.retrieval.embed import EMBEDDERS

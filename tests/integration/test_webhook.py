@@ -21,7 +21,7 @@ import pytest
 from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.jobs import jobs
-from tests.integration.workbench import (
+from tests.integration.job_runner import (
     cancel,
     doing,
     drain,

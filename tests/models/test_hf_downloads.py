@@ -19,8 +19,8 @@ from shared.config import Settings
 from shared.errors import ModelNotFound
 from shared.kinds.hf import Task
 from tests.models.checkpoints import save
-from tests.models.locating import Locator, locator
-from tests.waiting import until
+from tests.models.model_finder import Locator, locator
+from tests.waits import until
 from tests.wire.hub_files import BLOCK_BYTES, TOKEN, Shelf, served_files
 from workers.models.locate import locate
 

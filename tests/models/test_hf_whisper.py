@@ -12,7 +12,7 @@ from transformers import pipeline
 from shared.errors import InvalidInput
 from shared.kinds.hf import Task, parse_parameters
 from tests.models.hf_tasks import OPTIONS
-from tests.tiny import whisper_by_heart as tiny
+from tests.tiny import whisper as tiny
 from tests.tiny.voice import length_s, recorded, speak
 from tests.tiny_models import one_thread
 from workers.hf.task import UNWATCHED

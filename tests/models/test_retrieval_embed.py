@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Cancelled, InvalidInput, Permanent
-from tests.integration.workbench import embedders
+from tests.integration.job_runner import embedders
 from workers.models.devices import Vectors
 from workers.models.locate import bundled
 from workers.retrieval.embed import Embedder, Embedders

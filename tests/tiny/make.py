@@ -33,7 +33,7 @@ from tests.tiny import (
     roberta_qa,
     vit,
     wav2vec2,
-    whisper_by_heart,
+    whisper,
 )
 from tests.tiny.manifest import CHECKPOINTS, MANIFEST, hash_of_files, hash_of_sources, read_manifest
 from tests.tiny_models import one_thread
@@ -64,7 +64,7 @@ MODELS: Final = {
     "vit": Model(build=vit.build),
     "wav2vec2": Model(build=wav2vec2.build),
     "wav2vec2-masked": Model(build=wav2vec2.build_masked),
-    "whisper": Model(build=whisper_by_heart.build, lessons=whisper_by_heart.lessons),
+    "whisper": Model(build=whisper.build, lessons=whisper.lessons),
 }
 
 

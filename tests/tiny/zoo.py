@@ -15,7 +15,7 @@ from tests.tiny import (
     roberta_qa,
     vit,
     wav2vec2,
-    whisper_by_heart,
+    whisper,
 )
 
 MODELS = {
@@ -24,7 +24,7 @@ MODELS = {
     "distilbert/distilbert-base-uncased-finetuned-sst-2-english": distilbert.folder,
     "Helsinki-NLP/opus-mt-ru-en": marian.folder,
     "facebook/wav2vec2-base-960h": wav2vec2.folder,
-    "openai/whisper-tiny": whisper_by_heart.folder,
+    "openai/whisper-tiny": whisper.folder,
     "facebook/bart-large-mnli": nli.folder,
     "dslim/bert-base-NER": ner.folder,
     "google-bert/bert-base-uncased": mlm.folder,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.kinds.ingest import CsvOptions, LoadOptions
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases")

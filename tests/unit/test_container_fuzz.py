@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shared.errors import DocumentError
 from shared.formats import FORMATS
 from tests.unit.compound_file import outlook_message
-from tests.unit.loading import read
+from tests.unit.documents import read
 from tests.unit.test_members import sevenzipped, tarred, unpacked, zipped
 from workers.ingest.load import loader_of
 

@@ -12,7 +12,7 @@ from shared.bounds import nfc
 from shared.errors import DocumentError
 from shared.kinds.ingest import CsvOptions, LoadOptions
 from shared.text_encodings import codec_of
-from tests.unit.loading import KOREAN, read, refusal
+from tests.unit.documents import KOREAN, read, refusal
 from workers.ingest.formats.texts.text import storable
 
 JAPANESE = "これは日本語の文書です。データベースを使います。検索もできます。"

@@ -13,7 +13,7 @@ from shared.errors import Cancelled, DocumentError
 from shared.formats import FORMATS, Format, suffixes
 from shared.kinds.ingest import LoadOptions
 from sluice.sources import SUPPORTED
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.formats.loader import (
     DocumentKey,
     DocumentParts,

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.errors import DocumentError
-from tests.unit.loading import KOREAN, read, refusal
+from tests.unit.documents import KOREAN, read, refusal
 
 CHINESE = (
     "这是一个中文文档。数据库支持事务，所以任务的状态不会丢失。我们可以搜索文件的内容，也可以在以后"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.formats import FORMATS
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.formats.office.package import archive_of
 from workers.ingest.load import loader_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hwpx import HwpxDocument
 
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.formats.office.package import archive_of
 
 TABLE = [

@@ -11,7 +11,7 @@ from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions
 from tests.unit.compound_file import outlook_message
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.formats.container import Member
 from workers.ingest.load import members
 

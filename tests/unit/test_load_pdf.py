@@ -14,7 +14,7 @@ from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfgen.canvas import Canvas
 
 from shared.kinds.ingest import LoadOptions, OcrOptions
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 
 KOREAN = "HYSMyeongJo-Medium"
 

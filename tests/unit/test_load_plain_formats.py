@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shared.errors import DocumentError
 from shared.formats import FORMATS, Format
 from shared.kinds.ingest import JsonOptions, LoadOptions, Splitter, SplitterType
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.load import loader_of, split
 
 PASSAGE = tuple[str, dict[str, object]]

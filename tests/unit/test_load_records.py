@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shared.kinds.ingest import CsvOptions
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 
 # CSV
 

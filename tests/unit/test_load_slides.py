@@ -14,7 +14,7 @@ from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
-from tests.unit.loading import read
+from tests.unit.documents import read
 
 BOX = (Inches(1), Inches(1), Inches(4), Inches(1))
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.kinds.ingest import CsvOptions
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.formats.texts.tables import MAX_COLUMNS
 
 

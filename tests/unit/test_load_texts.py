@@ -12,7 +12,7 @@ from odf.opendocument import OpenDocumentText
 from odf.style import Footer, Header, MasterPage, PageLayout
 from odf.table import CoveredTableCell, Table, TableCell, TableRow
 
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.formats.office.package import archive_of
 
 

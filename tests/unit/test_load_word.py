@@ -11,7 +11,7 @@ from docx.document import Document
 from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
 
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 
 NAMESPACES = nsdecls("w", "r", "wp", "a") + (
     ' xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'

@@ -4,7 +4,7 @@ import pytest
 
 from shared.errors import DocumentError
 from shared.kinds.ingest import HtmlOptions, LoadOptions
-from tests.unit.loading import read, refusal
+from tests.unit.documents import read, refusal
 from workers.ingest.formats.texts.html import render
 
 ENGLISH = [

@@ -14,7 +14,7 @@ from shared.kinds.ingest import CsvOptions, IngestInput
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput
 from shared.tables import File
-from tests.unit.loading import read
+from tests.unit.documents import read
 from workers.ingest.sources import source_name
 
 KOREAN = "연차 휴가는 1년에 18일입니다."

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.errors import ConfigurationError
 from shared.kinds.ingest import Splitter, SplitterType
-from tests.unit.loading import read
+from tests.unit.documents import read
 from workers.ingest import load as tokens
 from workers.ingest.formats.texts import markdown
 from workers.ingest.load import LoadedText, Piece, TextPassage, Window, least_pieces, load, split

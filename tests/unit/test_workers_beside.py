@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.running import until
+from tests.e2e.processes import until
 
 PROGRAM = """
 import os, signal, sys, time

@@ -1,4 +1,4 @@
-"""Chats on the workbench: a process whose models are those of a real HTTP server on loopback."""
+"""Chats in this process: a process whose models are those of a real HTTP server on loopback."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from shared.kinds import registry as kinds
 from shared.kinds.chat import ChatInput
 from shared.tables import Job
 from shared.vocabulary import State
-from tests.integration.workbench import drain, job_of, submit
+from tests.integration.job_runner import drain, job_of, submit
 from workers.attempts.process import Process
 
 MODEL = "ollama/tiny"
@@ -19,12 +19,12 @@ def user(content: str) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def say(process: Process, content: str, **fields: Any) -> UUID:
+def submit_chat(process: Process, content: str, **fields: Any) -> UUID:
     """Submit a chat of one message of the user."""
-    return say_all(process, [user(content)], **fields)
+    return submit_messages(process, [user(content)], **fields)
 
 
-def say_all(process: Process, messages: Sequence[dict[str, Any]], **fields: Any) -> UUID:
+def submit_messages(process: Process, messages: Sequence[dict[str, Any]], **fields: Any) -> UUID:
     talk = fields.pop("conversation_id", None)
     own = {
         name: fields.pop(name) for name in ("lane", "timeout_s", "max_attempts") if name in fields
@@ -34,7 +34,7 @@ def say_all(process: Process, messages: Sequence[dict[str, Any]], **fields: Any)
     return submit(process, kinds.CHAT, input_, conversation_id=talk, **own)
 
 
-def answered(process: Process, job_id: UUID) -> dict[str, Any]:
+def chat_result(process: Process, job_id: UUID) -> dict[str, Any]:
     """The result of a job that is run to its end."""
     drain(process)
     job = job_of(process, job_id)
@@ -44,7 +44,7 @@ def answered(process: Process, job_id: UUID) -> dict[str, Any]:
     return result
 
 
-def failed(process: Process, job_id: UUID) -> dict[str, Any]:
+def chat_error(process: Process, job_id: UUID) -> dict[str, Any]:
     """The error of a job that is run to its end."""
     drain(process)
     job: Job = job_of(process, job_id)
@@ -54,7 +54,7 @@ def failed(process: Process, job_id: UUID) -> dict[str, Any]:
 
 
 def chat(process: Process, content: str, **fields: Any) -> str:
-    result = answered(process, say(process, content, **fields))
+    result = chat_result(process, submit_chat(process, content, **fields))
     return str(result["message"]["content"])
 
 
@@ -63,7 +63,7 @@ def conversation(process: Process, *, summarize: bool = False) -> UUID:
         return conversations.make(session, "someone", metadata={}, summarize=summarize)
 
 
-def stored(process: Process, conversation_id: UUID) -> list[tuple[str, str]]:
+def stored_messages(process: Process, conversation_id: UUID) -> list[tuple[str, str]]:
     with process.ledger.read() as session:
         rows = conversations.messages(session, conversation_id)
     return [(row.message["role"], row.message["content"]) for row in rows]

@@ -30,7 +30,7 @@ def until(look: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class CompletedCommand:
     """How a command ended."""
 
     code: int
@@ -43,7 +43,7 @@ class Finished:
         return json.loads(self.out)
 
 
-class Running:
+class BackgroundCommand:
     """A command of the CLI in the background; it ends with the `with` block at the latest."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
@@ -57,9 +57,9 @@ class Running:
             self._process.kill()
             self._process.communicate()
 
-    def finish(self) -> Finished:
+    def finish(self) -> CompletedCommand:
         out, err = self._process.communicate(timeout=COMMAND_S)
-        return Finished(code=self._process.returncode, out=out, err=err)
+        return CompletedCommand(code=self._process.returncode, out=out, err=err)
 
     def is_running(self) -> bool:
         return self._process.poll() is None

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 
-class Reader:
+class EventStream:
     """An open stream; `next` is the next event as (id, event, data)."""
 
     def __init__(self, response: httpx.Response) -> None:

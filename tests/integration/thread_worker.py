@@ -12,7 +12,7 @@ from sqlalchemy import func, insert
 from shared.config import Settings
 from shared.tables import Worker
 from shared.vocabulary import Queue
-from tests.integration.workbench import ROUTES, handlers, make_process
+from tests.integration.job_runner import ROUTES, handlers, make_process
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 
@@ -21,7 +21,7 @@ CPU_QUEUES = [queue for queue in Queue if queue is not Queue.GENERATE]
 
 
 @contextmanager
-def answering(
+def running_worker(
     settings: Settings,
     *models: str,
     threads: int = 4,
@@ -67,7 +67,7 @@ def answering(
         raise ExceptionGroup("steps that could not be run", faults)
 
 
-def ingested(api_url: str, name: str, texts: Mapping[str, str]) -> str:
+def ingest_texts(api_url: str, name: str, texts: Mapping[str, str]) -> str:
     """A collection of these documents, which the worker makes; returns its name."""
     sources = [{"type": "text", "text": text, "name": name} for name, text in texts.items()]
     with httpx.Client(base_url=api_url, timeout=60, trust_env=False) as client:

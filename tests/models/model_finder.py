@@ -1,4 +1,4 @@
-"""A process that finds models as a worker does: `python -m tests.models.locating HOME`.
+"""A process that finds models as a worker does: `python -m tests.models.model_finder HOME`.
 
 A line of standard input is a request in JSON, a line of standard output its outcome. `waits` names
 a file that is made while the process waits, `found` one that is made once the hub is known to have
