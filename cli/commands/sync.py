@@ -1,4 +1,4 @@
-"""`sluice sync`: a collection becomes what folders or sites are; `sluice watch` goes on."""
+"""`sluice sync`: makes a collection equal to folders or sites; `sluice watch` keeps it so."""
 
 import os
 import time
@@ -33,8 +33,8 @@ from sluice.sync import MAX_ERASED_SHARE
 
 SHOWN = 20
 QUIET_MS, BURST_MS = 200, 2000
-"""What changes is synchronized when nothing has changed for the first of these times, but no later
-than after the second: programs save in bursts."""
+"""Changes are synchronized after the first of these times without a new one, or at the latest after
+the second: programs save in bursts."""
 TICK_MS = 500
 RETRY_BASE_S, RETRY_CAP_S = 1.0, 30.0
 
@@ -149,14 +149,15 @@ def watch(
             say(f"Watching {', '.join(paths)}; Ctrl-C ends it.")
 
     try:
-        _again_and_again(once, paths)
+        _repeat_at_changes(once, paths)
     except KeyboardInterrupt:
         say("Ended. A job that was submitted goes on.")
     return Exit.OK
 
 
-def _again_and_again(once: Callable[..., None], paths: Sequence[str]) -> None:
-    """Until it is interrupted. Raises what the first time raises, and later what does not pass."""
+def _repeat_at_changes(once: Callable[..., None], paths: Sequence[str]) -> None:
+    """Run `once` at each change until Ctrl-C. Raises all errors of the first run, and later those
+    that are not temporary."""
     is_first = is_due = True
     pause_s, not_before, last_words = RETRY_BASE_S, 0.0, ""
     for is_changed in _changes(paths):
@@ -168,10 +169,10 @@ def _again_and_again(once: Callable[..., None], paths: Sequence[str]) -> None:
         except InvalidInput as error:
             if is_first:
                 raise
-            # What is there is as it is, until it changes.
+            # The same files would fail again; wait for a change.
             is_due, words = False, error.message
         except SluiceError as error:
-            if is_first or not _may_pass(error):
+            if is_first or not _is_temporary(error):
                 raise
             not_before = time.monotonic() + pause_s
             pause_s, words = min(2 * pause_s, RETRY_CAP_S), f"{error.message} Trying again."
@@ -183,18 +184,17 @@ def _again_and_again(once: Callable[..., None], paths: Sequence[str]) -> None:
         last_words = words
 
 
-def _may_pass(error: SluiceError) -> bool:
+def _is_temporary(error: SluiceError) -> bool:
     if isinstance(error, ApiError):
         return error.status >= 500 or error.status in (409, 429)
     return isinstance(error, ConnectionFailed | JobEndedBadly | WaitTimeout)
 
 
 def _changes(paths: Sequence[str]) -> Iterator[bool]:
-    """Again and again, at least every TICK_MS: whether something has changed since the last time;
-    for the first time as soon as changes are seen.
+    """Yields, at least every TICK_MS, whether something has changed since the last time.
 
-    A path that becomes another file or folder, as with an editor that saves by renaming, is watched
-    anew: what the system watches is not the path, but what lay there.
+    The system watches files and not paths. So a path that becomes another file or folder, as with
+    an editor that saves by renaming, is watched anew.
     """
     import watchfiles  # with a library in Rust, which no other command needs
 
@@ -202,14 +202,14 @@ def _changes(paths: Sequence[str]) -> Iterator[bool]:
     while True:
         present = _identities(paths)
         is_changed, watched = present != watched, present
-        there = [path for path in paths if present[path] is not None]
-        if not there:
+        existing = [path for path in paths if present[path] is not None]
+        if not existing:
             yield is_changed
             time.sleep(TICK_MS / 1000)
             continue
         try:
             for changes in watchfiles.watch(
-                *there, watch_filter=_is_seen(paths), debounce=BURST_MS, step=QUIET_MS,
+                *existing, watch_filter=_is_seen(paths), debounce=BURST_MS, step=QUIET_MS,
                 rust_timeout=TICK_MS, yield_on_timeout=True, ignore_permission_denied=True,
             ):  # fmt: skip
                 yield is_changed or bool(changes)
@@ -217,10 +217,10 @@ def _changes(paths: Sequence[str]) -> Iterator[bool]:
                 if _identities(paths) != watched:
                     break
         except FileNotFoundError:
-            watched = None  # it went at this moment
+            watched = None  # it was deleted at this moment
         except OSError as error:
             raise InvalidInput(
-                f"The system cannot watch {', '.join(there)}: {error}. Of many folders, raise "
+                f"The system cannot watch {', '.join(existing)}: {error}. Of many folders, raise "
                 "fs.inotify.max_user_watches; of what lies on the network, set "
                 "WATCHFILES_FORCE_POLLING=true."
             ) from error
@@ -230,7 +230,7 @@ _Identities = dict[str, tuple[int, int] | None]
 
 
 def _identities(paths: Sequence[str]) -> _Identities:
-    """What lies there, whatever it is called."""
+    """The device and inode of each path; None if there is nothing."""
     identities: _Identities = {}
     for path in paths:
         try:
@@ -243,7 +243,7 @@ def _identities(paths: Sequence[str]) -> _Identities:
 
 
 def _is_seen(paths: Sequence[str]) -> Callable[[Any, str], bool]:
-    """Whether a changed file may be a document: hidden ones below the paths are none."""
+    """A filter for changed files without hidden ones below the paths, which are no documents."""
     tops = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
 
     def is_seen(_change: Any, path: str) -> bool:

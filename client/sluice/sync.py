@@ -1,11 +1,10 @@
-"""Keeping a collection as files, a site or a bucket are: what is new is added, what has changed is
-replaced, what has vanished is erased.
+"""Synchronization of a collection with files, a site or a bucket: new documents are added, changed
+ones replaced, and missing ones erased.
 
-Nothing is noted between two runs: what is to be done is seen from the files and from the documents
-of the collection, so a run that was cut off is finished by the next one. Of files, those with the
-same hash as their document are not sent, nor archives and mails all of which has been read, unless
-metadata that is to be noted is not. Documents are erased last, so that a file with a new name is
-found all the time.
+No state is kept between two runs: files are compared with the documents of the collection, so the
+next run finishes one that was interrupted. A file is not sent if its document has the same hash and
+the metadata of this run; an archive or a mail, if all of it was read before. Documents are erased
+last, so that a renamed file can be found all the time.
 """
 
 import os
@@ -46,8 +45,8 @@ _ERASED_AT_ONCE = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """What was done, or of a dry run what would be, by the names of documents; archives have those
-    of their files."""
+    """The documents, by name, that were changed; of a dry run, that would be changed. For an
+    archive the name is that of its file."""
 
     collection: str
     added: tuple[str, ...] = ()
@@ -55,26 +54,59 @@ class SyncReport:
     erased: tuple[str, ...] = ()
     unchanged: int = 0
     errors: tuple[SourceError, ...] = ()
-    """What could not be read; what the collection has of it stays."""
+    """Files that could not be read. Their documents in the collection stay."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How many files in folders Sluice cannot read, by extension."""
+    """The number of files in folders that Sluice cannot read, by extension."""
     circular_links: tuple[str, ...] = ()
-    """Links to a folder that they lie in, which were not followed."""
+    """Links to a folder that contains them, which were not followed."""
     is_dry_run: bool = False
     ingest: IngestReport | None = None
-    """Of what was added and replaced; None where there was nothing. Of a site or a bucket, the
-    server says how many documents that were, and `added` and `replaced` are empty. Documents that
-    are in a changed archive no longer are `erased` here."""
+    """None if nothing was added or replaced. For a site or a bucket the counts are here, and
+    `added` and `replaced` are empty. Its `erased` counts documents that changed archives no longer
+    have."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class Plan:
+    """The changes that make a collection equal to files."""
+
     report: SyncReport
     documents: Sequence[LocalDocument]
+    """The files to send."""
     errors: Sequence[SourceError]
     erased_ids: Sequence[str]
     scope_count: int
-    """How many documents the collection has of what is synchronized."""
+    """The number of documents in the collection that are within the synchronized paths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """The documents that are read from one path: `name` is the only one, or else what their names
+    begin with."""
+
+    name: str
+    is_folder: bool
+
+    @classmethod
+    def of_path(cls, path: str, top: Path) -> "Scope":
+        """`top` is the folder that names of documents are relative to. Raises InvalidInput."""
+        whole = Path(os.path.abspath(path))  # noqa: PTH100
+        if not whole.is_relative_to(top):
+            raise InvalidInput(
+                f"{path} is not below {top}, from which on documents are named. Choose another "
+                "folder with --root."
+            )
+        relative = str(whole.relative_to(top))
+        if not whole.is_dir():
+            return cls(name=document_name(relative), is_folder=False)
+        return cls(name="" if relative == "." else f"{document_name(relative)}/", is_folder=True)
+
+    def holds(self, document: Document) -> bool:
+        """Whether the document is within the path. URLs are names of documents from elsewhere."""
+        name = document.container or document.source
+        if not self.is_folder:
+            return name == self.name
+        return name.startswith(self.name) and "://" not in name
 
 
 async def sync_documents(
@@ -108,7 +140,7 @@ async def sync_documents(
     report = plan.report
     if is_dry_run:
         return replace(report, is_dry_run=True)
-    _brake(len(plan.erased_ids), plan.scope_count, max_erased_share)
+    require_few_erased(len(plan.erased_ids), plan.scope_count, max_erased_share)
     if plan.documents:
         ingest = await ingest_documents(calls, collection, plan.documents, run, refused=plan.errors)
         failed = {error.source for error in ingest.errors}
@@ -144,13 +176,13 @@ async def _plan(
     discovery: Discovery,
     run: IngestRun,
     root: str | Path | None,
-) -> _Plan:
+) -> Plan:
     top = Path(os.path.abspath(root if root is not None else Path.cwd()))  # noqa: PTH100
-    scopes = [_scope(path, top) for path in paths]
+    scopes = [Scope.of_path(path, top) for path in paths]
     stored = {
         name: document
-        for name, document in (await _stored(calls, collection)).items()
-        if any(_is_in(document, scope) for scope in scopes)
+        for name, document in (await _stored_documents(calls, collection)).items()
+        if any(scope.holds(document) for scope in scopes)
     }
     files = [document for document in discovery.documents if isinstance(document, FileDocument)]
     unread: list[SourceError] = []
@@ -159,7 +191,7 @@ async def _plan(
         run.on_advance(Advance(phase=phase, done=done, total=len(files), unit="files"))
 
     hashes = await hash_files(calls, files, unread, parallel=run.parallel_uploads, on_advance=count)
-    # Files that have gone meanwhile have vanished, as have those that went before.
+    # A file that was deleted during the run counts as one that was deleted before.
     gone = {error.source for error in unread} - {
         file.name for file in files if os.path.lexists(file.path)
     }
@@ -190,45 +222,47 @@ def make_plan(
     *,
     exists: Callable[[str], bool],
     metadata: Mapping[str, Any] | None = None,
-) -> _Plan:
-    """What is to be done, from the files with their hashes, and the documents there are by their
-    names. `exists` is asked of documents that no file was found for."""
+) -> Plan:
+    """Compare files and their hashes with the stored documents. `hashes` and `stored` are by name.
+
+    `exists` says of a document without a file here whether there is such a file all the same.
+    """
     members: dict[str, list[Document]] = {}
     for document in stored.values():
         if document.container is not None:
             members.setdefault(document.container, []).append(document)
-    noted = {_nfc(key): _nfc(value) for key, value in (metadata or {}).items()}
+    new_metadata = {_nfc(key): _nfc(value) for key, value in (metadata or {}).items()}
 
     def is_current(file: FileDocument) -> bool:
-        own, digest = stored.get(file.name), hashes[file.name]
-        if own is not None:
-            is_same, of_it = own.sha256 == digest, [own]
-        else:  # an archive, or none of it is there
-            of_it = members.get(file.name, [])
-            is_same = bool(of_it) and all(one.container_sha256 == digest for one in of_it)
+        document, digest = stored.get(file.name), hashes[file.name]
+        if document is not None:
+            is_same, of_file = document.sha256 == digest, [document]
+        else:  # an archive, or a new file
+            of_file = members.get(file.name, [])
+            is_same = bool(of_file) and all(item.container_sha256 == digest for item in of_file)
         return is_same and all(
-            one.is_whole and one.metadata.items() >= noted.items() for one in of_it
+            item.is_whole and item.metadata.items() >= new_metadata.items() for item in of_file
         )
 
-    sent = [file for file in files if file.name in hashes and not is_current(file)]
-    is_there = stored.keys() | members.keys()
+    changed = [file for file in files if file.name in hashes and not is_current(file)]
+    stored_names = stored.keys() | members.keys()
     names = {file.name for file in files}
-    vanished = [
+    missing = [
         name
         for name, document in stored.items()
         if not names & {name, document.container} and not exists(document.container or name)
     ]
     report = SyncReport(
         collection=collection,
-        added=tuple(sorted(file.name for file in sent if file.name not in is_there)),
-        replaced=tuple(sorted(file.name for file in sent if file.name in is_there)),
-        erased=tuple(sorted(vanished)),
-        unchanged=len(hashes) - len(sent),
+        added=tuple(sorted(file.name for file in changed if file.name not in stored_names)),
+        replaced=tuple(sorted(file.name for file in changed if file.name in stored_names)),
+        erased=tuple(sorted(missing)),
+        unchanged=len(hashes) - len(changed),
         errors=tuple(errors),
     )
-    return _Plan(
+    return Plan(
         report=report,
-        documents=sent,
+        documents=changed,
         errors=errors,
         erased_ids=[stored[name].id for name in report.erased],
         scope_count=len(stored),
@@ -236,47 +270,22 @@ def make_plan(
 
 
 def _nfc(value: Any) -> Any:
-    """As the server keeps metadata."""
+    """The value in normal form C, as the server stores metadata."""
     if isinstance(value, str):
         return unicodedata.normalize("NFC", value)
     return [_nfc(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _scope(path: str, top: Path) -> tuple[str, bool]:
-    """How the names of documents begin that are read from a path, or the name of the only one; and
-    whether it is a folder. Raises InvalidInput."""
-    whole = Path(os.path.abspath(path))  # noqa: PTH100
-    if not whole.is_relative_to(top):
-        raise InvalidInput(
-            f"{path} is not below {top}, from which on documents are named. Choose another folder "
-            "with --root."
-        )
-    relative = str(whole.relative_to(top))
-    if not whole.is_dir():
-        return document_name(relative), False
-    return ("" if relative == "." else f"{document_name(relative)}/"), True
-
-
-def _is_in(document: Document, scope: tuple[str, bool]) -> bool:
-    """URLs are names of documents that were read from elsewhere."""
-    begins, is_folder = scope
-    name = document.container or document.source
-    if not is_folder:
-        return name == begins
-    return name.startswith(begins) and "://" not in name
-
-
 class Disk:
-    """What lies in a folder, by names of documents: those are in NFC, and have no characters that
-    cannot be sent, while the names of files are as they are."""
+    """The files of a folder, by the names of their documents. These are normalized
+    (`document_name`), while names of files are not."""
 
     def __init__(self, top: Path) -> None:
         self._top = top
         self._listed: dict[Path, dict[str, str] | None] = {}
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file, or may be: a folder that cannot be read hides what is in
-        it."""
+        """Whether the file exists, or may exist in a folder that cannot be read."""
         path = self._top
         for part in name.split("/"):
             entries = self._entries(path)
@@ -288,22 +297,21 @@ class Disk:
         return True
 
     def _entries(self, folder: Path) -> dict[str, str] | None:
-        """The names of files by those of documents; None where they cannot be read."""
+        """The names of files by names of documents; None if the folder cannot be read."""
         if folder not in self._listed:
             try:
-                written = [path.name for path in folder.iterdir()]
+                file_names = [path.name for path in folder.iterdir()]
             except (FileNotFoundError, NotADirectoryError):
-                written = []
+                file_names = []
             except OSError:
                 self._listed[folder] = None
                 return None
-            self._listed[folder] = {part: name for name in written for part in _parts(name)}
+            self._listed[folder] = {part: name for name in file_names for part in _parts(name)}
         return self._listed[folder]
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """What a file or folder may be in the name of a document: whether spaces stay depends on where
-    it stands in that."""
+    """The forms of a file's name in a document's name: spaces are escaped only at its ends."""
     return (
         document_name(name),
         document_name(f"x/{name}").removeprefix("x/"),
@@ -312,7 +320,8 @@ def _parts(name: str) -> tuple[str, ...]:
     )
 
 
-async def _stored(calls: Calls[Any], collection: str) -> dict[str, Document]:
+async def _stored_documents(calls: Calls[Any], collection: str) -> dict[str, Document]:
+    """The documents of a collection by name; none if there is no such collection."""
     stored: dict[str, Document] = {}
     try:
         async with aclosing(calls.documents(collection)) as documents:
@@ -338,10 +347,10 @@ async def _sync_remote(
     ]
     ingest = await ingest_documents(calls, collection, documents, run)
     vanished, counts = set(ingest.vanished), ingest.documents
-    stored = await _stored(calls, collection) if vanished else {}
+    stored = await _stored_documents(calls, collection) if vanished else {}
     ids = [document.id for name, document in stored.items() if name in vanished]
-    there = counts.added + counts.replaced + counts.skipped
-    _brake(len(ids), there + len(ids), max_erased_share)
+    kept = counts.added + counts.replaced + counts.skipped
+    require_few_erased(len(ids), kept + len(ids), max_erased_share)
     await _erase(calls, ids, run.timeout_s)
     return SyncReport(
         collection=collection,
@@ -352,8 +361,8 @@ async def _sync_remote(
     )
 
 
-def _brake(erased_count: int, scope_count: int, max_share: float) -> None:
-    """Raises InvalidInput."""
+def require_few_erased(erased_count: int, scope_count: int, max_share: float) -> None:
+    """Raises InvalidInput if a larger share of the documents would be erased."""
     if erased_count > max(1, max_share * scope_count):
         raise InvalidInput(
             f"{erased_count:,} of {scope_count:,} documents have vanished, which is more than a "
@@ -364,6 +373,6 @@ def _brake(erased_count: int, scope_count: int, max_share: float) -> None:
 
 async def _erase(calls: Calls[Any], ids: Sequence[str], timeout_s: float | None) -> None:
     for first in range(0, len(ids), _ERASED_AT_ONCE):
-        some = list(ids[first : first + _ERASED_AT_ONCE])
-        job = await calls.submit_untyped("erase", {"document_ids": some})
+        batch = list(ids[first : first + _ERASED_AT_ONCE])
+        job = await calls.submit_untyped("erase", {"document_ids": batch})
         (await calls.wait(job.id, timeout_s=timeout_s)).require_success()

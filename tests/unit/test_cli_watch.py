@@ -19,7 +19,7 @@ def runs(path: Path, *steps: Callable[[], object]) -> list[bool]:
         steps[len(firsts) - 1]()
 
     with pytest.raises(KeyboardInterrupt):
-        sync._again_and_again(once, [str(path)])
+        sync._repeat_at_changes(once, [str(path)])
     return firsts
 
 

@@ -12,7 +12,7 @@ import pytest
 from sluice import InvalidInput
 from sluice.shapes import Document
 from sluice.sources import FileDocument, discover
-from sluice.sync import Disk, SyncReport, _brake, _is_in, _scope, make_plan
+from sluice.sync import Disk, Scope, SyncReport, make_plan, require_few_erased
 
 
 def digest(text: str) -> str:
@@ -37,14 +37,14 @@ def member(archive: str, name: str, archive_text: str | None) -> Document:
     )  # fmt: skip
 
 
-def planned(root: Path, documents: Mapping[str, Document], folder: str = ".") -> tuple[object, ...]:
-    """Names that are added, replaced, erased; and how many stay."""
+def changes(root: Path, documents: Mapping[str, Document], folder: str = ".") -> tuple[object, ...]:
+    """The names that are added, replaced and erased, and the number of unchanged ones."""
     discovery = discover([str(root / folder)], root=root)
     files = [file for file in discovery.documents if isinstance(file, FileDocument)]
     hashes = {file.name: digest(file.path.read_text()) for file in files}
-    scope = _scope(str(root / folder), root)
-    here = {name: document for name, document in documents.items() if _is_in(document, scope)}
-    plan = make_plan("c", files, hashes, here, [], exists=Disk(root).has)
+    scope = Scope.of_path(str(root / folder), root)
+    inside = {name: document for name, document in documents.items() if scope.holds(document)}
+    plan = make_plan("c", files, hashes, inside, [], exists=Disk(root).has)
     report = plan.report
     assert [file.name for file in plan.documents] == sorted([*report.added, *report.replaced])
     assert plan.erased_ids == [f"id of {name}" for name in report.erased]
@@ -58,7 +58,7 @@ def test_of_2000_files_only_those_that_differ_are_touched(tmp_path: Path) -> Non
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     documents = stored(texts)
-    assert planned(tmp_path, documents) == ((), (), (), 2000)
+    assert changes(tmp_path, documents) == ((), (), (), 2000)
     changed = tuple(sorted(f"{n % 20}/{n}.md" for n in range(0, 1000, 100)))
     removed = tuple(sorted(f"{n % 20}/{n}.md" for n in range(1001, 1006)))
     added = tuple(f"new-{n}.md" for n in range(5))
@@ -68,7 +68,7 @@ def test_of_2000_files_only_those_that_differ_are_touched(tmp_path: Path) -> Non
         (tmp_path / name).unlink()
     for name in added:
         (tmp_path / name).write_text(name)
-    assert planned(tmp_path, documents) == (added, changed, removed, 1985)
+    assert changes(tmp_path, documents) == (added, changed, removed, 1985)
 
 
 def test_only_what_belongs_to_the_folder_is_erased(tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_only_what_belongs_to_the_folder_is_erased(tmp_path: Path) -> None:
     documents = stored(
         {"a/b/gone.md": "x", "a/gone.md": "x", "ab/gone.md": "x", "https://a/b/gone.md": "x"}
     )
-    assert planned(tmp_path, documents, "a/b")[2] == ("a/b/gone.md",)
-    assert planned(tmp_path, documents, "a")[2] == ("a/b/gone.md", "a/gone.md")
-    assert planned(tmp_path, documents)[2] == ("a/b/gone.md", "a/gone.md", "ab/gone.md")
+    assert changes(tmp_path, documents, "a/b")[2] == ("a/b/gone.md",)
+    assert changes(tmp_path, documents, "a")[2] == ("a/b/gone.md", "a/gone.md")
+    assert changes(tmp_path, documents)[2] == ("a/b/gone.md", "a/gone.md", "ab/gone.md")
 
 
 def report_of(
@@ -195,7 +195,7 @@ def test_what_lies_in_a_folder_that_cannot_be_read_may_be_there(
 def test_a_folder_outside_of_the_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(InvalidInput, match="--root"):
-        _scope(str(tmp_path), tmp_path / "a")
+        Scope.of_path(str(tmp_path), tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_folder_outside_of_the_root_is_refused(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_too_much_is_not_erased(erased: int, scope: int, share: float, is_refused: bool) -> None:
     if not is_refused:
-        _brake(erased, scope, share)
+        require_few_erased(erased, scope, share)
         return
     with pytest.raises(InvalidInput, match="--yes"):
-        _brake(erased, scope, share)
+        require_few_erased(erased, scope, share)
