@@ -112,7 +112,7 @@ def create(
     """
     description = Description() if path is None else read_modelfile(_read(path))
     for instruction in (name for name in NAMED_MODEL_INSTRUCTIONS if name in description.lines):
-        raise description.wrong(
+        raise description.error(
             instruction, f"{instruction} is for named models: `sluice models define`"
         )
     origin = from_ or description.from_

@@ -1,13 +1,13 @@
-"""Prompt templates of Ollama: the language of Go's `text/template`, as far as they use it.
+"""Prompt templates of Ollama: the part of Go's `text/template` language that they use.
 
-`parse` makes a `GoTemplate` of a text, or says what is wrong and on which line; `render` writes a
-conversation through it, as `Execute` in `template/template.go` of Ollama does. There are texts with
-trimmed actions, comments, `if`, `else`, `range`, `with`, `break`, `continue`, variables, pipelines,
-and the functions below. There are no named templates (`define`, `template`, `block`), methods, or
+`parse` makes a `GoTemplate` of a text, or raises an error with the line. `render` writes a
+conversation with it, as `Execute` in `template/template.go` of Ollama does. Supported: trimmed
+actions, comments, `if`, `else`, `range`, `with`, `break`, `continue`, variables, pipelines, and the
+functions in `FUNCTIONS`. Not supported: named templates (`define`, `template`, `block`), methods,
 complex numbers.
 
-A template comes from outside: its length and depth are bounded, and so are the steps and the
-characters of one rendering.
+A template comes from outside: its depth is bounded, and so are the steps and the characters of one
+rendering.
 """
 
 import json
@@ -24,7 +24,7 @@ LIMIT_DEPTH: Final = 64
 LIMIT_STEPS: Final = 500_000
 LIMIT_CHARS: Final = 8_000_000
 
-# Words of an action.
+# Tokens of an action
 
 _ACTION: Final = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
 _COMMENT: Final = re.compile(r"\{\{(- )?/\*.*?\*/( -)?\}\}", re.DOTALL)
@@ -44,11 +44,11 @@ _TOKEN: Final = re.compile(
 
 
 _EMPTY: Final = "$__"
-"""An action that writes nothing: what a comment leaves."""
+"""An action that writes nothing, which replaces a comment."""
 
 
 class TemplateSyntax(InvalidInput):
-    """The template is not written as Go's templates are."""
+    """The template is no valid Go template."""
 
     code = "InvalidInput"
 
@@ -58,14 +58,14 @@ class _Token:
     kind: str
     text: str
     is_attached: bool
-    """Whether it follows the one before it without a space."""
+    """Whether there is no space before it."""
 
 
-# What a template consists of. An expression is a function of the scope.
+# Nodes of a template. An expression is a function of the scope.
 
 
 class _Scope:
-    """Variables, the dot, and what a rendering may still cost."""
+    """The variables, the dot, and the output of a rendering, with its limits."""
 
     def __init__(self, root: Any) -> None:
         self.root = root
@@ -120,7 +120,7 @@ class _Continue(Exception):
 
 
 class _Cut(Exception):
-    """The rendering ends here: at the place of the response."""
+    """Ends the rendering at the place of the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class _Text:
 class _Print:
     value: Expression
     is_response: bool
-    """Whether it names the response, behind which a prompt ends."""
+    """Whether it writes the response, at which a prompt ends."""
 
     def run(self, scope: _Scope) -> None:
         scope.step()
@@ -161,7 +161,7 @@ class _Assign:
 
 @dataclass(frozen=True, kw_only=True)
 class _Branch:
-    """`if`, and `with`, which makes its value the dot."""
+    """`if` or `with`; `with` makes its value the dot."""
 
     value: Expression
     name: str
@@ -251,7 +251,7 @@ class _List:
 
 @dataclass
 class _Piece:
-    """A text, or an action with the words in it."""
+    """A text, or an action with its tokens."""
 
     text: str
     line: int
@@ -265,7 +265,7 @@ class _Parser:
         self._depth = 0
         self._loops = 0
         self.names: set[str] = set()
-        """Fields that it mentions, in lower case."""
+        """The fields in the template, in lower case."""
 
     def whole(self) -> _List:
         body, end = self._list(())
@@ -273,7 +273,7 @@ class _Parser:
         return body
 
     def _list(self, ends: tuple[str, ...]) -> tuple[_List, str]:
-        """Up to one of the words; which one it was, and "" for the end of the text."""
+        """The nodes up to one of the words in `ends`, and that word; "" at the end of the text."""
         self._depth += 1
         if self._depth > LIMIT_DEPTH:
             raise self._error("is nested too deeply")
@@ -334,7 +334,7 @@ class _Parser:
         )  # fmt: skip
 
     def _otherwise(self) -> _List:
-        """Behind an `else`, which may go on with another `if` or `with`."""
+        """The nodes after an `else`, which may continue with another `if` or `with`."""
         tokens = self._pieces[self._at - 1].tokens or []
         if len(tokens) == 1:
             body, end = self._list(("end",))
@@ -358,7 +358,7 @@ class _Parser:
         return _Range(value=value, names=tuple(names), body=body, otherwise=otherwise)
 
     def _declaration(self, tokens: list[_Token]) -> tuple[list[str], str, list[_Token]]:
-        """Variables in front of `:=` or `=`, the sign, and what stands behind."""
+        """The variables before `:=` or `=`, the sign, and the tokens after it."""
         for index, token in enumerate(tokens):
             if token.kind == "sign" and token.text in (":=", "="):
                 front = tokens[:index]
@@ -388,7 +388,7 @@ class _Parser:
         return value
 
     def _command(self, tokens: list[_Token], piped: Expression | None) -> Expression:
-        """A value, or a function with its arguments and with what comes through the pipe."""
+        """A value, or a function with its arguments and the value from the pipe."""
         if not tokens:
             raise self._error("has an empty command in a pipeline")
         if tokens[0].kind == "word" and tokens[0].text in FUNCTIONS:
@@ -478,9 +478,9 @@ def _names_response(tokens: Sequence[_Token]) -> bool:
 
 
 def _pieces(text: str) -> Iterator[_Piece]:
-    """Texts and actions in turn, trimmed as their marks say."""
-    # A comment may hold braces; it goes out first, and leaves its lines to be counted.
-    text = _COMMENT.sub(_without_words, text)
+    """The texts and actions in their order, trimmed by the marks of the actions."""
+    # A comment may contain braces, so it is removed first. Its line ends stay, to be counted.
+    text = _COMMENT.sub(_empty_action, text)
     at, line, is_trimmed = 0, 1, False
     for match in _ACTION.finditer(text):
         before = text[at : match.start()]
@@ -499,7 +499,7 @@ def _pieces(text: str) -> Iterator[_Piece]:
     yield _Piece(rest.lstrip() if is_trimmed else rest, line)
 
 
-def _without_words(comment: re.Match[str]) -> str:
+def _empty_action(comment: re.Match[str]) -> str:
     lines = "\n" * comment[0].count("\n")
     return "{{" + (comment[1] or "") + _EMPTY + lines + (comment[2] or "") + "}}"
 
@@ -549,7 +549,7 @@ def _dot(scope: _Scope) -> Any:
 
 
 def _member(value: Any, name: str) -> Any:
-    """A field; nothing where there is none, as in Ollama (`missingkey=zero`)."""
+    """A field, or None if it is missing, as in Ollama (`missingkey=zero`)."""
     return value.get(name) if isinstance(value, Mapping) else None
 
 
@@ -570,7 +570,7 @@ def _printed(value: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    """As Go writes it: without spaces, and names that stand for fields in lower case."""
+    """JSON as Go writes it: without spaces, and with the JSON names of fields."""
     return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -582,7 +582,7 @@ def _plain(value: Any) -> Any:
 
 
 class Record(dict[str, Any]):
-    """Fields under their names in Go; `plain` is the same as JSON has it."""
+    """Fields by their names in Go; `plain` is the same object for JSON."""
 
     def __init__(self, fields: Mapping[str, Any], plain: Any) -> None:
         super().__init__(fields)
@@ -621,7 +621,7 @@ def _call(name: str, arguments: Sequence[Expression]) -> Expression:
 
 
 def _either(is_or: bool, arguments: Sequence[Expression]) -> Expression:
-    """Only as many are looked at as decide."""
+    """Arguments are evaluated until the result is known."""
 
     def call(scope: _Scope) -> Any:
         value: Any = None
@@ -670,7 +670,7 @@ def _quoted(value: Any) -> str:
 
 
 def _type_of_property(value: Any) -> str:
-    """A JSON Schema's type as TypeScript has it."""
+    """The TypeScript type of a JSON Schema."""
     types = value.get("type", []) if isinstance(value, Mapping) else []
     names = {"integer": "number", "array": "any[]", "object": "Record<string, any>"}
     listed = [types] if isinstance(types, str) else types
@@ -709,7 +709,7 @@ FUNCTIONS: Final[dict[str, Callable[..., Any] | None]] = {
 }
 
 
-# A conversation through a template.
+# Rendering of conversations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -732,7 +732,7 @@ class GoTemplate:
         collated = _collated(messages)
         if "messages" in self.names:
             system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
-            return self._executed(
+            return self._execute(
                 {
                     "System": system,
                     "Messages": [_message(message) for message in collated],
@@ -743,17 +743,17 @@ class GoTemplate:
         return self._turn_by_turn(collated)
 
     def render_insert(self, prompt: str, suffix: str) -> str:
-        """What stands between two texts is to be written."""
-        return self._executed({"Prompt": prompt, "Suffix": suffix, "Response": ""})
+        """The prompt for a text between `prompt` and `suffix`."""
+        return self._execute({"Prompt": prompt, "Suffix": suffix, "Response": ""})
 
     def _turn_by_turn(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Templates that know no list of messages write one turn; the last one ends before its
-        response."""
+        """For templates without a list of messages: each turn is rendered, and the last one ends
+        before its response."""
         written: list[str] = []
         turn = {"System": "", "Prompt": "", "Response": ""}
 
         def write() -> None:
-            written.append(self._executed(dict(turn)))
+            written.append(self._execute(dict(turn)))
             turn.update(System="", Prompt="", Response="")
 
         for message in messages:
@@ -768,9 +768,9 @@ class GoTemplate:
                 turn["Prompt"] = content
             elif role == "assistant":
                 turn["Response"] = content
-        return "".join(written) + self._executed({**turn, "__cut": True})
+        return "".join(written) + self._execute({**turn, "__cut": True})
 
-    def _executed(self, values: dict[str, Any]) -> str:
+    def _execute(self, values: dict[str, Any]) -> str:
         scope = _Scope(values)
         try:
             self._body.run(scope)
@@ -792,7 +792,7 @@ def parse(text: str) -> GoTemplate:
 
 
 def _collated(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Neighbours of one role are one message, but for results of tools."""
+    """Neighbouring messages of one role are joined, but for results of tools."""
     collated: list[Mapping[str, Any]] = []
     for message in messages:
         role = message["role"]

@@ -1,4 +1,4 @@
-"""Descriptions of models in the form of Ollama's Modelfile: read line by line, and written.
+"""Descriptions of models in the format of Ollama's Modelfile: read line by line, and written.
 
     # A model for the helpdesk.
     FROM hf/Qwen/Qwen3-4B-Instruct-2507
@@ -10,11 +10,11 @@
     MESSAGE user When do you open?
     MESSAGE assistant At nine.
 
-Instructions are those of `docs/modelfile.mdx` of Ollama, in any case. A value may stand in quotes,
-single (") or triple, and then run over several lines. Everything else is an error that names its
-line: what is left out silently would be missed later.
+The instructions are those of `docs/modelfile.mdx` of Ollama, in upper or lower case. A value in
+quotes, single (") or triple, may have several lines. Everything else is an error that names its
+line; nothing is ignored.
 
-The parameters are Ollama's own, also in `options` of its API; `parameters_of` makes ours of them.
+The parameters are those of Ollama, also in `options` of its API; `parameters_of` converts them.
 """
 
 import math
@@ -47,17 +47,17 @@ from shared.providers import (
 Value = str | int | float | bool | list[str]
 
 LISTS: Final = ("stop",)
-"""Parameters that may be given several times."""
+"""Parameters that may be repeated."""
 ROLES: Final = ("system", "user", "assistant")
 INSTRUCTIONS: Final = (
     "FROM", "SYSTEM", "TEMPLATE", "PARAMETER", "MESSAGE", "ADAPTER", "LICENSE", "REQUIRES",
 )  # fmt: skip
 SEVERAL: Final = ("PARAMETER", "MESSAGE", "LICENSE")
-"""Instructions that may stand there several times."""
+"""Instructions that may be repeated."""
 UNSUPPORTED: Final = ("DRAFT", "RENDERER", "PARSER", "CAPABILITY")
 _QUOTES: Final = ('"""', '"')
 LINE_END: Final = re.compile(r"\r\n|\r|\n")
-"""What else `str.splitlines` takes for the end of a line, such as U+2028, is text."""
+"""Other characters at which `str.splitlines` splits, such as U+2028, are text."""
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,40}")
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _TRUTH: Final = {"true": True, "false": False}
@@ -65,7 +65,7 @@ _TRUTH: Final = {"true": True, "false": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a model is to be made of; None and empty where it does not say."""
+    """The content of a Modelfile. Missing instructions are None or empty."""
 
     from_: str | None = None
     system: str | None = None
@@ -77,12 +77,14 @@ class Description:
     adapter: str | None = None
     licenses: tuple[str, ...] = ()
     lines: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """Where each instruction stands: `SYSTEM`, `PARAMETER top_k`, `MESSAGE 0`."""
+    """The line of each instruction: `SYSTEM`, `PARAMETER top_k`, `MESSAGE 0`."""
 
-    def wrong(self, place: str, what: str) -> InvalidInput:
-        """The error that something at a place of `lines` is wrong."""
-        number = self.lines.get(place)
-        return InvalidInput(what) if number is None else _wrong(number, what.removesuffix("."))
+    def error(self, instruction: str, message: str) -> InvalidInput:
+        """The error of an instruction, which is a key of `lines`."""
+        number = self.lines.get(instruction)
+        if number is None:
+            return InvalidInput(message)
+        return _error(number, message.removesuffix("."))
 
 
 def read_modelfile(text: str) -> Description:
@@ -94,10 +96,10 @@ def read_modelfile(text: str) -> Description:
     lines: dict[str, int] = {}
     for number, instruction, value in _instructions(text):
         if instruction == "PARAMETER":
-            name, written = _parameter(value, number)
+            name, text_value = _parameter(value, number)
             if name not in LISTS and any(name == before for before, _ in pairs):
-                raise _wrong(number, f"the parameter {name} was given before")
-            pairs.append((name, written))
+                raise _error(number, f"the parameter {name} was given before")
+            pairs.append((name, text_value))
             lines.setdefault(f"PARAMETER {name}", number)
         elif instruction == "MESSAGE":
             role, _, content = value.partition(" ")
@@ -106,9 +108,9 @@ def read_modelfile(text: str) -> Description:
         elif instruction == "LICENSE":
             licenses.append(value)
         elif instruction in single:
-            raise _wrong(number, f"{instruction} was given before")
+            raise _error(number, f"{instruction} was given before")
         elif instruction == "FROM" and _is_path(value):
-            raise _wrong(
+            raise _error(
                 number,
                 f"FROM {value} names a file; name a model that the server has. Files are for "
                 "`ollama create` on its machine",
@@ -129,7 +131,7 @@ def read_modelfile(text: str) -> Description:
 
 
 def write_modelfile(description: Description) -> str:
-    """A text that reads as the description."""
+    """The Modelfile of a description; `read_modelfile` reads it as the same one."""
     rows = ["FROM " + (description.from_ or "")]
     if description.adapter is not None:
         rows.append("ADAPTER " + _quote(description.adapter))
@@ -139,19 +141,19 @@ def write_modelfile(description: Description) -> str:
         rows.append("SYSTEM " + _quote(description.system))
     for name, value in description.parameters.items():
         for item in value if isinstance(value, list) else [value]:
-            rows.append(f"PARAMETER {name} {_quote(spelled(item))}")
+            rows.append(f"PARAMETER {name} {_quote(parameter_text(item))}")
     rows += [f"MESSAGE {role} {_quote(content)}" for role, content in description.messages]
     rows += ["LICENSE " + _quote(text) for text in description.licenses]
     return "\n".join(rows) + "\n"
 
 
-def spelled(value: str | int | float | bool) -> str:
-    """A parameter's value as it stands in a description."""
+def parameter_text(value: str | int | float | bool) -> str:
+    """The value of a parameter in a Modelfile."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def values_of(pairs: Sequence[tuple[str, str]]) -> dict[str, Value]:
-    """Names and values as they were written -> numbers, truth values, text, lists."""
+    """Names and texts of values -> numbers, booleans, texts, lists."""
     parameters: dict[str, Value] = {}
     for name, text in pairs:
         before = parameters.get(name)
@@ -163,7 +165,7 @@ def values_of(pairs: Sequence[tuple[str, str]]) -> dict[str, Value]:
 
 
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
-    """The number of its first line, the instruction, its value without quotes."""
+    """Number of the first line, instruction, and value without quotes."""
     lines = iter(enumerate(LINE_END.split(text.removeprefix("\ufeff")), start=1))
     for number, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):
@@ -171,32 +173,32 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
         word, *rest = line.split(maxsplit=1)
         instruction, value = word.upper(), "".join(rest).strip()
         if instruction in UNSUPPORTED:
-            raise _wrong(number, f"{instruction} is not supported; take the line out")
+            raise _error(number, f"{instruction} is not supported; take the line out")
         if instruction not in INSTRUCTIONS:
-            raise _wrong(
+            raise _error(
                 number,
                 f"{shown(word)} is no instruction; there are {', '.join(INSTRUCTIONS[:-1])} and "
                 f"{INSTRUCTIONS[-1]}, and text of several lines stands in triple quotes",
             )
         if not value:
-            raise _wrong(number, f"{instruction} needs a value")
-        yield number, instruction, _whole(instruction, value, lines, number)
+            raise _error(number, f"{instruction} needs a value")
+        yield number, instruction, _full_value(instruction, value, lines, number)
 
 
-def _whole(instruction: str, value: str, lines: Iterator[tuple[int, str]], number: int) -> str:
-    """The value with what quotes hold on the lines below; a role or a name stays in front."""
+def _full_value(instruction: str, value: str, lines: Iterator[tuple[int, str]], number: int) -> str:
+    """The value with the quoted lines that follow. A role or a name stays in front of it."""
     front = ""
     if instruction in ("MESSAGE", "PARAMETER"):
         word, *rest = value.split(maxsplit=1)
         if instruction == "MESSAGE":
             word = word.lower()
             if word not in ROLES:
-                raise _wrong(
+                raise _error(
                     number, f"MESSAGE begins with a role, {', '.join(ROLES[:-1])} or {ROLES[-1]}"
                 )
         if not rest:
             what = "a role and a text" if instruction == "MESSAGE" else "a name and a value"
-            raise _wrong(number, f"{instruction} needs {what}")
+            raise _error(number, f"{instruction} needs {what}")
         front, value = word + " ", rest[0]
     quote = next((quote_ for quote_ in _QUOTES if value.startswith(quote_)), None)
     if quote is not None:
@@ -205,25 +207,25 @@ def _whole(instruction: str, value: str, lines: Iterator[tuple[int, str]], numbe
 
 
 def _quoted(beginning: str, quote: str, lines: Iterator[tuple[int, str]], number: int) -> str:
-    """Up to the closing quotes, which end a line."""
+    """The text up to the closing quotes, which end a line."""
     parts, at = [beginning], number
     while not parts[-1].rstrip().endswith(quote):
-        following = next(lines, None)
-        if following is None:
-            raise _wrong(number, f"the quotes {quote} are not closed")
-        at, line = following
+        next_line = next(lines, None)
+        if next_line is None:
+            raise _error(number, f"the quotes {quote} are not closed")
+        at, line = next_line
         parts.append(line)
     parts[-1] = parts[-1].rstrip().removesuffix(quote)
     text = "\n".join(parts)
     if '"""' in text:
-        raise _wrong(at, "text follows the closing quotes")
+        raise _error(at, "text follows the closing quotes")
     return text
 
 
 def _parameter(value: str, number: int) -> tuple[str, str]:
     name, _, text = value.partition(" ")
     if not name.replace("_", "").isalnum():
-        raise _wrong(number, f"{shown(name)} is no name of a parameter")
+        raise _error(number, f"{shown(name)} is no name of a parameter")
     return name.lower(), text
 
 
@@ -236,7 +238,7 @@ def _scalar(text: str) -> Value:
 
 
 def _quote(text: str) -> str:
-    """As the text can be read back: in quotes where a bare value would lose something."""
+    """The text for a Modelfile, in quotes if it could not be read back without."""
     if "\n" in text or '"' in text or text != text.strip() or not text:
         return f'"""{text}"""'
     return text
@@ -246,14 +248,14 @@ def _is_path(value: str) -> bool:
     return value.startswith((".", "/", "~")) or value.lower().endswith((".gguf", ".safetensors"))
 
 
-def _wrong(number: int, what: str) -> InvalidInput:
+def _error(number: int, what: str) -> InvalidInput:
     return InvalidInput(f"The model description, line {number}: {what}.")
 
 
-# Ollama's parameters (`api/types.go`, `Options`) as ours (`shared.kinds.chat.Parameters`).
+# Ollama's parameters (`api/types.go`, `Options`) -> ours (`shared.kinds.chat.Parameters`).
 #
-# What only says how a machine runs a model cannot change an answer, and is taken. Of what this
-# engine does not have, the value that turns it off is taken, and any other is an error.
+# Parameters of the machine that runs a model do not change an answer, and are ignored. A parameter
+# that is not supported is accepted with the value that switches it off; other values are errors.
 
 
 def _number(name: str, value: Any) -> float:
@@ -279,7 +281,7 @@ def _texts(name: str, value: Any) -> list[str]:
 
 
 def _length(name: str, value: Any) -> int | None:
-    """-1 and -2 are as many as there is room for."""
+    """-1 and -2 mean no limit."""
     number = _integer(name, value)
     if number in (-1, -2):
         return None
@@ -289,7 +291,7 @@ def _length(name: str, value: Any) -> int | None:
 
 
 def _seed(name: str, value: Any) -> int | None:
-    """-1 is a random one."""
+    """-1 means a random seed."""
     number = _integer(name, value)
     return None if number < 0 else number
 
@@ -306,7 +308,7 @@ OURS: Final[dict[str, tuple[str, Callable[[str, Any], Any]]]] = {
     "presence_penalty": ("presence_penalty", _number),
     "frequency_penalty": ("frequency_penalty", _number),
 }
-"""Ollama's name -> ours, and what reads its value."""
+"""Ollama's name -> our name, and the function that reads the value."""
 OF_MACHINES: Final = frozenset(
     {
         "num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram", "f16_kv",
@@ -315,16 +317,16 @@ OF_MACHINES: Final = frozenset(
         "rope_frequency_base", "rope_frequency_scale",
     }
 )  # fmt: skip
-"""How a machine runs a model, and what has no effect on its own or in any Ollama of today."""
+"""Parameters of the machine, and those without an effect in current versions of Ollama."""
 OFF: Final[dict[str, float]] = {
     "min_p": 0, "typical_p": 1, "tfs_z": 1, "mirostat": 0,
 }  # fmt: skip
-"""What is not supported, and the value that turns it off."""
+"""Parameters that are not supported, and the values that switch them off."""
 
 
 def parameters_of(options: Mapping[str, Any], *, where: str = "options") -> dict[str, Any]:
-    """Ours, as far as the options say; None is passed over. Raises InvalidInput, which begins with
-    the option's name below `where`."""
+    """Our parameters for Ollama's options; None is ignored. Raises InvalidInput, whose message
+    begins with the option's name below `where`."""
     ours: dict[str, Any] = {}
     for name, value in options.items():
         path = f"{where}.{name}" if where else name
@@ -348,7 +350,7 @@ def parameters_of(options: Mapping[str, Any], *, where: str = "options") -> dict
 
 
 def checked_parameters(options: Mapping[str, Any], *, where: str = "options") -> dict[str, Any]:
-    """The same, within their bounds."""
+    """`parameters_of` with a check of their bounds."""
     ours = parameters_of(options, where=where)
     try:
         Parameters.model_validate(ours)
@@ -361,7 +363,7 @@ def checked_parameters(options: Mapping[str, Any], *, where: str = "options") ->
 
 
 def options_of(parameters: Mapping[str, Any]) -> dict[str, Value]:
-    """Ours under Ollama's names, for descriptions."""
+    """Our parameters under Ollama's names."""
     names = {own_name: name for name, (own_name, _) in OURS.items()}
     return {
         names[name]: value
@@ -374,7 +376,7 @@ def options_of(parameters: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def define(session: Session, name: str, description: Description, settings: Settings) -> bool:
-    """Make or replace the named model of a description; True if it is new. Raises InvalidInput."""
+    """Make or replace a named model; True if it is new. Raises InvalidInput."""
     origin = (description.from_ or "").strip()
     base = None if is_reference(origin) else named_models.find(session, origin)
     definition = definition_of(name, description, base, settings.max_tokens_limit)
@@ -384,14 +386,14 @@ def define(session: Session, name: str, description: Description, settings: Sett
 def definition_of(
     name: str, description: Description, base: Definition | None, limit_tokens: int
 ) -> Definition:
-    """The named model of a description. `base` is the named model that it is made from, whose
-    preset goes on where the description says nothing; None where FROM is a model reference.
+    """The named model of a description. `base` is the named model in its FROM, whose preset has the
+    defaults; None if FROM is a model reference.
 
-    Raises InvalidInput, which names the line of a description that has lines.
+    Raises InvalidInput, which names the line if the description has lines.
     """
     own_name = named_models.name_of(name)
     if description.from_ is None:
-        raise description.wrong("FROM", "FROM is missing: say which model it is made from.")
+        raise description.error("FROM", "FROM is missing: say which model it is made from.")
     reference = base.base if base is not None else _reference(description)
     if description.adapter is not None:
         reference = _adapted(description, reference)
@@ -399,7 +401,7 @@ def definition_of(
         try:
             go_templates.parse(description.template)
         except InvalidInput as error:
-            raise description.wrong("TEMPLATE", error.message) from error
+            raise description.error("TEMPLATE", error.message) from error
     before = base.preset if base is not None else Preset(name=own_name)
     try:
         preset = Preset(
@@ -416,7 +418,7 @@ def definition_of(
         first = error.errors(include_url=False, include_input=False)[0]
         part = str(first["loc"][0]) if first["loc"] else "MESSAGE"
         place = "MESSAGE" if part in ("messages", "content", "role") else part.upper()
-        raise description.wrong(place, f"{place}: {first['msg']}.") from error
+        raise description.error(place, f"{place}: {first['msg']}.") from error
     parameters = dict(base.parameters) if base is not None else {}
     for option, value in description.parameters.items():
         parameters |= _checked(description, option, value, limit_tokens)
@@ -432,17 +434,17 @@ def definition_of(
 
 
 def _reference(description: Description) -> str:
-    """What FROM names; a bare name is one of Ollama's."""
+    """The model reference of FROM. A bare name is a model of Ollama."""
     name = (description.from_ or "").removesuffix(LATEST)
     if not is_reference(name) and is_model_name(name):
         name = OLLAMA.prefix + name
     provider = provider_of(name)
     if provider is None or not is_reference(name):
-        raise description.wrong(
+        raise description.error(
             "FROM", f"FROM {shown(name)} is no model: name a named one, or {REFERENCE_FORMS}."
         )
     if provider.backend is None:
-        raise description.wrong(
+        raise description.error(
             "FROM", f"FROM {name} writes nothing of its own; name a model that generates text."
         )
     return name
@@ -451,24 +453,24 @@ def _reference(description: Description) -> str:
 def _adapted(description: Description, reference: str) -> str:
     provider = provider_of(reference)
     if provider is None or not provider.is_loaded:
-        raise description.wrong(
+        raise description.error(
             "ADAPTER",
             f"ADAPTER goes with models of the form {HF.form}; {reference} runs on another server: "
             "add the adapter there.",
         )
     if ADAPTER_MARK in reference:
-        raise description.wrong("ADAPTER", f"{reference} has an adapter already.")
+        raise description.error("ADAPTER", f"{reference} has an adapter already.")
     if description.adapter is None or not is_storable_text(description.adapter):
-        raise description.wrong("ADAPTER", "ADAPTER needs the name or folder of an adapter.")
+        raise description.error("ADAPTER", "ADAPTER needs the name or folder of an adapter.")
     if description.adapter.startswith((".", "~")) or description.adapter.lower().endswith(".gguf"):
-        raise description.wrong(
+        raise description.error(
             "ADAPTER",
             f"ADAPTER {shown(description.adapter)} is no adapter that workers can load: name one "
             "on the hub, or the whole path of its folder on their machine, in the form of PEFT.",
         )
     adapted = reference + ADAPTER_MARK + description.adapter
     if len(adapted.encode()) > MODEL_LIMIT_BYTES:
-        raise description.wrong("ADAPTER", "ADAPTER has too long a name.")
+        raise description.error("ADAPTER", "ADAPTER has too long a name.")
     return adapted
 
 
@@ -483,12 +485,12 @@ def _checked(
         )
         Parameters.model_validate(ours)
     except InvalidInput as error:
-        raise description.wrong(place, error.message.replace("PARAMETER.", "PARAMETER ")) from error
+        raise description.error(place, error.message.replace("PARAMETER.", "PARAMETER ")) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise description.wrong(place, f"{place} is {shown(value)}: {first['msg']}.") from error
+        raise description.error(place, f"{place} is {shown(value)}: {first['msg']}.") from error
     if ours.get("max_tokens", 0) > limit_tokens:
-        raise description.wrong(
+        raise description.error(
             place,
             f"{place} is {value:,}; this server allows {limit_tokens:,} (SLUICE_MAX_TOKENS_LIMIT).",
         )
@@ -496,7 +498,7 @@ def _checked(
 
 
 def description_of(definition: Definition) -> Description:
-    """A named model as it can be written down and made again."""
+    """The description from which the named model can be made again."""
     base, _, adapter = definition.base.partition(ADAPTER_MARK)
     return Description(
         from_=base,

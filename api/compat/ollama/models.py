@@ -48,7 +48,7 @@ from shared.kinds.chat import CHAT
 from shared.kinds.embed import EMBED
 from shared.kinds.model import MODEL
 from shared.modelfiles import modelfile
-from shared.modelfiles.modelfile import Description, read_modelfile, spelled
+from shared.modelfiles.modelfile import Description, parameter_text, read_modelfile
 from shared.named_models import Definition
 from shared.providers import HF, LATEST, OLLAMA, is_reference, provider_of
 from shared.vocabulary import Lane, WireShape
@@ -288,7 +288,7 @@ def _parameter_lines(description: Description) -> str:
     rows = []
     for name, value in description.parameters.items():
         for item in value if isinstance(value, list) else [value]:
-            text = f'"{item}"' if isinstance(item, str) else spelled(item)
+            text = f'"{item}"' if isinstance(item, str) else parameter_text(item)
             rows.append(f"{name:<30} {text}")
     return "\n".join(rows)
 
