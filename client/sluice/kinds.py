@@ -741,7 +741,9 @@ class BatchResult(TypedDict):
 
 
 class Webhook(TypedDict):
-    """Where to POST when the job has ended; with a secret, signed as Standard Webhooks are."""
+    """The URL for a POST when the job has ended; with a secret it is signed by Standard
+    Webhooks.
+    """
 
     url: str
     secret: NotRequired[str | None]
