@@ -1,15 +1,15 @@
-"""The step `ingest.crawl`: the pages of a web site become documents, each called by its URL.
+"""The step `ingest.crawl`: the pages of a web site become documents, whose names are their URLs.
 
-What is met on the site becomes items of the job (`shared/documents/ingest_items.py`), and what is
-open among these is what is still to be fetched, in the order in which it was met. So a step that
-was lost goes on where it was. Each step works for about SLUICE_WEB_STEP_S, reads its pages itself,
-and leaves the rest to the next one; where the host is not to be asked for a while, it is put off.
+URLs of the site become items of the job (`shared/documents/ingest_items.py`). The open items are
+the frontier: the URLs that are still to be fetched, in this order. So a lost step is continued.
+Each step works for about SLUICE_WEB_STEP_S, reads its pages itself, and leaves the rest to the next
+one; if the host may not be asked for a while, the step is postponed.
 
-A page is asked for once: redirects are not followed but become pages themselves, and URLs are
-compared in their normal form. What robots.txt disallows is not asked for; links with
-`rel=nofollow`, and those of pages that say `nofollow`, are not followed; pages that say `noindex`
-are no documents. Pages that have not changed since the last job are not sent again
-(`shared/documents/remote.py`), and their links are still known.
+A page is requested once: redirects are not followed but become items, and URLs are compared in
+their normal form. URLs that robots.txt disallows are not requested. Links with `rel=nofollow`, and
+links of pages with `nofollow`, are not followed; pages with `noindex` are no documents. Pages that
+have not changed since the last job are not sent again (`shared/documents/remote.py`); their links
+are stored.
 """
 
 import zlib
@@ -54,9 +54,9 @@ from workers.outbound import Resource
 from workers.retrieval.embed import Embedder, embedders_of
 
 AT_ONCE: Final = 16
-"""So many pages are written in one transaction."""
+"""Pages that are written in one transaction."""
 SEEN_FACTOR: Final = 5
-"""So many times the pages that a site may have are looked at, for some of them are no documents."""
+"""How many URLs are examined for each page that a site may have: some are no documents."""
 ROBOTS_BYTES: Final = 512 * 1024
 """RFC 9309 (2.5): a parser has to read 500 KiB."""
 SITEMAP_BYTES: Final = 50 * 2**20
@@ -65,7 +65,7 @@ SITEMAPS: Final = 200
 SITEMAP_URLS: Final = 50_000
 NAME_CHARS: Final = 1024
 _HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
-# Links to these are not followed, unless there is a format that reads them.
+# Links to files with these suffixes are not followed, unless a format reads them.
 _OTHER_SUFFIXES: Final = (
     ".7z .aac .apk .avi .avif .bin .bmp .bz2 .css .dmg .doc .docm .docx .eot .epub .exe .flac .gif "
     ".gz .hwp .hwpx .ico .iso .jar .jpeg .jpg .js .key .m4a .m4v .map .mjs .mkv .mov .mp3 .mp4 "
@@ -74,7 +74,7 @@ _OTHER_SUFFIXES: Final = (
     ".xlsb .xlsm .xlsx .xz .zip .zst"
 )
 _OTHER_FILES: Final = frozenset(_OTHER_SUFFIXES.split())
-# Without those of archives, which are no documents, and are not unpacked here.
+# Without the suffixes of archives, which are no documents and are not unpacked here.
 _DOCUMENT_SUFFIXES: Final = frozenset(
     suffix for format_ in FORMATS.values() if format_.is_document for suffix in format_.suffixes
 )
@@ -87,39 +87,39 @@ class _Redirected(Exception):
         self.url = url
 
 
-class _Refused(DocumentError):
+class _SiteError(DocumentError):
     """The site as a whole cannot be read."""
 
 
 @dataclass(kw_only=True)
-class State:
-    """What a crawl keeps from one step to the next, beside its items."""
+class CrawlState:
+    """The state of a crawl that is stored between two steps, beside its items."""
 
     key: str
-    """The URL in the job's input, in its normal form: what earlier jobs know the site by."""
+    """The URL in the job's input in normal form, which identifies the site in later jobs."""
     start: str
-    """Where to begin: where that has led to."""
+    """The first page: the same URL, or the target of its redirects."""
     origin: str
     """Scheme, host and port of the pages."""
     robots: str | None = None
-    """The text of robots.txt; None where it has not been read."""
+    """The text of robots.txt; None before it was read."""
     sitemaps: list[str] | None = None
-    """Those that are still to be read; None where none has been looked for."""
+    """The sitemaps that are still to be read; None before robots.txt was read."""
     seen_sitemaps: int = 0
     tries: int = 0
-    """How often the host has sent us away with robots.txt or a sitemap."""
+    """How often the host has refused robots.txt or a sitemap for now."""
     has_pages: bool = False
     over_limit: int = 0
-    """Pages that are more than there may be."""
+    """The number of pages beyond the limit."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Files and pages that are no documents, by their suffixes or types."""
+    """The numbers of files and pages that are no documents, by suffix or type."""
     vanished: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, source: Mapping[str, Any], site: SiteSource) -> "State":
-        kept = source.get("state")
-        if isinstance(kept, dict):
-            return cls(**kept)
+    def of_source(cls, source: Mapping[str, Any], site: SiteSource) -> "CrawlState":
+        stored = source.get("state")
+        if isinstance(stored, dict):
+            return cls(**stored)
         key = _normal(site, site.url)
         return cls(key=key, start=key, origin=origin_of(key))
 
@@ -132,7 +132,7 @@ def crawl(context: Context) -> Done:
     claim, process = context.claim, context.process
     ordinal: int = claim.payload["ordinal"]
     with process.ledger.read() as session:
-        options = IngestRequest.of_job(session, claim.job_id)
+        request = IngestRequest.of_job(session, claim.job_id)
         root = ingest_items.still_open(session, claim.job_id, [ordinal])
         names = ingest_items.names_below(session, claim.job_id, ordinal)
         left_out = ingest_items.count_below(
@@ -140,12 +140,12 @@ def crawl(context: Context) -> Done:
         )
     if not root:
         return Done()
-    embedder = embedders_of(process).get(options.model, check=context.check)
-    options = replace(options, passage_prompt=embedder.passage_prompt)
+    embedder = embedders_of(process).get(request.model, check=context.check)
+    request = replace(request, passage_prompt=embedder.passage_prompt)
     with Fetcher(context) as fetcher:
         run = _Crawl(
             context,
-            options.of_source(root[0].source),
+            request.of_source(root[0].source),
             root[0],
             fetcher,
             embedder,
@@ -161,7 +161,7 @@ class _Crawl:
     def __init__(
         self,
         context: Context,
-        options: IngestRequest,
+        request: IngestRequest,
         root: OpenItem,
         fetcher: Fetcher,
         embedder: Embedder,
@@ -172,20 +172,19 @@ class _Crawl:
         self._context = context
         self._process = context.process
         self._settings = context.process.settings
-        self._options = options
+        self._request = request
         self._root = root
         self._fetcher = fetcher
         self._embedder = embedder
-        kept = {key: value for key, value in root.source.items() if key != "state"}
-        self._site = SiteSource.model_validate(kept)
-        self._source = kept
-        self._state = State.of(root.source, self._site)
+        self._source = {key: value for key, value in root.source.items() if key != "state"}
+        self._site = SiteSource.model_validate(self._source)
+        self._state = CrawlState.of_source(root.source, self._site)
         self._names = set(names)
         self._page_count = page_count
-        self._met: list[NewItem] = []
+        self._new_items: list[NewItem] = []
         self._files: list[NewItem] = []
         self._samples: dict[int, str] = {}
-        self._writer = Writer(context, options)
+        self._writer = Writer(context, request)
         self._most_names = SEEN_FACTOR * self._site.max_pages + AT_ONCE
         self._robots: Protego | None = None
         self._ends_at = monotonic() + self._settings.web_step_s
@@ -200,7 +199,7 @@ class _Crawl:
             self._read_pages()
         except NotNow as later:
             return self._go_on(later.wait_s)
-        except _Refused as error:
+        except _SiteError as error:
             self._writer.add_failed(self._root.ordinal, error.message)
             self._flush()
             return Done(children=self._embed_steps(), result=self._unread())
@@ -209,7 +208,7 @@ class _Crawl:
         return self._go_on(0) if left or self._state.sitemaps else self._end()
 
     def _go_on(self, wait_s: float) -> Done:
-        """The same step again; or a new one, beside those that embed what this one has read."""
+        """Repeat this step; or make a new one, beside steps that embed the pages of this one."""
         self._flush()
         children = self._embed_steps()
         if not children:
@@ -225,15 +224,15 @@ class _Crawl:
         return embed_steps(writer.chunk_counts, self._settings.embed_step_chunks, writer.copies)
 
     def _flush(self) -> None:
-        """Write what has been read and met. Documents are locked before the job is."""
+        """Write the pages that were read and the new items. Documents are locked before the job."""
         claim, root = self._context.claim, self._root.ordinal
-        met, self._met = self._met, []
+        new_items, self._new_items = self._new_items, []
         files, self._files = self._files, []
         source = self._source | {"state": vars(self._state)}
 
         def record(transaction: Transaction) -> None:
             ingest_items.note_source(transaction, claim.job_id, root, source)
-            ingest_items.expand(transaction, claim.job_id, root, met)
+            ingest_items.expand(transaction, claim.job_id, root, new_items)
             left_out = ingest_items.expand(transaction, claim.job_id, root, files)
             ingest_items.settle(transaction, claim.job_id, left_out, Outcome.LEFT_OUT)
 
@@ -256,7 +255,7 @@ class _Crawl:
         delays = [self._robots.crawl_delay(agent), rate and rate.seconds / max(1, rate.requests)]
         delay_s = max((delay for delay in delays if delay), default=0.0)
         if delay_s > self._settings.web_delay_limit_s:
-            raise _Refused(
+            raise _SiteError(
                 f"{self._state.start}: robots.txt wants {delay_s:g} s between two requests. Raise "
                 "SLUICE_WEB_DELAY_LIMIT_S if that is to be waited for."
             )
@@ -268,23 +267,23 @@ class _Crawl:
         return self._settings.web_user_agent.partition("/")[0].partition(" ")[0]
 
     def _fetch_robots(self, url: str) -> str:
-        """Its text; empty where there is none. Where the server fails, nothing may be read."""
-        page = self._patiently(url, ROBOTS_BYTES)
+        """Its text; empty if there is none. If the server fails, the site may not be read."""
+        page = self._fetch_or_error(url, ROBOTS_BYTES)
         if isinstance(page, DocumentError):
-            raise _Refused(
+            raise _SiteError(
                 f"{self._state.start}: its robots.txt cannot be read, so nothing of the site is: "
                 f"{page.message}"
             )
         status = page.resource.status
         if status >= 500:
-            raise _Refused(
+            raise _SiteError(
                 f"{self._state.start}: its robots.txt was answered with status {status}, so "
                 "nothing of the site is read. Try again later."
             )
         return page.data.decode("utf-8", "replace") if 200 <= status < 300 else ""
 
-    def _patiently(self, url: str, limit_bytes: int) -> Page | DocumentError:
-        """Raises NotNow as long as the host may yet answer."""
+    def _fetch_or_error(self, url: str, limit_bytes: int) -> Page | DocumentError:
+        """The page, or its error. Raises NotNow if the host may answer later."""
         state = self._state
         try:
             return self._fetcher.fetch(url, limit_bytes=limit_bytes)
@@ -317,16 +316,16 @@ class _Crawl:
             except ValueError:
                 state.sitemaps.pop(0)
                 continue
-            page = self._patiently(url, SITEMAP_BYTES)
+            page = self._fetch_or_error(url, SITEMAP_BYTES)
             state.tries = 0
             state.sitemaps.pop(0)
             state.seen_sitemaps += 1
             if not isinstance(page, DocumentError) and 200 <= page.resource.status < 300:
-                self._take_sitemap(page)
+                self._add_sitemap(page)
             self._flush()
 
-    def _take_sitemap(self, page: Page) -> bool:
-        """Whether it is one."""
+    def _add_sitemap(self, page: Page) -> bool:
+        """Add the URLs of a sitemap; False if the page is none."""
         entries = read_sitemap(page.data)
         if entries is None:
             return False
@@ -336,15 +335,15 @@ class _Crawl:
             room = max(0, SITEMAPS - state.seen_sitemaps - len(known))
             state.sitemaps = known + [url for url in entries.urls if url not in known][:room]
         else:
-            self._meet(entries.urls, base=page.url, depth=0)
+            self._add_urls(entries.urls, base=page.url, depth=0)
         return True
 
     # Pages
 
     def _begin(self) -> None:
-        """The page to begin with; the first one, also where sitemaps name it."""
+        """Add the first page, before the sitemaps are read."""
         if not self._may_fetch(self._state.start):
-            raise _Refused(
+            raise _SiteError(
                 f"{self._state.start}: robots.txt of the site does not allow {self._agent} to read "
                 "it. Ask its operator, or ingest saved pages."
             )
@@ -352,15 +351,15 @@ class _Crawl:
         self._state.has_pages = True
         self._flush()
 
-    def _meet(self, urls: Iterable[str], *, base: str, depth: int) -> None:
-        """Add what pages or sitemaps name, as far as it is to be read."""
-        for written in urls:
+    def _add_urls(self, urls: Iterable[str], *, base: str, depth: int) -> None:
+        """Add URLs from pages or sitemaps, as far as they are to be read."""
+        for link in urls:
             try:
-                url = _normal(self._site, written, base)
+                url = _normal(self._site, link, base)
             except ValueError:
                 continue
-            url = self._as_here(url)
-            if url in self._names or not self._is_wanted(url):
+            url = self._with_site_scheme(url)
+            if url in self._names or not self._is_in_scope(url):
                 continue
             suffix = PurePosixPath(path_of(url)).suffix.lower()
             if suffix in _OTHER_FILES and suffix not in _DOCUMENT_SUFFIXES:
@@ -371,14 +370,14 @@ class _Crawl:
             elif self._may_fetch(url):
                 self._add(url, depth=depth)
 
-    def _as_here(self, url: str) -> str:
-        """By the scheme of the site, where host and port are the usual ones."""
+    def _with_site_scheme(self, url: str) -> str:
+        """The URL with the scheme of the site, if it has the same host and no port."""
         origin = self._state.origin
         if origin_of(url) != origin and origin_of(url).split("://")[1] == origin.split("://")[1]:
             return origin + url.removeprefix(origin_of(url))
         return url
 
-    def _is_wanted(self, url: str) -> bool:
+    def _is_in_scope(self, url: str) -> bool:
         if origin_of(url) != self._state.origin or len(url) > NAME_CHARS:
             return False
         path, site = path_of(url), self._site
@@ -396,7 +395,7 @@ class _Crawl:
         self._names.add(url)
         self._page_count += 1
         source = {"type": "page", "url": url, "depth": depth}
-        self._met.append(NewItem(name=url, source=source))
+        self._new_items.append(NewItem(name=url, source=source))
 
     def _leave_out(self, what: str) -> None:
         left_out = self._state.left_out
@@ -411,12 +410,12 @@ class _Crawl:
                     session, claim.job_id, self._root.ordinal, limit=1 if is_again else AT_ONCE
                 )
                 urls = [item.source["url"] for item in items]
-                known = remote.origins(session, self._options.collection_id, urls)
-                live = documents.live_hashes(session, self._options.collection_id, urls)
+                known = remote.origins(session, self._request.collection_id, urls)
+                live = documents.live_hashes(session, self._request.collection_id, urls)
             if not items:
                 return
             if is_again and claim.attempt >= claim.max_attempts:
-                # What is open first has ended its worker each time.
+                # The first open page has ended its worker at each attempt.
                 message = f"{urls[0]}: the worker did not survive reading it."
                 self._writer.add_failed(items[0].ordinal, message)
                 self._flush()
@@ -424,7 +423,7 @@ class _Crawl:
             try:
                 for item, url in zip(items, urls, strict=True):
                     self._context.check()
-                    if self._options.skip_existing and url in live and url in known:
+                    if self._request.skip_existing and url in live and url in known:
                         self._writer.add_skipped(item.ordinal)
                         self._follow(known[url].links or (), url, item)
                     else:
@@ -432,7 +431,7 @@ class _Crawl:
                     if monotonic() >= self._ends_at:
                         break
             finally:
-                # Also before the host is left alone for a while.
+                # Also before the step is postponed.
                 self._flush()
 
     def _read_page(
@@ -441,7 +440,7 @@ class _Crawl:
         try:
             source = fetch_source(
                 self._fetcher,
-                self._options,
+                self._request,
                 name=url,
                 url=url,
                 known=known,
@@ -451,7 +450,7 @@ class _Crawl:
                 accepts=partial(self._check_type, url),
                 may_go=_redirected,
             )
-            self._take(item, url, source, live_hash)
+            self._ingest_page(item, url, source, live_hash)
         except _Redirected as redirect:
             self._follow_redirect(item, url, redirect.url)
         except NotNow as later:
@@ -460,7 +459,7 @@ class _Crawl:
             self._try_again(item, later)
             raise
         except NoDocument:
-            self._drop(item)
+            self._settle_left_out(item)
         except Gone as error:
             self._note(item, gone=True)
             self._writer.add_failed(item.ordinal, error.message)
@@ -474,26 +473,28 @@ class _Crawl:
             self._leave_out(resource.media_type)
             raise
 
-    def _take(self, item: OpenItem, url: str, source: FetchedSource, live_hash: str | None) -> None:
+    def _ingest_page(
+        self, item: OpenItem, url: str, source: FetchedSource, live_hash: str | None
+    ) -> None:
         page, raw = source.page, source.raw
         is_start = url == self._state.start
         if page.is_same:
             self._follow(source.origin.links or (), url, item)
             links = source.origin.links
         else:
-            if is_start and self._take_sitemap(page):
-                self._drop(item)
+            if is_start and self._add_sitemap(page):
+                self._settle_left_out(item)
                 return
             page_links = _links_of(page, self._agent)
-            links = list(self._here(page_links))
+            links = list(self._site_urls(page_links))
             self._follow(links, url, item)
             canonical = page_links.canonical and self._canonical(
                 page_links.canonical, page_links.base, url
             )
             if canonical:
-                self._meet([canonical], base=url, depth=item.source["depth"])
-            if page_links.is_hidden or canonical or not self._is_wanted(url):
-                self._drop(item)
+                self._add_urls([canonical], base=url, depth=item.source["depth"])
+            if page_links.is_hidden or canonical or not self._is_in_scope(url):
+                self._settle_left_out(item)
                 return
         origin = replace(
             source.origin, parent=self._state.key, links=None if links is None else list(links)
@@ -504,18 +505,18 @@ class _Crawl:
             return
         if raw.format_ is not None and not raw.format_.is_document:
             self._leave_out(raw.format_.media_types[0])  # an archive
-            self._drop(item)
+            self._settle_left_out(item)
             return
-        loaded = load_source(self._context, self._options, raw)
-        content = content_of(self._context, self._options, raw, loaded, self._embedder)
+        loaded = load_source(self._context, self._request, raw)
+        content = content_of(self._context, self._request, raw, loaded, self._embedder)
         self._writer.add(item.ordinal, content)
         self._samples[item.ordinal] = sample(loaded.text, SAMPLE_CHARS // AT_ONCE)
 
-    def _here(self, links: "Links") -> Iterator[str]:
-        """The whole URLs of links that stay on the site."""
-        for written in links.urls:
+    def _site_urls(self, links: "Links") -> Iterator[str]:
+        """The absolute URLs of links to pages of the site."""
+        for link in links.urls:
             try:
-                url = self._as_here(normal_url(written, base=links.base))
+                url = self._with_site_scheme(normal_url(link, base=links.base))
             except ValueError:
                 continue
             if origin_of(url) == self._state.origin:
@@ -524,32 +525,32 @@ class _Crawl:
     def _follow(self, links: Iterable[str], base: str, item: OpenItem) -> None:
         depth = int(item.source["depth"]) + 1
         if depth <= self._site.max_depth:
-            self._meet(links, base=base, depth=depth)
+            self._add_urls(links, base=base, depth=depth)
 
-    def _canonical(self, written: str, base: str, url: str) -> str | None:
-        """Where the page says that it lies, if that is the same path with another query: then this
-        is but another way to it. Others are believed to be pages, for many sites say nonsense."""
+    def _canonical(self, link: str, base: str, url: str) -> str | None:
+        """The canonical URL of the page, if it is the same path with another query: then the page
+        is a copy. Other canonical URLs are ignored, since many sites have wrong ones."""
         try:
-            canonical = self._as_here(_normal(self._site, written, base))
+            canonical = self._with_site_scheme(_normal(self._site, link, base))
         except ValueError:
             return None
         is_same_path = origin_of(canonical) == origin_of(url) and path_of(canonical) == path_of(url)
         return canonical if is_same_path and canonical != url else None
 
     def _follow_redirect(self, item: OpenItem, url: str, to: str) -> None:
-        """The page that it leads to is read as any other, and this is none."""
-        self._drop(item)
+        """Add the target as an item; the redirecting URL is no document."""
+        self._settle_left_out(item)
         state, target = self._state, _normal(self._site, to)
         if url != state.start or target in self._names:
-            self._meet([target], base=url, depth=item.source["depth"])
+            self._add_urls([target], base=url, depth=item.source["depth"])
             return
         state.start, state.has_pages = target, False
         if origin_of(target) != state.origin:
-            # The site has moved: to https, or to a name with www.
+            # The site has another origin: https, or a name with www.
             state.origin, state.robots, state.sitemaps = origin_of(target), None, None
         raise NotNow(0)
 
-    def _drop(self, item: OpenItem) -> None:
+    def _settle_left_out(self, item: OpenItem) -> None:
         self._writer.add_left_out(item.ordinal)
         self._page_count -= 1
 
@@ -572,12 +573,12 @@ class _Crawl:
         claim, root, state = self._context.claim, self._root.ordinal, self._state
         warnings = self._warnings()
         missing: MissingDocuments | None = None
-        if not state.over_limit:  # which keeps pages from being met
+        if not state.over_limit:  # else some pages were not added
             with self._process.ledger.read() as session:
                 existing = ingest_items.existing_below(session, claim.job_id, root)
             missing = missing_documents(
                 self._context,
-                self._options.collection_id,
+                self._request.collection_id,
                 state.key,
                 existing=existing,
                 is_erased=self._site.on_vanished == "erase",
@@ -634,7 +635,7 @@ def _redirected(url: str) -> None:
 class Links:
     base: str
     urls: Sequence[str]
-    """As they are written, seen from `base`; none where the page does not want them followed."""
+    """As they are written, relative to `base`; empty if the page has `nofollow`."""
     canonical: str | None = None
     is_hidden: bool = False
     """Whether the page is not to be indexed."""
@@ -703,8 +704,8 @@ def read_links(root: etree._Element, url: str, rules: frozenset[str], agent: str
 
 
 def _robots_rules(values: Iterable[str], agent: str) -> frozenset[str]:
-    """What `X-Robots-Tag` or `<meta name="robots">` say: each a list, which may begin with whom it
-    is for."""
+    """The rules of `X-Robots-Tag` or `<meta name="robots">`: lists that may begin with the name of
+    a robot."""
     rules: set[str] = set()
     for value in values:
         whom, colon, rest = value.partition(":")
@@ -730,7 +731,7 @@ class SitemapEntries:
 
 
 def read_sitemap(data: bytes) -> SitemapEntries | None:
-    """None for what is no sitemap."""
+    """The URLs of a sitemap; None if it is none."""
     data = _unzipped(data)
     if data.lstrip()[:5].lower().startswith((b"http:", b"https")):
         lines = [line.strip() for line in data.decode("utf-8", "replace").split("\n")]

@@ -1,8 +1,8 @@
-"""Documents of the web, fetched: politely, guarded, and only where they have changed.
+"""Fetches documents of the web: with pauses at each host, guarded, and only if they have changed.
 
-Each request waits for its turn at the host (`shared/documents/remote.py`), goes through
-`workers/outbound.py`, and carries what the server said of the document the last time. What cannot
-be had is a `DocumentError` that names the URL; what can be had later is `NotNow`.
+Each request waits until its host may be asked (`shared/documents/remote.py`), goes through
+`workers/outbound.py`, and has the validators of the last answer. A document that cannot be fetched
+is a `DocumentError` with the URL; one that may be fetched later is `NotNow`.
 """
 
 import asyncio
@@ -25,19 +25,20 @@ from workers.attempts.context import Context
 from workers.outbound import Resource
 
 _PATIENCE_S: Final = 2.0
-"""A turn that is further away than this is not waited for here: the step has other things to do."""
+"""If the next request may be sent only later than this, it is not waited for: the step does other
+work."""
 _LATER: Final = frozenset({429, 503})
 _GONE: Final = frozenset({404, 410})
 _VAGUE_TYPES: Final = frozenset(
     {"", "text/plain", "application/octet-stream", "binary/octet-stream", "application/zip"}
 )
 _ACCEPT: Final = "text/html,application/xhtml+xml,text/*;q=0.9,*/*;q=0.5"
-# Types that no format of documents has, so that they need not be read to know it.
+# Types of no format of documents, whose bodies are not read.
 _NO_DOCUMENTS: Final = ("image/", "audio/", "video/", "font/", "model/", "multipart/")
 
 
 class NotNow(Exception):
-    """The host is to be asked later. `reason` is what it answered, where it was asked."""
+    """The host may be asked later. `reason` has its answer, if it was asked."""
 
     def __init__(self, wait_s: float, reason: str = "") -> None:
         super().__init__(reason)
@@ -46,19 +47,19 @@ class NotNow(Exception):
 
 
 class Gone(DocumentError):
-    """The server says that there is no such document."""
+    """The server answers that there is no such document."""
 
 
 class NoDocument(DocumentError):
-    """Of a type that is not ingested."""
+    """The type of the document is not ingested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What was fetched; `is_same`: it has not changed since `origin` was noted, and has no data."""
+    """An answer. `is_same`: the document has not changed since the last time, and has no data."""
 
     url: str
-    """Where the redirects led to, in its normal form."""
+    """The URL behind all redirects, in normal form."""
     resource: Resource
     is_same: bool
 
@@ -81,7 +82,7 @@ class Page:
 
     @property
     def file_name(self) -> str:
-        """A name whose suffix says something of the format: none where the media type says it."""
+        """A name with a suffix only if the media type does not say the format."""
         last = unquote(path_of(self.url).rsplit("/", 1)[-1]) or "page"
         is_said = self.resource.media_type not in _VAGUE_TYPES and any(
             self.resource.media_type in format_.media_types for format_ in FORMATS.values()
@@ -90,13 +91,13 @@ class Page:
 
 
 def _header(resource: Resource, name: str) -> str | None:
-    """As it can be stored and sent back."""
+    """A header that can be stored and sent back."""
     value: str | None = resource.headers.get(name)
     return value if value and len(value) <= 1024 and value.isascii() else None
 
 
 class Fetcher:
-    """Fetches one document after the other; its connections last as long as it is open."""
+    """Fetches documents one after the other, over connections that stay open."""
 
     def __init__(self, context: Context, *, patience_s: float = _PATIENCE_S) -> None:
         self._context = context
@@ -129,10 +130,10 @@ class Fetcher:
         may_go: Callable[[str], None] | None = None,
         accepts: Callable[[Resource], None] | None = None,
     ) -> Page:
-        """Raises DocumentError, NotNow, Cancelled, and what `may_go` raises of the URL that a
-        redirect leads to; nothing for any other status than one of a document (`Page.resource`).
+        """Fetch a URL. With `known`, its document is sent only if it has changed since.
 
-        With `known`, the document is asked for only if it has changed since.
+        Raises DocumentError, NotNow, Cancelled, and the errors of `may_go`, which is called with
+        the target of each redirect. A status of an error is not raised (`Page.resource`).
         """
         self._wait(origin_of(url), self._settings.web_delay_s if delay_s is None else delay_s)
         headers = {
@@ -165,7 +166,7 @@ class Fetcher:
             named = url in error.message
             raise DocumentError(error.message if named else f"{url}: {error.message}") from error
         if resource.status in _LATER:
-            self._be_patient(url, resource)
+            self._postpone(url, resource)
         return Page(
             url=normal_url(resource.url),
             resource=resource,
@@ -184,7 +185,8 @@ class Fetcher:
             raise Cancelled(self._context.stop_reason)
         self._context.check()
 
-    def _be_patient(self, url: str, resource: Resource) -> None:
+    def _postpone(self, url: str, resource: Resource) -> None:
+        """Let the host rest for its `Retry-After`. Raises NotNow."""
         header_s = outbound.retry_after_s(resource.headers.get("retry-after"))
         wait_s = min(5.0 if header_s is None else header_s, self._settings.web_delay_limit_s)
         with self._context.process.ledger.begin() as session:
@@ -193,7 +195,7 @@ class Fetcher:
 
 
 def check_status(page: Page, url: str) -> None:
-    """Raises DocumentError for what is no document, Gone where there is none any more."""
+    """Raises DocumentError for the status of an error, Gone if the document was removed."""
     status = page.resource.status
     if 200 <= status < 300 or page.is_same:
         return
@@ -211,7 +213,7 @@ def check_status(page: Page, url: str) -> None:
 
 
 def check_type(url: str, resource: Resource) -> None:
-    """Raises NoDocument, before the body is read, for what is none of the formats."""
+    """Raises NoDocument for a type of no format, before the body is read."""
     media_type = resource.media_type
     is_known = any(media_type in format_.media_types for format_ in FORMATS.values())
     if media_type.startswith(_NO_DOCUMENTS) and not is_known:
@@ -219,7 +221,7 @@ def check_type(url: str, resource: Resource) -> None:
 
 
 def check_whole(page: Page, url: str, limit_bytes: int) -> None:
-    """Raises DocumentError where the document is longer than what is read."""
+    """Raises DocumentError if the document is longer than the limit."""
     if page.resource.is_cut:
         raise DocumentError(
             f"{url}: has more than {limit_bytes:,} bytes. Ingest it as a file, or raise "
