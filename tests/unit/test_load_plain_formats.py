@@ -11,6 +11,7 @@ from shared.errors import DocumentError
 from shared.formats import FORMATS, Format
 from shared.kinds.ingest import JsonOptions, LoadOptions, Splitter, SplitterType
 from tests.unit.documents import read, refusal
+from workers.ingest.formats.texts.code import code_separators
 from workers.ingest.load import loader_of, split
 
 PASSAGE = tuple[str, dict[str, object]]
@@ -617,6 +618,25 @@ def test_fields_of_lines_are_chosen_too_and_missing_ones_are_named() -> None:
     ]  # fmt: skip
     message = refusal(lines.encode(), "a.jsonl", options=chosen(["question"]))
     assert "'question', which nothing in the document has. Its fields are 'q', 'r'" in message
+
+
+# Source code
+
+
+@pytest.mark.parametrize("suffix", FORMATS["source code"].suffixes)
+def test_every_language_has_a_name_and_is_split_within_its_size(suffix: str) -> None:
+    """Separators of LangChain may be expressions, or missing."""
+    code = "".join(
+        f"// {n}\nclass A{n} {{\n  def f{n}(x) {{\n    return x + {n};\n  }}\n}}\n\n"
+        for n in range(20)
+    )
+    loaded = read(code.encode(), f"a{suffix}")
+    language = loaded.metadata["programming_language"]
+    assert isinstance(language, str)
+    assert all(isinstance(sign, str) for sign in code_separators(language))
+    pieces = list(split(loaded, Splitter(type=SplitterType.CODE, chunk_size=60, chunk_overlap=0)))
+    assert all(len(piece.text) <= 60 for piece in pieces)
+    assert all(f"f{n}(x)" in "".join(piece.text for piece in pieces) for n in range(20))
 
 
 # Whatever comes

@@ -82,7 +82,6 @@ _LANGUAGES: Final[dict[str, tuple[str, str]]] = {
     ".gradle": ("groovy", "java"),
     ".tf": ("terraform", ""),
 }
-SUFFIXES: Final = tuple(_LANGUAGES)
 _SEPARATORS_OF: Final = dict(_LANGUAGES.values())
 _PYTHON_METHODS: Final = ("\n    def ", "\n    async def ")
 """Which the separators of LangChain lack; they come behind those of the top level."""
