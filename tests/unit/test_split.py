@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_text_splitters import CharacterTextSplitter, RecursiveCharacterTextSplitter
 from markdown_it import MarkdownIt
@@ -107,14 +107,17 @@ def test_pieces_are_slices_that_cover_the_document_and_no_longer_than_asked(
         assert all(len(piece.text) <= splitter.size for piece in pieces)
 
 
+FAMILY, KISS = "👩\u200d👩\u200d👧", "👩🏽\u200d❤\ufe0f\u200d💋\u200d👩🏽"
 CHARACTERS = [
-    "a", "한", "e\u0301", "q\u0323\u0302", "👩\u200d👩\u200d👧", "👍🏽", "🇰🇷", "🇰🇷🇯🇵",
+    "a", "한", "e\u0301", "q\u0323\u0302", FAMILY, "👍🏽", "🇰🇷", "🇰🇷🇯🇵",
     "1\ufe0f\u20e3", "❤\ufe0f", "ก\u0e34\u0e4a", "नि", "क्ष", "\u1112\u1161\u11ab",
     "\u1112\u119e\u11ab", "🏴\U000e0067\U000e0062\U000e007f",
 ]  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
+@example(["🇰🇷🇯🇵", FAMILY, FAMILY], Splitter(chunk_size=24, chunk_overlap=0), "bytes", True)
+@example([KISS] * 9, Splitter(chunk_size=24, chunk_overlap=11), "words", False)
 @given(
     st.lists(st.sampled_from([*CHARACTERS, *CHARACTERS, " ", "\n", ". "]), max_size=120),
     splitters(least=24),

@@ -519,6 +519,11 @@ def _character_before(text: str, at: int, floor: int) -> int:
     return _character_edge(text, at, lambda edge: floor < edge <= at, max)
 
 
+def _is_within(text: str, at: int) -> bool:
+    """Whether a place is within a character."""
+    return _character_before(text, at, at - _CHARACTER_CHARS) != at
+
+
 def _character_after(text: str, at: int, limit: int) -> int:
     """The nearest place at or behind `at`, and below `limit`, that is within no character."""
     return _character_edge(text, at, lambda edge: at <= edge < limit, min)
@@ -808,10 +813,15 @@ def _goes_on(text: str, dot: int, end: int) -> bool:
 
 
 def _windows(text: str, start: int, end: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
+    cut = start
     while start + size < end:
-        cut = _character_before(text, start + size, start + overlap)
+        reached, cut = cut, _character_before(text, start + size, cut)
+        if start < reached and _is_within(text, cut):
+            # With what overlaps, no whole character more would find room.
+            start = cut = reached
+            continue
         yield start, cut
-        start = _character_after(text, cut - overlap, cut + 1) if overlap else cut
+        start = _character_after(text, max(cut - overlap, start + 1), cut + 1)
     yield start, end
 
 
@@ -1005,7 +1015,7 @@ def _best_end(text: str, start: int, end: int, least: float) -> int:
                 best = match.end()
         if best:
             return best
-    return _character_before(text, end, max(floor, start))
+    return _character_before(text, end, start)
 
 
 def _resumption(text: str, start: int, end: int) -> int:
