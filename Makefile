@@ -38,6 +38,8 @@ TESTS := $(BIN)/python -m pytest
 # Four processes on two cores: they wait for servers half of the time. The slow files come first, so
 # that no process is alone with one at the end.
 FOUR := -n 4 --dist loadfile --no-loadscope-reorder
+# The unit tests wait for little, and each process imports everything first (10 s of CPU time).
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # A stack for each of three; the file that ends its stack stays the last.
 STACKS := -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -46,7 +48,7 @@ test: $(DEV)
 	$(TESTS) tests/e2e $(STACKS)
 
 test-unit: $(DEV)
-	$(TESTS) tests/unit $(FOUR)
+	$(TESTS) tests/unit $(TWO)
 
 test-models: $(DEV)
 	$(TESTS) tests/models $(FOUR)
