@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from cli.connection import connection
 from cli.terminal.output import first_words, say
-from cli.values import name_and_value
+from cli.values import column_names, name_and_value
 from shared.kinds.hf import TASKS
 from shared.providers import REFERENCE_FORMS, is_servable
 from sluice import Client, Retries
@@ -274,3 +274,43 @@ def confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError("This cannot be undone. Confirm it with --yes.")
     click.confirm(question, abort=True, err=True)
+
+
+def media_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Whether pictures and recordings are read: the command gets `ocr` and `speech`, each as in the
+    input of a job, or None."""
+
+    @functools.wraps(function)
+    def command(
+        *args: Any,
+        ocr: bool,
+        ocr_languages: list[str] | None,
+        speech: bool,
+        speech_model: str | None,
+        speech_language: str | None,
+        **others: Any,
+    ) -> Any:
+        return function(
+            *args,
+            ocr=_requested(ocr, languages=ocr_languages),
+            speech=_requested(speech, model=speech_model, language=speech_language),
+            **others,
+        )
+
+    made: Callable[..., Any] = command
+    for option in (
+        click.option("--speech-language", metavar="NAME", help="In which is spoken, such as ko."),
+        click.option("--speech-model", metavar="MODEL",
+                     help="Which one transcribes, such as openai/whisper-small."),
+        click.option("--speech", is_flag=True, help="Transcribe recordings, too."),
+        click.option("--ocr-languages", metavar="NAME,…", callback=column_names,
+                     help="Of pictures, as tesseract names them: kor,eng."),
+        click.option("--ocr", is_flag=True, help="Recognize the text of pictures and scans, too."),
+    ):  # fmt: skip
+        made = option(made)
+    return made
+
+
+def _requested(is_on: bool, **details: Any) -> dict[str, Any] | None:
+    chosen = {name: value for name, value in details.items() if value is not None}
+    return chosen if is_on or chosen else None

@@ -519,6 +519,7 @@ class IngestSettings(RoleSettings):
     max_unpacked_ratio: PositiveInt = 400
     ocr_languages: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\+[A-Za-z0-9_]+)*$")] = "kor+eng"
     ocr_page_limit_s: PositiveFloat = 60
+    ocr_page_limit_pixels: PositiveInt = 64_000_000
 
 
 class WebSettings(OutboundSettings):

@@ -4,7 +4,7 @@ A binary file is recognized by its content; a text by the suffix of its name, el
 type, else by its beginning, else it is plain text (`workers/ingest/formats/sniffing.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -39,6 +39,9 @@ class Format:
     holds_documents: bool = False
     """Whether its documents may contain others, which become documents of their own: archives, mail
     with attachments."""
+    option: str = ""
+    """Of a format whose documents are read only where a job asks for it: the field of `LoadOptions`
+    (`shared/kinds/ingest.py`) that does, such as `ocr`. Folders are searched for them then."""
     is_document: bool = True
     """False for an archive: only the files in it are documents."""
     is_isolated: bool = False
@@ -61,6 +64,7 @@ FORMATS: dict[str, Format] = {
             [".html", ".htm", ".xhtml", ".xht"],
             ["text/html", "application/xhtml+xml"],
             "workers.ingest.formats.texts.html:HTML",
+            signatures=[b"<!doctype html", b"<html"],
             is_isolated=True,
         ),
         Format(
@@ -134,6 +138,13 @@ FORMATS: dict[str, Format] = {
             ["text/vtt"],
             "workers.ingest.formats.texts.subtitles:WEBVTT",
             signatures=[b"WEBVTT"],
+        ),
+        Format(
+            "SubStation Alpha",
+            [".ass", ".ssa"],
+            ["text/x-ssa", "text/x-ass"],
+            "workers.ingest.formats.texts.subtitles:SUBSTATION",
+            signatures=[b"[script info]"],
         ),
         Format(
             "source code",
@@ -356,6 +367,59 @@ FORMATS: dict[str, Format] = {
                 name,
                 suffixes,
                 media_types,
+                f"workers.ingest.formats.media.pictures:{loader}",
+                is_text=False,
+                signatures=signatures,
+                option="ocr",
+                is_isolated=True,
+            )
+            for name, suffixes, media_types, loader, signatures in (
+                ("PNG", [".png"], ["image/png"], "PNG", [b"\x89PNG\r\n\x1a\n"]),
+                ("JPEG", [".jpg", ".jpeg"], ["image/jpeg"], "JPEG", [b"\xff\xd8\xff"]),
+                ("TIFF", [".tif", ".tiff"], ["image/tiff"], "TIFF", [b"II*\0", b"MM\0*"]),
+                ("WebP", [".webp"], ["image/webp"], "WEBP", []),
+            )
+        ),
+        *(
+            Format(
+                name,
+                suffixes,
+                media_types,
+                f"workers.ingest.formats.media.recordings:{loader}",
+                is_text=False,
+                signatures=signatures,
+                option="speech",
+            )
+            for name, suffixes, media_types, loader, signatures in (
+                (
+                    "WAV",
+                    [".wav"],
+                    ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"],
+                    "WAV",
+                    [],
+                ),
+                (
+                    "FLAC",
+                    [".flac"],
+                    ["audio/flac", "audio/x-flac"],
+                    "FLAC",
+                    [b"fLaC\0", b"fLaC\x80"],
+                ),
+                ("MP3", [".mp3"], ["audio/mpeg", "audio/mp3", "audio/x-mp3"], "MP3", []),
+                (
+                    "Ogg",
+                    [".ogg", ".oga", ".opus"],
+                    ["audio/ogg", "audio/opus", "application/ogg"],
+                    "OGG",
+                    [b"OggS\0"],
+                ),
+            )
+        ),
+        *(
+            Format(
+                name,
+                suffixes,
+                media_types,
                 f"workers.ingest.formats.containers.archives:{loader}",
                 is_text=False,
                 extra=extra,
@@ -393,8 +457,8 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "EML",
-            [".eml"],
-            ["message/rfc822"],
+            [".eml", ".mht", ".mhtml"],
+            ["message/rfc822", "application/x-mimearchive"],
             "workers.ingest.formats.containers.mail:EML",
             signatures=[b"return-path:", b"delivered-to:", b"received: ", b"mime-version: "],
             holds_documents=True,
@@ -415,6 +479,11 @@ FORMATS: dict[str, Format] = {
 PLAIN_TEXT = FORMATS["text"]
 
 
-def suffixes() -> frozenset[str]:
-    """The suffixes of all formats."""
-    return frozenset(suffix for format_ in FORMATS.values() for suffix in format_.suffixes)
+def suffixes(options: Collection[str] = ()) -> frozenset[str]:
+    """Of the formats that are read always, and of those that are where a job has these options."""
+    return frozenset(
+        suffix
+        for format_ in FORMATS.values()
+        if not format_.option or format_.option in options
+        for suffix in format_.suffixes
+    )

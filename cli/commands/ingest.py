@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import click
 
 from cli.errors import Exit, Interrupted
-from cli.options import complete_collections, with_client
+from cli.options import complete_collections, media_options, with_client
 from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
 from cli.terminal.progress import bars
 from cli.values import column_names, key_values
@@ -26,7 +26,14 @@ from sluice import (
     SourceError,
 )
 from sluice.ingest import PARALLEL_UPLOADS
-from sluice.kinds import CsvOptions, HtmlOptions, JsonOptions, Splitter
+from sluice.kinds import (
+    CsvOptions,
+    HtmlOptions,
+    JsonOptions,
+    OcrOptions,
+    SpeechOptions,
+    Splitter,
+)
 from sluice.sources import (
     RemoteDocument,
     TextDocument,
@@ -94,6 +101,7 @@ SHOWN_DUPLICATES = 3
               help="Links that a page of a site may be away from its URL.")  # fmt: skip
 @click.option("--css-classes", metavar="NAME,…", callback=column_names,
               help="Of HTML, only elements of these classes.")  # fmt: skip
+@media_options
 @click.option("--uploads", type=click.IntRange(1, 64), default=PARALLEL_UPLOADS,
               show_default=True, help="Files to send at the same time.")  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Submit the job and leave.")
@@ -127,6 +135,8 @@ def ingest(
     max_pages: int | None,
     max_depth: int | None,
     css_classes: list[str] | None,
+    ocr: dict[str, Any] | None,
+    speech: dict[str, Any] | None,
     uploads: int,
     no_wait: bool,
     timeout_s: float | None,
@@ -144,12 +154,14 @@ def ingest(
       sluice ingest 'docs/**/*.md' -c handbook --root docs
       sluice ingest prices.csv -c prices --encoding cp949 --content-columns product,note
       sluice ingest https://example.org/post.html -c blog --css-classes post-title,post-content
+      sluice ingest scans/ talks/ -c archive --ocr --speech --speech-model openai/whisper-small
       sluice ingest --site https://docs.example.org/ -c docs --max-pages 500
     """
+    requested = [name for name, value in (("ocr", ocr), ("speech", speech)) if value is not None]
     discovery = discover(
         (path for path in paths if path != "-" and not is_url(path) and not is_folder_url(path)),
         root=root,
-        suffixes=formats.suffixes(),
+        suffixes=formats.suffixes(requested),
     )
     documents = [
         *discovery.documents,
@@ -183,6 +195,8 @@ def ingest(
             "JsonOptions | None",
             _without_none(content_fields=content_fields, metadata_fields=metadata_fields),
         ),
+        ocr=cast("OcrOptions | None", ocr),
+        speech=cast("SpeechOptions | None", speech),
         on_existing=on_existing,
         on_duplicate=on_duplicate,
         metadata=metadata,
@@ -230,10 +244,21 @@ def say_left_out(left_out: Mapping[str, int], circular_links: Sequence[str]) -> 
     """Report the files and links in folders that are not ingested."""
     if left_out:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items())
-        say(f"Left out {plural(sum(left_out.values()), 'file')} of other types ({kinds}).")
+        files = plural(sum(left_out.values()), "file")
+        say(f"Left out {files} of other types ({kinds}).{_hint(left_out)}")
     if circular_links:
         links = plural(len(circular_links), "link")
         say(f"Left out {links} to folders around them ({', '.join(circular_links)}).")
+
+
+def _hint(left_out: Mapping[str, int]) -> str:
+    """Which options would have taken them in."""
+    options = dict.fromkeys(
+        f"--{format_.option}"
+        for format_ in formats.FORMATS.values()
+        if format_.option and left_out.keys() & set(format_.suffixes)
+    )
+    return f" {' and '.join(options)} would take some of them in." if options else ""
 
 
 def say_failures(errors: Sequence[SourceError]) -> None:

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from cli.commands.ingest import say_failures, say_left_out
 from cli.errors import Exit, Interrupted
-from cli.options import complete_collections, with_client
+from cli.options import complete_collections, media_options, with_client
 from cli.terminal.output import jsonable, plural, print_json, print_json_line, print_text, say
 from cli.terminal.progress import bars
 from cli.values import key_values
@@ -28,6 +28,7 @@ from sluice import (
     SyncReport,
     WaitTimeout,
 )
+from sluice.kinds import OcrOptions, SpeechOptions
 from sluice.sources import is_folder_url, is_url
 from sluice.sync import MAX_ERASED_SHARE
 
@@ -67,6 +68,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS|URLS")
 @_options
+@media_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--yes", is_flag=True, help="Erase what has vanished, however much that is.")
 @click.option("--max-pages", type=click.IntRange(1, 100_000), help="Of a site.  [default: 1000]")
@@ -79,6 +81,8 @@ def sync(
     root: Path | None,
     metadata: dict[str, Any],
     max_erased_share: float,
+    ocr: dict[str, Any] | None,
+    speech: dict[str, Any] | None,
     dry_run: bool,
     yes: bool,
     max_pages: int | None,
@@ -99,7 +103,7 @@ def sync(
     jobs: list[Job] = []
     try:
         report = _sync(
-            client, paths, collection, root, metadata, share, jobs,
+            client, paths, collection, root, _ingest_options(metadata, ocr, speech), share, jobs,
             dry_run=dry_run, max_pages=max_pages,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -119,6 +123,7 @@ def _interrupted(jobs: Sequence[Job]) -> str:
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATHS")
 @_options
+@media_options
 @with_client
 def watch(
     client: Client,
@@ -128,6 +133,8 @@ def watch(
     root: Path | None,
     metadata: dict[str, Any],
     max_erased_share: float,
+    ocr: dict[str, Any] | None,
+    speech: dict[str, Any] | None,
     as_json: bool,
 ) -> int:
     """Synchronize folders, and again whenever something in them changes; Ctrl-C ends it.
@@ -139,8 +146,10 @@ def watch(
         if is_url(path) or is_folder_url(path):
             raise InvalidInput(f"{path} cannot be watched; `sluice sync` reads it now and then.")
 
+    options = _ingest_options(metadata, ocr, speech)
+
     def once(*, is_first: bool) -> None:
-        report = _sync(client, paths, collection, root, metadata, max_erased_share, [])
+        report = _sync(client, paths, collection, root, options, max_erased_share, [])
         if as_json:
             print_json_line(_document(report))
         elif is_first or report.added or report.replaced or report.erased or report.errors:
@@ -258,12 +267,22 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
+def _ingest_options(
+    metadata: dict[str, Any], ocr: dict[str, Any] | None, speech: dict[str, Any] | None
+) -> IngestOptions:
+    return IngestOptions(
+        metadata=metadata,
+        ocr=cast("OcrOptions | None", ocr),
+        speech=cast("SpeechOptions | None", speech),
+    )
+
+
 def _sync(
     client: Client,
     paths: Sequence[str],
     collection: str,
     root: Path | None,
-    metadata: dict[str, Any],
+    options: IngestOptions,
     max_erased_share: float,
     jobs: list[Job],
     *,
@@ -274,11 +293,11 @@ def _sync(
         return client.sync(
             collection,
             paths,
-            options=IngestOptions(metadata=metadata),
+            options=options,
             root=root,
             dry_run=dry_run,
             max_erased_share=max_erased_share,
-            suffixes=formats.suffixes(),
+            suffixes=formats.suffixes(options.requested),
             max_pages=max_pages,
             on_advance=show,
             on_submit=jobs.append,

@@ -56,6 +56,7 @@ from sluice.kinds import (
     Parameters,
     ResponseFormat,
     SearchOptions,
+    SpeechOptions,
     Splitter,
     Submit,
 )
@@ -66,6 +67,7 @@ from sluice.sources import (
     folder_documents,
     is_folder_url,
     is_url,
+    readable,
     site_documents,
     text_documents,
     url_documents,
@@ -99,6 +101,7 @@ class Tasks(Calls[J], Generic[J]):
         html: HtmlOptions | None = None,
         json: JsonOptions | None = None,
         ocr: OcrOptions | None = None,
+        speech: SpeechOptions | None = None,
         on_existing: Literal["skip", "replace"] | None = None,
         on_duplicate: Literal["warn", "skip"] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -110,7 +113,8 @@ class Tasks(Calls[J], Generic[J]):
     ) -> IngestReport:
         """Ingest files, folders, globs, URLs, and `texts` by name; and all pages of `sites`.
 
-        A missing collection is made. The name of a document is its path as it was written, or its
+        A missing collection is made. In folders, pictures are looked for with `ocr` alone, and
+        recordings with `speech`. The name of a document is its path as it was written, or its
         path relative to `root`. A file that is refused is an entry in the report's `errors`.
         Raises `JobFailed`, `JobCancelled` or `WaitTimeout` for the job as a whole.
         """
@@ -121,7 +125,6 @@ class Tasks(Calls[J], Generic[J]):
             *folder_documents(filter(is_folder_url, named)),
             *site_documents(sites),
         ]
-        discovery = await self.transport.in_thread(discover, local, root=root)
         options = IngestOptions(
             splitter=splitter,
             encoding=encoding,
@@ -129,10 +132,14 @@ class Tasks(Calls[J], Generic[J]):
             html=html,
             json=json,
             ocr=ocr,
+            speech=speech,
             on_existing=on_existing,
             on_duplicate=on_duplicate,
             metadata=metadata,
             lane=lane,
+        )
+        discovery = await self.transport.in_thread(
+            discover, local, root=root, suffixes=readable(options.requested)
         )
         return await self.ingest_documents(
             collection,
@@ -207,7 +214,9 @@ class Tasks(Calls[J], Generic[J]):
             root=root,
             is_dry_run=dry_run,
             max_erased_share=max_erased_share,
-            suffixes=suffixes,
+            suffixes=readable((options or IngestOptions()).requested)
+            if suffixes is None
+            else suffixes,
             max_pages=max_pages,
         )
 

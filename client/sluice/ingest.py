@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from sluice.calls import Calls
 from sluice.errors import ApiError, ConnectionBroken, InvalidInput
-from sluice.kinds import CsvOptions, HtmlOptions, JsonOptions, Lane, OcrOptions, Splitter
+from sluice.kinds import (
+    CsvOptions,
+    HtmlOptions,
+    JsonOptions,
+    Lane,
+    OcrOptions,
+    SpeechOptions,
+    Splitter,
+)
 from sluice.shapes import DocumentCounts, Event, IngestOutcome, Job, SourceError, StoredFile
 from sluice.sources import FileDocument, LocalDocument, RemoteDocument, TextDocument
 
@@ -205,11 +213,19 @@ class IngestOptions:
     html: HtmlOptions | None = None
     json: JsonOptions | None = None
     ocr: OcrOptions | None = None
-    """`{}` switches on the recognition of text on scanned pages."""
+    """`{}` switches on the recognition of text in pictures and on scanned pages."""
+    speech: SpeechOptions | None = None
+    """`{}` switches on the transcription of recordings."""
     on_existing: Literal["skip", "replace"] | None = None
     on_duplicate: Literal["warn", "skip"] | None = None
     metadata: Mapping[str, Any] | None = None
     lane: Lane | None = None
+
+    @property
+    def requested(self) -> frozenset[str]:
+        """Which options it has that some formats are only read with."""
+        options = {"ocr": self.ocr, "speech": self.speech}
+        return frozenset(name for name, value in options.items() if value is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,6 +385,8 @@ async def _submit(
             job_input[name] = value
     if options.ocr is not None:
         job_input["ocr"] = dict(options.ocr)
+    if options.speech is not None:
+        job_input["speech"] = dict(options.speech)
     for name in ("splitter", "csv", "html", "json", "metadata"):
         if value := getattr(options, name):
             job_input[name] = dict(value)

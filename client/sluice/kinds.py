@@ -45,11 +45,18 @@ class JsonOptions(TypedDict):
 
 
 class OcrOptions(TypedDict):
-    """Pages that are pictures of text are read by optical character recognition, where the workers
-    have that.
+    """Pictures, and pages that are pictures of text, are read by optical character recognition,
+    where the workers have that.
     """
 
     languages: NotRequired[list[str] | None]
+
+
+class SpeechOptions(TypedDict):
+    """Recordings are transcribed, by a model of the task `automatic-speech-recognition`."""
+
+    model: NotRequired[str | None]
+    language: NotRequired[str | None]
 
 
 class Splitter(TypedDict):
@@ -78,6 +85,7 @@ class FileSource(TypedDict):
     html: NotRequired[HtmlOptions | None]
     json: NotRequired[JsonOptions | None]
     ocr: NotRequired[OcrOptions | None]
+    speech: NotRequired[SpeechOptions | None]
     type: Literal["file"]
     file_id: str
     name: NotRequired[str | None]
@@ -92,6 +100,7 @@ class TextSource(TypedDict):
     html: NotRequired[HtmlOptions | None]
     json: NotRequired[JsonOptions | None]
     ocr: NotRequired[OcrOptions | None]
+    speech: NotRequired[SpeechOptions | None]
     type: Literal["text"]
     text: str
     name: NotRequired[str | None]
@@ -127,6 +136,7 @@ class UrlSource(TypedDict):
     html: NotRequired[HtmlOptions | None]
     json: NotRequired[JsonOptions | None]
     ocr: NotRequired[OcrOptions | None]
+    speech: NotRequired[SpeechOptions | None]
     type: Literal["url"]
     url: str
     name: NotRequired[str | None]
@@ -146,6 +156,7 @@ class SiteSource(TypedDict):
     html: NotRequired[HtmlOptions | None]
     json: NotRequired[JsonOptions | None]
     ocr: NotRequired[OcrOptions | None]
+    speech: NotRequired[SpeechOptions | None]
     type: Literal["site"]
     url: str
     max_pages: NotRequired[int]
@@ -172,6 +183,7 @@ class FolderSource(TypedDict):
     html: NotRequired[HtmlOptions | None]
     json: NotRequired[JsonOptions | None]
     ocr: NotRequired[OcrOptions | None]
+    speech: NotRequired[SpeechOptions | None]
     type: Literal["folder"]
     url: str
     max_documents: NotRequired[int]
@@ -185,6 +197,7 @@ class IngestInput(TypedDict):
     html: NotRequired[HtmlOptions]
     json: NotRequired[JsonOptions]
     ocr: NotRequired[OcrOptions | None]
+    speech: NotRequired[SpeechOptions | None]
     collection: str
     sources: list[
         FileSource

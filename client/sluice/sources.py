@@ -29,18 +29,29 @@ _UNSENDABLE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029"]|^\s+|\s+$')
 
 _SUFFIXES = (
     ".txt .text .md .markdown .html .htm .xhtml .xht .csv .tsv .json .jsonl .ndjson .rst "
-    ".rest .xml .yaml .yml .toml .ini .cfg .conf .properties .log .srt .vtt .py .pyi .js "
+    ".rest .xml .yaml .yml .toml .ini .cfg .conf .properties .log .srt .vtt .ass .ssa .py .pyi .js "
     ".mjs .cjs .jsx .ts .tsx .java .kt .kts .scala .c .h .cc .cpp .cxx .hpp .cs .go .rs "
     ".rb .php .swift .lua .hs .ex .exs .r .ps1 .proto .sol .cob .tex .sh .bash .sql .pl "
     ".css .vue .svelte .dart .groovy .jl .zig .hh .hxx .cu .clj .erl .fs .ml .vb .f90 .pm "
     ".psm1 .cbl .bat .scss .less .graphql .gradle .tf .pdf .rtf .epub .hwpx .hwp .docx "
     ".docm .dotx .dotm .odt .ott .xlsx .xlsm .xltx .xltm .xls .xlt .ods .ots .pptx .pptm "
     ".ppsx .ppsm .potx .potm .odp .otp .zip .tar .gz .tgz .bz2 .tbz2 .tbz .xz .txz .zst "
-    ".tzst .7z .eml .msg"
+    ".tzst .7z .eml .mht .mhtml .msg"
 )
 SUPPORTED = frozenset(_SUFFIXES.split())
 """The suffixes of files that servers of this version read. The list of the server is in
 `shared/formats.py`; a test compares the two."""
+
+OPTIONAL: Mapping[str, frozenset[str]] = {
+    "ocr": frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"}),
+    "speech": frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"}),
+}
+"""Those of files that they read only where a job has one of these options."""
+
+
+def readable(options: Collection[str]) -> frozenset[str]:
+    """The suffixes of files that servers read for a job with these options, such as `ocr`."""
+    return SUPPORTED.union(*(OPTIONAL[name] for name in options))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ async def sync_documents(
     root: str | Path | None,
     is_dry_run: bool,
     max_erased_share: float,
-    suffixes: Iterable[str] | None,
+    suffixes: Iterable[str],
     max_pages: int | None,
 ) -> SyncReport:
     """See `Client.sync`."""
@@ -155,17 +155,13 @@ async def sync_documents(
     return report
 
 
-def _discover(
-    paths: Sequence[str], root: str | Path | None, suffixes: Iterable[str] | None
-) -> Discovery:
+def _discover(paths: Sequence[str], root: str | Path | None, suffixes: Iterable[str]) -> Discovery:
     for path in paths:
         if not Path(path).exists():
             raise InvalidInput(
                 f"{path} does not exist. Nothing was changed; to erase what was read from it, use "
                 "`sluice documents delete`."
             )
-    if suffixes is None:
-        return discover(paths, root=root)
     return discover(paths, root=root, suffixes=frozenset(suffixes))
 
 

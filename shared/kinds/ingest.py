@@ -24,13 +24,15 @@ from shared.bounds import (
     FullLine,
     Line,
     Metadata,
+    ModelName,
     SourceName,
     Text,
     nfc,
     nfc_metadata,
 )
-from shared.config import Settings
+from shared.config import HfSettings, Settings
 from shared.errors import InvalidInput
+from shared.hf.speech import SPEECH_RECOGNITION
 from shared.kinds.kind import Kind, StepType
 from shared.text_encodings import codec_of
 from shared.urls import TRACKING, URL_LIMIT_BYTES, check_literal, folder_url, normal_url
@@ -144,13 +146,22 @@ class JsonOptions(Shape):
 
 
 class OcrOptions(Shape):
-    """Pages that are pictures of text are read by optical character recognition, where the workers
-    have that."""
+    """Pictures, and pages that are pictures of text, are read by optical character recognition,
+    where the workers have that."""
 
     languages: (
         Annotated[list[FullLine], Field(fail_fast=True, min_length=1, max_length=16)] | None
     ) = None
     """As the program names them (`kor`, `eng`); those of the workers' settings without any."""
+
+
+class SpeechOptions(Shape):
+    """Recordings are transcribed, by a model of the task `automatic-speech-recognition`."""
+
+    model: ModelName | None = None
+    """The default of that task without one."""
+    language: Line | None = None
+    """In which is spoken, for models that want to know (Whisper): `ko`, `korean`."""
 
 
 class LoadOptions(Shape):
@@ -163,6 +174,14 @@ class LoadOptions(Shape):
     json_: JsonOptions = Field(default=JsonOptions(), alias="json")
     ocr: OcrOptions | None = None
     """Nothing is recognized without it."""
+    speech: SpeechOptions | None = None
+    """Nothing is transcribed without it."""
+
+    @property
+    def requested(self) -> frozenset[str]:
+        """Those of its fields whose formats are read only where a job has them."""
+        options = {"ocr": self.ocr, "speech": self.speech}
+        return frozenset(name for name, value in options.items() if value is not None)
 
 
 class _Source(Shape):
@@ -175,6 +194,7 @@ class _Source(Shape):
     html: HtmlOptions | None = None
     json_: JsonOptions | None = Field(default=None, alias="json")
     ocr: OcrOptions | None = None
+    speech: SpeechOptions | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -332,6 +352,19 @@ class IngestResult(Shape):
     """Documents of sites and folders that earlier jobs read there, and that are there no longer."""
 
 
+def speech_model(options: SpeechOptions, settings: HfSettings) -> str:
+    """The one that is named, or else the default of the task."""
+    task = SPEECH_RECOGNITION
+    return options.model or settings.hf_models.get(task.name, task.default_model)
+
+
+def _defaults(job_input: IngestInput, settings: Settings) -> dict[str, Any]:
+    speech = job_input.speech
+    if speech is None:
+        return {}
+    return {"speech": {**speech.model_dump(), "model": speech_model(speech, settings)}}
+
+
 def _check(job_input: IngestInput, settings: Settings) -> None:
     if len(job_input.sources) > settings.max_sources_per_job:
         raise InvalidInput(
@@ -385,6 +418,9 @@ def _check_options(options: "IngestInput | _Source", place: str) -> None:
             )
 
 
+TRANSCRIBE_STEP = "ingest.transcribe"
+"""What a recording goes through before it is loaded: its model is one of Hugging Face tasks."""
+
 INGEST = Kind(
     name="ingest",
     scope=KeyScope.WRITE,
@@ -412,6 +448,12 @@ INGEST = Kind(
             is_absorbed=True,
         ),
         StepType(
+            name=TRANSCRIBE_STEP,
+            queue=Queue.HF,
+            handler="workers.hf.recordings:TRANSCRIBE",
+            is_absorbed=True,
+        ),
+        StepType(
             name="ingest.embed",
             queue=Queue.EMBED,
             handler="workers.ingest.steps:EMBED",
@@ -423,5 +465,6 @@ INGEST = Kind(
         "sources": [{"type": "text", "name": "opening-hours.md", "text": "We open at nine."}],
     },
     check=_check,
+    defaults=_defaults,
     file_path="$.sources.file_id",
 )

@@ -36,11 +36,28 @@ def test_ingest_makes_the_collection_uploads_and_reports(
     out, err = capsys.readouterr()
     assert out.startswith("handbook: 5 added, 0 replaced, 0 skipped, 0 failed; 10 chunks in ")
     assert "Created the collection handbook" in err
-    assert "Left out 1 file of other types (.png 1)." in err
+    assert "Left out 1 file of other types (.png 1). --ocr would take some of them in." in err
     assert sorted(file["name"] for file in state.files.values()) == [
         f"docs/{number}.md" for number in range(5)
     ]
     assert state.count("POST", "/v1/jobs") == 1
+
+
+def test_pictures_and_recordings_are_taken_in_where_they_are_to_be_read(
+    docs: Path, state: State
+) -> None:
+    (docs / "photo.png").write_bytes(b"\x89PNG")
+    (docs / "talk.mp3").write_bytes(b"ID3")
+    options = ["--ocr-languages", "kor,eng", "--speech", "--speech-model", "openai/whisper-small"]
+    assert run(["ingest", "docs", "-c", "handbook", *options]) == 0
+    (job,) = state.jobs.values()
+    assert job["input"]["ocr"] == {"languages": ["kor", "eng"]}
+    assert job["input"]["speech"] == {"model": "openai/whisper-small"}
+    names = {file["name"] for file in state.files.values()}
+    assert {"docs/photo.png", "docs/talk.mp3"} <= names
+    assert run(["sync", "docs", "-c", "other", "--ocr"]) == 0
+    *_, job = state.jobs.values()
+    assert (job["input"]["ocr"], "speech" in job["input"]) == ({}, False)
 
 
 def test_one_name_that_stands_for_two_files_fails_alone(

@@ -90,7 +90,7 @@ def test_a_bucket_is_read_and_then_only_what_has_changed(process: Process, bucke
     write(f"{bucket}other/a.md", "secret")
     done, job = run(process, collection, f"{bucket}docs")
     assert done == {"added": 20}
-    assert ".png 1" in job.warnings[0]
+    assert "(.png 1). With ocr some of them are." in job.warnings[0]
     texts = live_texts(process, collection)
     assert texts[f"{bucket}docs/1/page-7.md"] == ["# Page 7\n\nIt speaks of matter 7."]
     assert run(process, collection, f"{bucket}docs/")[0] == {"skipped": 20}

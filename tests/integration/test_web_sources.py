@@ -231,7 +231,7 @@ def test_each_failure_is_that_of_its_document(process: Process, site: Website) -
     errors = {
         error["source"].removeprefix(site.root): error["message"] for error in job.result["errors"]
     }
-    assert "image/png" in errors["/image"]
+    assert "image/png, which is only ingested with the option ocr" in errors["/image"]
     assert "SLUICE_WEB_LIMIT_BYTES" in errors["/large"]
     assert "empty" in errors["/empty"]
     assert "403" in errors["/secret"]

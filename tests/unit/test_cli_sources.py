@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sluice import InvalidInput
-from sluice.sources import discover, document_name
+from sluice.sources import discover, document_name, readable
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,9 @@ def test_folders_are_searched_for_what_can_be_read() -> None:
         "docs/TABLE.CSV", "docs/deep/er/page.html", "docs/guide.md",
     ]  # fmt: skip
     assert sources.left_out == {".png": 1, "no extension": 1}
+    with_pictures = discover(["docs"], suffixes=readable(["ocr"]))
+    assert "docs/photo.png" in [document.name for document in with_pictures.documents]
+    assert with_pictures.left_out == {"no extension": 1}
 
 
 @pytest.mark.parametrize("spelling", ["docs", "docs/", "./docs", "../{here}/docs", "docs/deep/.."])

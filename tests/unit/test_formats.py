@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from shared.config import IngestSettings
 from shared.errors import Cancelled, DocumentError
 from shared.formats import FORMATS, Format, suffixes
-from shared.kinds.ingest import LoadOptions
-from sluice.sources import SUPPORTED
+from shared.kinds.ingest import LoadOptions, OcrOptions, SpeechOptions
+from sluice.sources import OPTIONAL, SUPPORTED
 from tests.unit.documents import read, refusal
 from workers.ingest.formats.loader import (
     DocumentKey,
@@ -21,6 +22,7 @@ from workers.ingest.formats.loader import (
     PassageKey,
     RawDocument,
     RawPassage,
+    Utterance,
 )
 from workers.ingest.load import LoadedText, load, loader_of, members
 
@@ -36,8 +38,14 @@ def test_a_format_is_known_by_a_suffix_and_a_media_type(format_: Format) -> None
     assert all(re.fullmatch(r"[a-z]+/[a-z0-9.+-]+", type_) for type_ in format_.media_types)
 
 
+REQUESTED = LoadOptions(ocr=OcrOptions(languages=["eng"]), speech=SpeechOptions())
+HEARD = [Utterance(start_s=0.5, end_s=1.5, text="We open at nine.")]
+
+
 @every_format
 def test_its_example_is_loaded_by_suffix_and_by_media_type(format_: Format) -> None:
+    if format_.option == "ocr" and shutil.which("tesseract") is None:
+        pytest.skip("there is no tesseract here")
     loader = loader_of(format_)
     assert isinstance(loader, Loader), f"{format_.loader} is no Loader"
     for suffix in format_.suffixes:
@@ -49,7 +57,13 @@ def test_its_example_is_loaded_by_suffix_and_by_media_type(format_: Format) -> N
 def check_example(format_: Format, name: str, content_type: str | None) -> None:
     loader = loader_of(format_)
     if format_.is_document:
-        loaded = read(loader.example, name, content_type=content_type)
+        loaded = load(
+            loader.example,
+            name=name,
+            content_type=content_type,
+            options=REQUESTED,
+            transcript=HEARD if format_.option == "speech" else None,
+        )
         assert loaded.text == loader.example_text
         assert loaded.metadata["media_type"] == format_.media_types[0]
         assert LoadedText.of_json(json.loads(json.dumps(loaded.as_json()))) == loaded
@@ -64,6 +78,19 @@ def check_example(format_: Format, name: str, content_type: str | None) -> None:
     )
     assert member.name.startswith(f"{name}!/")
     assert (member.data.decode(), member.error) == (loader.example_text, "")
+
+
+@every_format
+def test_a_format_that_is_read_on_request_alone_names_the_option(format_: Format) -> None:
+    name, example = f"a{format_.suffixes[0]}", loader_of(format_).example
+    assert set(format_.suffixes) <= suffixes([format_.option])
+    assert bool(format_.option) == (not set(format_.suffixes) & suffixes())
+    if format_.option:
+        assert format_.option in LoadOptions.model_fields
+        for name_, content_type in ((name, None), ("a", format_.media_types[0]), ("a.txt", None)):
+            message = refusal(example, name_, content_type=content_type)
+            assert f'`"{format_.option}": {{}}`' in message
+            assert f"--{format_.option}" in message
 
 
 @every_format
@@ -90,6 +117,8 @@ def test_the_page_of_documents_has_it(format_: Format) -> None:
 
 def test_the_client_looks_for_the_files_that_can_be_read() -> None:
     assert suffixes() == SUPPORTED, "SUPPORTED of the client's sources.py is another list"
+    options = {format_.option for format_ in FORMATS.values()} - {""}
+    assert {option: suffixes([option]) - suffixes() for option in options} == OPTIONAL
 
 
 def _load_stamped(document: RawDocument) -> DocumentParts:

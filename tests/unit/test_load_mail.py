@@ -214,3 +214,20 @@ def test_a_damaged_outlook_message_is_an_error_of_the_document() -> None:
     for cut in (600, 1500, len(data) - 600):
         with pytest.raises(DocumentError, match=r"^m\.msg: "):
             read(data[:cut], "m.msg")
+
+
+def test_a_web_page_that_was_saved_as_one_file_is_read_without_what_it_shows() -> None:
+    page = (
+        b"From: <Saved by Blink>\r\nSubject: Hours\r\nMIME-Version: 1.0\r\n"
+        b'Content-Type: multipart/related; type="text/html"; boundary="B"\r\n\r\n--B\r\n'
+        b"Content-Type: text/html\r\nContent-Transfer-Encoding: quoted-printable\r\n"
+        b"Content-Location: https://example.org/\r\n\r\n"
+        b"<html><body><p>=EC=95=84=ED=99=89 We open.</p></body></html>\r\n--B\r\n"
+        b"Content-Type: text/css\r\nContent-Location: https://example.org/a.css\r\n\r\n"
+        b"p { color: red }\r\n--B--\r\n"
+    )
+    loaded = read(page, "page.mhtml")
+    assert loaded.text.endswith("\n\n아홉 We open.")
+    assert loaded.metadata["title"] == "Hours"
+    assert "color" not in loaded.text
+    assert attachments(page, "page.mhtml") == []

@@ -499,6 +499,41 @@ def test_untidy_subtitles() -> None:
     assert passages(twice, "a.vtt") == [("same", {"start_s": 1.0, "end_s": 3.0})]
 
 
+ASS = """\ufeff[Script Info]
+; made by hand
+Title: 안내 방송
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname
+Style: Default,Arial
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Dialogue: 1,0:01:00.50,0:01:02.25,Default,Mina,0,0,0,,Yes, {\\i1}nine{\\i0}, and{a note} {no end
+Dialogue: 0,0:00:01.00,0:00:02.50,Default,,0,0,0,,{\\an8\\fad(1,2)}문은\\N아홉 시에\\h엽니다.
+Comment: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,not shown
+Dialogue: 0,0:00:05.00,0:00:06.00,Default,,0,0,0,,{\\p1}m 0 0 l 100 0{\\p0}
+Dialogue: 0,0:00:02.50,0:00:03.00,Default,,0,0,0,karaoke,문은 아홉 시에 엽니다.
+"""
+
+
+def test_substation_alpha_is_sorted_by_time_without_drawings_and_comments() -> None:
+    assert passages(ASS, "a.ass") == [
+        ("문은 아홉 시에 엽니다.", {"start_s": 1.0, "end_s": 3.0}),
+        ("Mina: Yes, nine, and {no end", {"start_s": 60.5, "end_s": 62.25}),
+    ]
+    assert metadata(ASS, "a.ass")["title"] == "안내 방송"
+    ssa = (
+        "[Events]\nFormat: Marked, Start, End, Style, Name, MarginL, MarginV, Effect, Text\n"
+        "Dialogue: Marked=0,1:00:00.00,1:00:01.00,Default,NTP,0000,0000,,Bye.\n"
+    )
+    assert passages(ssa, "a.ssa") == [("NTP: Bye.", {"start_s": 3600.0, "end_s": 3601.0})]
+    assert passages(ssa, "upload")[0][1].keys() == set()
+    assert "Dialogue: 0,0:00:01.00" in refusal(b"[Script Info]\nTitle: x\n", "a.ass")
+    assert "Dialogue" in refusal(b"Dialogue: 0,soon,later,Default,,0,0,0,,x", "a.ass")
+
+
 # Fields of JSON
 
 

@@ -297,3 +297,35 @@ def test_an_old_workbook() -> None:
         ("이름: 사과\n가격: ₩1,200\n날짜: 2024-03-01", {"sheet": "매출", "row": 2})
     ]
     assert "cannot be read" in refusal(data[:1500], "a.xls")
+
+
+SPREADSHEET_ML = """<?xml version="1.0" encoding="UTF-8"?><?mso-application progid="Excel.Sheet"?>
+<Workbook xmlns="urn:schemas-microsoft-com:office:spreadsheet"
+ xmlns:ss="urn:schemas-microsoft-com:office:spreadsheet">
+<Styles><Style ss:ID="w"><NumberFormat ss:Format="#,##0"/></Style>
+<Style ss:ID="f"><NumberFormat ss:Format="Fixed"/></Style></Styles>
+<Worksheet ss:Name="매출"><Table>
+<Row><Cell><Data ss:Type="String">이름</Data></Cell><Cell><Data ss:Type="String">금액</Data></Cell>
+<Cell><Data ss:Type="String">날짜</Data></Cell></Row>
+<Row ss:Index="4"><Cell ss:MergeDown="1"><Data ss:Type="String">김</Data></Cell>
+<Cell ss:StyleID="w"><Data ss:Type="Number">1200</Data></Cell>
+<Cell><Data ss:Type="DateTime">2024-03-01T00:00:00.000</Data></Cell></Row>
+<Row><Cell ss:Index="2" ss:StyleID="f"><Data ss:Type="Number">2.5</Data></Cell></Row>
+</Table></Worksheet></Workbook>"""
+
+
+def test_a_workbook_in_xml_is_read_by_rows() -> None:
+    own = {"sheet": "매출"}
+    assert passages(SPREADSHEET_ML.encode(), "a.xls") == [
+        ("이름: 김\n금액: 1,200\n날짜: 2024-03-01", {**own, "row": 4}),
+        ("이름: 김\n금액: 2.5", {**own, "row": 5}),
+    ]
+    assert "in XML" in refusal(SPREADSHEET_ML.encode()[:-20], "a.xls")
+
+
+def test_a_cell_without_any_below_it_is_no_name_of_a_column() -> None:
+    def far(active: Worksheet) -> None:
+        active["A1"], active["E9"] = "corner", "far"
+
+    own = {"sheet": "매출"}
+    assert passages(sheet(build=far)) == [("corner", {**own, "row": 1}), ("far", {**own, "row": 9})]

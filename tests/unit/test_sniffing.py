@@ -136,3 +136,13 @@ def test_a_compound_file_is_what_lies_at_its_top() -> None:
     message = compound_file({"__attach": {"data": attached, "FileHeader": b"x"}, "other": b"x"})
     assert format_of("a", None, attached).name == "x-hwp"
     assert format_of("a.txt", None, message).name == "text"
+
+
+def test_what_programs_call_by_the_name_of_word_is_what_it_begins_like() -> None:
+    page = b"<html xmlns:o='urn:schemas-microsoft-com:office:office'><body>x</body></html>"
+    assert format_of("report.doc", "application/msword", page).name == "HTML"
+    assert format_of("report.doc", None, b"<?xml version='1.0'?><w:wordDocument/>").name == "XML"
+    with pytest.raises(DocumentError, match=r"Save it as \.docx"):
+        format_of("report.doc", None, b"just letters")
+    with pytest.raises(DocumentError, match=r"Save it as \.zip"):
+        format_of("all.rar", None, b"Rar!\x1a\x07\x01\0")

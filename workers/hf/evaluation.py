@@ -12,8 +12,7 @@ from shared.hf.sentences import TEXT_RANKING
 from shared.kinds.hf import parse_parameters
 from workers.attempts.context import Context, Done, Handler
 from workers.hf.steps import Budget, batches, run_rows
-from workers.hf.task import UNWATCHED, LocalTask, models_of
-from workers.models import checkpoints
+from workers.hf.task import UNWATCHED, models_of
 from workers.retrieval.evaluation import run_queries
 from workers.retrieval.search import Candidate
 
@@ -31,7 +30,7 @@ def rank(
     if not candidates:
         return []
     value = {"query": query, "texts": [one.chunk.text for one in candidates]}
-    model = _model(context, name, value)
+    model = models_of(context.process).ready(name, TASK, check=context.check)
     parameters = parse_parameters(TASK, {})
     prepared = model.prepare(value, parameters)
     outputs: list[Any] = [None] * len(prepared.rows)
@@ -45,17 +44,6 @@ def rank(
             outputs[n] = output
     ranking = model.finish(prepared, outputs, parameters)
     return [replace(candidates[place["index"]], score=float(place["score"])) for place in ranking]
-
-
-def _model(context: Context, name: str, value: Any) -> LocalTask:
-    """Raises what loading it raises."""
-    models = models_of(context.process)
-    model = models.find(name, TASK)
-    if model is None:
-        folder = models.folder(name, TASK, check=context.check, on_known=lambda: None)
-        checkpoints.choose(folder, name, TASK, value, {})
-        model = models.load(name, TASK, folder)
-    return model
 
 
 EVAL_RERANK = Handler(run=run)

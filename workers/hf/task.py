@@ -23,7 +23,7 @@ from shared.kinds.hf import TASKS
 from workers.attempts.process import Process
 from workers.hf.text import window_tokens
 from workers.models import locate
-from workers.models.checkpoints import MIB
+from workers.models.checkpoints import MIB, check_task
 from workers.models.devices import RecentlyUsed
 from workers.models.load import LoadOptions
 
@@ -206,6 +206,16 @@ class Models:
         if folder is None:
             return DOWNLOAD_S
         return round(1 + locate.size_bytes(folder) / LOAD_BYTES_PER_S, 1)
+
+    def ready(self, model: str, task: str, *, check: Callable[[], None]) -> LocalTask:
+        """The model, loaded if need be, by one step that nobody shares. Raises what `folder` and
+        `load` do, and WrongTask where it is for another task."""
+        loaded = self.find(model, task)
+        if loaded is not None:
+            return loaded
+        folder = self.folder(model, task, check=check, on_known=lambda: None)
+        check_task(folder, model, task)
+        return self.load(model, task, folder)
 
     def load(self, model: str, task: str, folder: Path) -> LocalTask:
         """Raises Permanent for what cannot be loaded, or has no room even alone."""

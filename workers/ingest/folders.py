@@ -6,7 +6,7 @@ out of a folder are not followed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -16,7 +16,7 @@ from fsspec.spec import AbstractFileSystem
 
 from shared.config import Settings
 from shared.errors import DocumentError, Unavailable
-from shared.formats import suffixes
+from shared.formats import FORMATS, suffixes
 
 NAME_CHARS: Final = 1024
 _SHOWN: Final = 5
@@ -69,8 +69,21 @@ class Listing:
             named = ", ".join(f"{what} {count:,}" for what, count in most)
             total = sum(self.left_out.values())
             files = "1 file is" if total == 1 else f"{total:,} files are"
-            warnings.append(f"{url}: {files} of types that are not ingested ({named}).")
+            warnings.append(
+                f"{url}: {files} of types that are not ingested ({named}).{self._hint()}"
+            )
         return warnings
+
+    def _hint(self) -> str:
+        """Which options would have them read."""
+        options = sorted(
+            {
+                f.option
+                for f in FORMATS.values()
+                if f.option and set(f.suffixes) & set(self.left_out)
+            }
+        )
+        return f" With {' and '.join(options)} some of them are." if options else ""
 
 
 # Folders through fsspec
@@ -93,14 +106,22 @@ def file_system(url: str, settings: Settings) -> AbstractFileSystem:
         ) from error
 
 
-def list_files(url: str, limit: int, settings: Settings, check: Callable[[], None]) -> Listing:
-    """The files below a folder that can be read. Raises DocumentError, Unavailable."""
+def list_files(
+    url: str,
+    limit: int,
+    settings: Settings,
+    check: Callable[[], None],
+    *,
+    requested: Collection[str] = (),
+) -> Listing:
+    """The files below a folder that can be read, with these options of the job. Raises
+    DocumentError, Unavailable."""
     system = file_system(url, settings)
     system.invalidate_cache()
     entries: list[Entry] = []
     left_out: Counter[str] = Counter()
     closed: list[str] = []
-    readable = suffixes()
+    readable = suffixes(requested)
 
     def listing(*, is_whole: bool) -> Listing:
         return Listing(

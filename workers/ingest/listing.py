@@ -92,7 +92,13 @@ def _write_items(
     DocumentError, Unavailable."""
     claim, process = context.claim, context.process
     ordinal: int = claim.payload["ordinal"]
-    listing = list_files(folder.url, folder.max_documents, process.settings, context.check)
+    listing = list_files(
+        folder.url,
+        folder.max_documents,
+        process.settings,
+        context.check,
+        requested=options.options.requested,
+    )
     same = _unchanged(context, options, listing.entries)
     kept = {key: value for key, value in source.items() if key not in _OWN}
     parts = [

@@ -42,6 +42,7 @@ from workers.ingest.formats.loader import (
     Loader,
     PassageKey,
     RawDocument,
+    Utterance,
     too_long,
     too_many,
 )
@@ -123,12 +124,14 @@ def load(
     options: LoadOptions = NO_OPTIONS,
     settings: IngestSettings = DEFAULTS,
     file_name: str | None = None,
+    transcript: Sequence[Utterance] | None = None,
 ) -> LoadedText:
     """Read one document. Raises `DocumentError`, whatever is wrong with it.
 
     `data` may be a string (text sent inline): nothing is decoded then, and an extension in `name`
     that is unknown or unsupported means plain text, since the name is only a label.
-    `file_name` is whose suffix counts, where `name` is none of a file.
+    `file_name` is whose suffix counts, where `name` is none of a file. `transcript` is what was
+    heard in a recording.
     """
     if not data.strip():
         raise DocumentError(f"{name}: is empty. There is nothing to ingest; leave it out.")
@@ -140,7 +143,9 @@ def load(
         charset=split_content_type(content_type)[1],
         options=options,
         settings=settings,
+        transcript=transcript,
     )
+    check_requested(name, format_, options)
     with document_errors(name, format_):
         read = loader_of(format_).load
         if read is None:
@@ -150,6 +155,22 @@ def load(
             )
         parts = read(document)
         return _assemble(document, parts, media_type=format_.media_types[0])
+
+
+_OPTIONAL: Final = {
+    "ocr": "pictures ({}) are not supported unless their text is to be recognized",
+    "speech": "recordings ({}) are not supported unless they are to be transcribed",
+}
+
+
+def check_requested(name: str, format_: Format, options: LoadOptions) -> None:
+    """Raises DocumentError for a document that is only read where the job asks for it."""
+    option = format_.option
+    if option and option not in options.requested:
+        raise DocumentError(
+            f"{name}: {_OPTIONAL[option].format(format_.name)}. Ingest it with the option {option} "
+            f'(`"{option}": {{}}` in the job, `sluice ingest --{option}`), or leave it out.'
+        )
 
 
 @contextmanager

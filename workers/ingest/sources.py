@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from shared import files
 from shared.bounds import Metadata, as_object, nfc
 from shared.documents import collections, documents, ingest_items, versions
+from shared.documents.ingest_items import OpenItem
 from shared.documents.remote import RemoteOrigin
 from shared.documents.versions import ChunkRange, Content
 from shared.errors import DocumentError
@@ -26,7 +27,7 @@ from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.ingest import web
 from workers.ingest.folders import read_object
-from workers.ingest.formats.loader import DocumentKey, PassageKey
+from workers.ingest.formats.loader import DocumentKey, PassageKey, Utterance
 from workers.ingest.formats.sniffing import format_of
 from workers.ingest.load import (
     LOADER_VERSION,
@@ -285,6 +286,21 @@ def fetch_source(
     return FetchedSource(page=page, raw=None if is_live else raw, origin=origin)
 
 
+def read_item(
+    process: Process,
+    request: IngestRequest,
+    item: OpenItem,
+    name: str,
+    uploads: dict[str, File],
+) -> RawSource:
+    """Read an item that is a file, a text, or a file of a folder or an archive. Raises what
+    `read_source` and `read_object_source` raise."""
+    if item.source["type"] == "object":
+        raw, _ = read_object_source(process, request, item.source, name)
+        return raw
+    return read_source(process, request, item.source, uploads)
+
+
 def read_object_source(
     process: Process, request: IngestRequest, source: Mapping[str, Any], name: str
 ) -> tuple[RawSource, RemoteOrigin]:
@@ -360,7 +376,12 @@ def _chars(metadata: Metadata) -> int:
     )
 
 
-def load_source(context: Context, request: IngestRequest, raw: RawSource) -> LoadedText:
+def load_source(
+    context: Context,
+    request: IngestRequest,
+    raw: RawSource,
+    transcript: Sequence[Utterance] | None = None,
+) -> LoadedText:
     """Load a source. Raises DocumentError, which names the document and the remedy."""
     process = context.process
     if raw.is_chunk:
@@ -382,6 +403,7 @@ def load_source(context: Context, request: IngestRequest, raw: RawSource) -> Loa
         options=request.options,
         settings=process.settings,
         file_name=raw.file_name,
+        transcript=transcript,
     )
 
 

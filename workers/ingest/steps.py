@@ -7,6 +7,7 @@ item, never a failed job. Each step may run any number of times.
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from shared.errors import Cancelled, DocumentError, NotFound, Permanent
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
-from shared.kinds.ingest import IngestInput, SplitterType
+from shared.kinds.ingest import TRANSCRIBE_STEP, IngestInput, SplitterType
 from shared.tables import Chunk, Collection, Job
 from shared.urls import normal_url
 from shared.vocabulary import OPEN, Queue
@@ -46,6 +47,7 @@ from workers.attempts.process import Process
 from workers.ingest import web
 from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless_in_ledger
 from workers.ingest.formats.container import Member
+from workers.ingest.formats.loader import Utterance
 from workers.ingest.indexing import NewPostings, merge_soon
 from workers.ingest.reader import reader_of
 from workers.ingest.sources import (
@@ -521,6 +523,9 @@ class _Load:
         self._warnings: list[str] = []
         self._archives: list[int] = []
         """Archives that are left to steps of their own."""
+        self._recordings: list[int] = []
+        """Recordings that have to be transcribed first."""
+        self._transcript = _transcript_of(context)
         sources = [item.source for item in items]
         ids = [id_ for source in sources if (id_ := source.get("id"))]
         collection_id = request.collection_id
@@ -587,7 +592,10 @@ class _Load:
         if raw is None or self._live.get(name) == raw.content_hash:
             self._writer.add_skipped(item.ordinal)
             return
-        loaded = load_source(self._context, request, raw)
+        if self._transcript is None and _is_to_be_transcribed(item, request, raw):
+            self._recordings.append(item.ordinal)
+            return
+        loaded = load_source(self._context, request, raw, self._transcript)
         content = content_of(self._context, request, raw, loaded, self._embedder)
         self._writer.add(item.ordinal, content)
         self._warnings += loaded.warnings
@@ -619,6 +627,7 @@ class _Load:
         children = [
             *embed_steps(writer.chunk_counts, size, writer.copies),
             *(load_step([ordinal]) for ordinal in self._archives),
+            *(transcribe_step(ordinal) for ordinal in self._recordings),
             *_member_steps(members),
         ]
         if pages.postponed:
@@ -628,6 +637,27 @@ class _Load:
             children=children,
             warnings=_first_warnings(self._warnings),
         )
+
+
+def _is_to_be_transcribed(item: OpenItem, request: IngestRequest, raw: RawSource) -> bool:
+    """Whether it is a recording that the job wants to be transcribed. Those of the web are not;
+    loading refuses them."""
+    return (
+        raw.format_ is not None
+        and raw.format_.option == "speech"
+        and raw.format_.option in request.options.requested
+        and item.source["type"] != "url"
+    )
+
+
+def _transcript_of(context: Context) -> list[Utterance] | None:
+    """The transcript of the only recording of a load step, made by the step before."""
+    kept = context.claim.payload.get("transcript")
+    if kept is None:
+        return None
+    path = kept.get("path")
+    utterances = json.loads(context.process.storage.read(path)) if path else kept["utterances"]
+    return [Utterance(*utterance) for utterance in utterances]
 
 
 def _first_warnings(warnings: Sequence[str]) -> list[str]:
@@ -667,7 +697,7 @@ class _Pages:
                 known=known,
                 live_hash=live_hash,
                 limit_bytes=process.settings.web_limit_bytes,
-                accepts=partial(web.check_type, url),
+                accepts=partial(web.check_type, url, requested=request.options.requested),
             )
         except NotNow as later:
             if later.reason:
@@ -771,11 +801,22 @@ def _note(session: Transaction, claim: Claim, part: ChunkRange) -> versions.Embe
     return noted
 
 
-def load_step(ordinals: Iterable[int], *, tries: int = 0) -> NewStep:
+def load_step(
+    ordinals: Iterable[int], *, tries: int = 0, transcript: dict[str, Any] | None = None
+) -> NewStep:
+    """`transcript` of the only item: `{"utterances": …}`, or `{"path": …}` in the storage."""
     payload: dict[str, Any] = {"ordinals": list(ordinals)}
     if tries:
         payload["tries"] = tries
+    if transcript is not None:
+        payload["transcript"] = transcript
     return NewStep(name="ingest.load", queue=Queue.INGEST, payload=payload)
+
+
+def transcribe_step(ordinal: int, *, rows: dict[str, Any] | None = None) -> NewStep:
+    """`rows` are the outputs for the parts of the recording that earlier steps have run."""
+    payload = {"ordinals": [ordinal], **({"rows": rows} if rows else {})}
+    return NewStep(name=TRANSCRIBE_STEP, queue=Queue.HF, payload=payload)
 
 
 _EXPANDED = {"site": "ingest.crawl", "folder": "ingest.list"}

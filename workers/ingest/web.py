@@ -7,7 +7,7 @@ is a `DocumentError` with the URL; one that may be fetched later is `NotNow`.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -212,12 +212,18 @@ def check_status(page: Page, url: str) -> None:
     raise DocumentError(f"{url}: the server answered with status {status}{at}. Try again later.")
 
 
-def check_type(url: str, resource: Resource) -> None:
-    """Raises NoDocument for a type of no format, before the body is read."""
+def check_type(url: str, resource: Resource, *, requested: Collection[str] = ()) -> None:
+    """Raises NoDocument for a type of no format, or of one whose option is not `requested`, before
+    the body is read."""
     media_type = resource.media_type
-    is_known = any(media_type in format_.media_types for format_ in FORMATS.values())
-    if media_type.startswith(_NO_DOCUMENTS) and not is_known:
+    known = next((f for f in FORMATS.values() if media_type in f.media_types), None)
+    if known is None and media_type.startswith(_NO_DOCUMENTS):
         raise NoDocument(f"{url}: is {media_type}, which is not ingested. Leave it out.")
+    if known is not None and known.option and known.option not in requested:
+        raise NoDocument(
+            f"{url}: is {media_type}, which is only ingested with the option {known.option}. Add "
+            "it to the source, or leave it out."
+        )
 
 
 def check_whole(page: Page, url: str, limit_bytes: int) -> None:

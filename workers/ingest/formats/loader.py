@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.bounds import Metadata
 from shared.config import IngestSettings
@@ -59,6 +59,15 @@ class PassageKey(StrEnum):
 
 _TITLE_CHARS: Final = 500
 
+
+class Utterance(NamedTuple):
+    """What is said from one second to another of a recording."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
 RawPassage = tuple[str, Metadata]
 """The text of a passage, and what is noted of it alone. No chunk is of two passages."""
 
@@ -76,6 +85,8 @@ class RawDocument:
     """What the content type says; often wrong."""
     options: LoadOptions
     settings: IngestSettings
+    transcript: Sequence[Utterance] | None = None
+    """Of a recording, what a model has heard in it."""
 
     @property
     def max_chars(self) -> int:

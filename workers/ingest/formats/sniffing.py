@@ -38,6 +38,7 @@ _SUCCESSORS: Final = {
     **dict.fromkeys((".doc", ".dot", ".pages"), ".docx"),
     **dict.fromkeys((".pps", ".ppt", ".key"), ".pptx"),
     **dict.fromkeys((".xlsb", ".numbers"), ".xlsx"),
+    ".rar": ".zip",
 }
 """What the programs that made such documents can save them as."""
 

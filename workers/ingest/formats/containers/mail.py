@@ -147,9 +147,10 @@ def _is_text(part: EmailMessage) -> bool:
 
 
 def _is_shown(part: EmailMessage) -> bool:
-    """Whether a body has it in its midst."""
+    """Whether a body has it in its midst; of a saved web page (RFC 2557), all that it uses."""
     is_image = part.get_content_type().startswith(_SHOWN_TYPES)
-    return is_image and part.get_content_disposition() != "attachment" and "content-id" in part
+    is_used = (is_image and "content-id" in part) or "content-location" in part
+    return is_used and part.get_content_disposition() != "attachment"
 
 
 def _body(part: EmailMessage, document: RawDocument) -> str:

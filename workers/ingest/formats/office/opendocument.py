@@ -26,6 +26,7 @@ from workers.ingest.formats.loader import (
     RawPassage,
     heading_title,
 )
+from workers.ingest.formats.office.formulas import formula
 from workers.ingest.formats.office.numerals import LABEL_CHARS, numeral
 from workers.ingest.formats.office.outline import Blocks, Cell, CellBlocks, Outline
 from workers.ingest.formats.office.package import (
@@ -99,7 +100,7 @@ def load_text(document: RawDocument) -> DocumentParts:
     body = child(content, "body", "text")
     if body is None:
         raise package.lacks("office:text in its content.xml")
-    reader = _Reader(content, styles)
+    reader = _Reader(package, content, styles)
     outline = Outline(document)
     reader.blocks(body, outline)
     return DocumentParts(
@@ -128,7 +129,8 @@ def load_slides(document: RawDocument) -> DocumentParts:
     if body is None:
         raise package.lacks("office:presentation in its content.xml")
     return DocumentParts(
-        passages=_slides(document, _Reader(content, styles), body), metadata=_metadata(package)
+        passages=_slides(document, _Reader(package, content, styles), body),
+        metadata=_metadata(package),
     )
 
 
@@ -175,7 +177,7 @@ def load_sheets(document: RawDocument) -> DocumentParts:
     body = child(content, "body", "spreadsheet")
     if body is None:
         raise package.lacks("office:spreadsheet in its content.xml")
-    reader = _Reader(content, styles)
+    reader = _Reader(package, content, styles)
     sheets: list[Sheet] = []
     for table in children(body, "table"):
         style = reader.properties.get(attribute(table, "style-name") or "")
@@ -292,7 +294,10 @@ def _metadata(package: Package) -> Metadata:
 
 
 class _Reader:
-    def __init__(self, content: etree._Element, styles: etree._Element | None) -> None:
+    def __init__(
+        self, package: Package, content: etree._Element, styles: etree._Element | None
+    ) -> None:
+        self._package = package
         self.properties: dict[str, etree._Element] = {}
         """Properties of drawing pages and tables by their style's name."""
         self._lists: dict[str, dict[int, _ListLevel]] = {}
@@ -440,11 +445,23 @@ class _Reader:
                     base = child(part, inner)
                     text = "" if base is None else self._text(base, boxes)
                     parts.append(form.format(text) if text else "")
+            elif name == "frame" and (written := self._formula(part)):
+                parts.append(written)
             elif name in _SHAPES or name == "table":
                 boxes.append(part)
             elif name not in _LEFT_OUT:
                 self._gather(part, parts, boxes)
             parts.append(_collapsed(part.tail, parts))
+
+    def _formula(self, frame: etree._Element) -> str:
+        """Empty where a frame holds none."""
+        thing = child(frame, "object")
+        if thing is None:
+            return ""
+        math = child(thing, "math")
+        if math is None and (place := attribute(thing, "href")):
+            math = self._package.xml(f"{place.removeprefix('./')}/content.xml")
+        return formula(math) if math is not None and local(math) == "math" else ""
 
     def _note(self, node: etree._Element) -> str:
         kind = attribute(node, "note-class") or "footnote"

@@ -42,7 +42,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
-from workers.ingest.formats.office import ocr
+from workers.ingest.formats.media import ocr
 from workers.ingest.formats.office.outline import SYMBOLS
 
 _LOCK: Final = threading.Lock()
@@ -234,7 +234,7 @@ def _page(document: RawDocument, pdf: pypdfium2.PdfDocument, index: int) -> tupl
         )
         if is_picture and document.options.ocr is not None:
             text = ocr.text_of_picture(
-                page.render(scale=_scale(page), grayscale=True).to_pil(), document
+                page.render(scale=_scale(page), grayscale=True).to_pil(), document, dpi=ocr.DPI
             )
         return text, is_picture and document.options.ocr is None
     except pypdfium2.PdfiumError as wrong:

@@ -203,7 +203,8 @@ def _header(head: Sequence[SheetRow], merges: Sequence[Merge]) -> _Header:
     if width == 1:
         # One column: its first cell is the name, as in CSV, unless there is nothing below.
         name = head[0].cells[0]
-        if len(head) > 1 and isinstance(name.value, str) and len(name.text) <= 100:
+        is_above = any(row.cells[0].column == name.column for row in head[1:])
+        if is_above and isinstance(name.value, str) and len(name.text) <= 100:
             return _Header(names={name.column: _plain(name.text)}, last_row=head[0].number)
         return _Header()
     while at < len(head) and len(head[at].cells) == 1 and at < _TITLE_ROWS:

@@ -26,6 +26,7 @@ from workers.ingest.formats.loader import (
     RawPassage,
     heading_title,
 )
+from workers.ingest.formats.office.formulas import formula
 from workers.ingest.formats.office.outline import Blocks, Cell, CellBlocks
 from workers.ingest.formats.office.package import (
     Package,
@@ -150,17 +151,27 @@ def _paragraphs(body: etree._Element | None, out: Blocks) -> None:
 def _lines(body: etree._Element | None) -> Iterator[str]:
     for paragraph in children(body, "p"):
         parts: list[str] = []
-        for node in paragraph.iter():
-            name = local(node)
-            if name == "t":
-                parts.append(node.text or "")
-            elif name == "br":
-                parts.append("\n")
-            elif name == "tab":
-                parts.append("\t")
+        _gather(paragraph, parts)
         text = "".join(parts).replace("\x0b", "\n").strip()
         if text:
             yield text
+
+
+def _gather(node: etree._Element, parts: list[str]) -> None:
+    for part in node:
+        name = local(part)
+        if name == "t":
+            parts.append(part.text or "")
+        elif name in ("br", "tab"):
+            parts.append("\n" if name == "br" else "\t")
+        elif name == "oMath":
+            parts.append(formula(part))
+        elif name == "AlternateContent":
+            branch = alternative(part)
+            if branch is not None:
+                _gather(branch, parts)
+        else:
+            _gather(part, parts)
 
 
 def _frame(

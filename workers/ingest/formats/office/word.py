@@ -26,6 +26,7 @@ from workers.ingest.formats.loader import (
     RawDocument,
     RawPassage,
 )
+from workers.ingest.formats.office.formulas import formula
 from workers.ingest.formats.office.numerals import LABEL_CHARS, numeral
 from workers.ingest.formats.office.outline import SYMBOLS, Blocks, Cell, CellBlocks, Outline
 from workers.ingest.formats.office.package import (
@@ -268,6 +269,10 @@ class _Reader:
                     self._gather(branch, parts, boxes)
             elif name == "txbxContent":
                 boxes.append(part)
+            elif name == "oMath":
+                parts.append(formula(part))
+            elif name == "checkBox":
+                parts.append(_tick(part))
             elif name == "ruby":
                 self._ruby(part, parts, boxes)
             else:
@@ -345,6 +350,14 @@ def _symbol(code: str) -> str:
     except (ValueError, OverflowError):
         return ""
     return SYMBOLS.get(char, "" if ord(char) in _PRIVATE else char)
+
+
+def _tick(node: etree._Element) -> str:
+    """A check box of a form, which has no text of its own."""
+    checked = child(node, "checked")
+    checked = child(node, "default") if checked is None else checked
+    is_on = checked is not None and (_value(checked) or "1").lower() not in ("0", "false", "off")
+    return "☒" if is_on else "☐"
 
 
 def _is_hidden(run: etree._Element) -> bool:

@@ -1,22 +1,32 @@
 """Excel workbooks of 97 to 2003 (.xls, BIFF) -> a passage for each row, as of `.xlsx`.
 
 By xlrd, which reads these and nothing else; LangChain's loader for Excel needs unstructured. What
-web sites call so is often a page with a table, or CSV: these are read as what they are.
+programs call so is often a page with a table, CSV, or a workbook in XML (SpreadsheetML of Office
+2003, [MS-OE376] and the XML Spreadsheet Reference): these are read as what they are.
 """
 
 import io
 import zlib
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
 import xlrd
+from lxml import etree
 from xlrd.sheet import Sheet as RawSheet
 
 from shared.errors import DocumentError
 from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
 from workers.ingest.formats.office import number_formats
+from workers.ingest.formats.office.package import (
+    attribute,
+    child,
+    children,
+    descendants,
+    text_within,
+    xml_parser,
+)
 from workers.ingest.formats.office.sheets import Merge, Sheet, SheetCell, SheetRow, passages
 from workers.ingest.formats.office.workbook import number_cell
 from workers.ingest.formats.sniffing import is_binary
@@ -24,6 +34,8 @@ from workers.ingest.formats.texts import tables
 from workers.ingest.formats.texts.html import page_within
 
 _HEAD_BYTES: Final = 65_536
+_SPREADSHEET: Final = b"urn:schemas-microsoft-com:office:spreadsheet"
+_LAST_PLACE: Final = 1_048_576
 
 
 def load(document: RawDocument) -> DocumentParts:
@@ -62,10 +74,91 @@ def load(document: RawDocument) -> DocumentParts:
 
 def _load_text(document: RawDocument) -> DocumentParts:
     head = document.content[:_HEAD_BYTES].lower()
+    if _SPREADSHEET in head:
+        return _load_xml(document)
     if b"<table" not in head and b"<html" not in head:
         return tables.load(document)
     page = page_within(document.content, name=document.name)
     return DocumentParts(passages=[(page.text, {})] if page is not None else [])
+
+
+def _load_xml(document: RawDocument) -> DocumentParts:
+    try:
+        root = etree.fromstring(document.content, xml_parser())
+    except (etree.XMLSyntaxError, ValueError) as wrong:
+        raise DocumentError(
+            f"{document.name}: cannot be read as an Excel workbook in XML: {wrong}. Open it in a "
+            "spreadsheet program and save it as .xlsx."
+        ) from wrong
+    codes = {
+        attribute(style, "ID") or "": attribute(format_, "Format") or ""
+        for style in descendants(root, "Style")
+        if (format_ := child(style, "NumberFormat")) is not None
+    }
+    sheets = [
+        Sheet(
+            name=attribute(node, "Name") or "",
+            rows=partial(_xml_rows, child(node, "Table"), codes),
+            merges=partial(_xml_merges, child(node, "Table")),
+            is_hidden=(text := child(node, "WorksheetOptions", "Visible")) is not None
+            and (text.text or "").startswith("SheetHidden"),
+        )
+        for node in children(root, "Worksheet")
+    ]
+    return DocumentParts(passages=passages(document, sheets))
+
+
+def _places(nodes: Iterator[etree._Element]) -> Iterator[tuple[int, etree._Element]]:
+    """Rows, or cells of a row, with their numbers from 1: only those behind a gap say theirs."""
+    place = 0
+    for node in nodes:
+        place = min(max(place + 1, _count(node, "Index")), _LAST_PLACE)
+        yield place, node
+        place += _count(node, "MergeAcross")
+
+
+def _count(node: etree._Element, name: str) -> int:
+    """0 where there is none."""
+    value = attribute(node, name) or ""
+    return int(value) if value.isdecimal() and len(value) < 8 else 0
+
+
+def _xml_rows(table: etree._Element | None, codes: Mapping[str, str]) -> Iterator[SheetRow]:
+    for number, row in _places(children(table, "Row")):
+        cells = []
+        for place, node in _places(children(row, "Cell")):
+            data = child(node, "Data")
+            text = "" if data is None else text_within(data)
+            if data is not None and text.strip():
+                code = codes.get(attribute(node, "StyleID") or "", "")
+                cells.append(_xml_cell(place - 1, attribute(data, "Type") or "", text, code))
+        if cells:
+            yield SheetRow(number, cells)
+
+
+def _xml_cell(column: int, kind: str, text: str, code: str) -> SheetCell:
+    if kind == "Number":
+        # Formats also have names, such as `Fixed`; a code has one of these signs.
+        is_code = any(sign in code for sign in "0#?@")
+        return number_cell(column, text, code if is_code else number_formats.GENERAL, is_1904=False)
+    if kind == "Boolean":
+        return SheetCell(column, "TRUE" if text == "1" else "FALSE", text == "1")
+    if kind == "DateTime":
+        day, _, clock = text.removesuffix(".000").partition("T")
+        text = day if clock in ("", "00:00:00") else f"{day} {clock}"
+    return SheetCell(column, text, text)
+
+
+def _xml_merges(table: etree._Element | None) -> list[Merge]:
+    return [
+        Merge(
+            number, number + _count(node, "MergeDown"), place - 1,
+            place - 1 + _count(node, "MergeAcross"),
+        )
+        for number, row in _places(children(table, "Row"))
+        for place, node in _places(children(row, "Cell"))
+        if attribute(node, "MergeDown") or attribute(node, "MergeAcross")
+    ]  # fmt: skip
 
 
 def _rows(book: xlrd.Book, sheet: RawSheet) -> Iterator[SheetRow]:

@@ -1,10 +1,11 @@
-"""Pictures of text, such as scanned pages of a PDF -> text, by tesseract.
+"""Pictures of text: scans, photographs, pages of a PDF that are pictures -> text, by tesseract.
 
 Only where a job asks for it (`ocr`). The program and the data of its languages are to be on the
 machine of the workers (Debian: tesseract-ocr, tesseract-ocr-kor); no package of Python brings them.
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -22,8 +23,8 @@ _LANGUAGE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _EMPTY_LINES: Final = re.compile(r"\n{3,}")
 
 
-def text_of_picture(picture: Image.Image, document: RawDocument) -> str:
-    """Raises `DocumentError`."""
+def text_of_picture(picture: Image.Image, document: RawDocument, *, dpi: int | None) -> str:
+    """Without `dpi`, its resolution is guessed. Raises `DocumentError`."""
     chosen = document.options.ocr.languages if document.options.ocr is not None else None
     languages = "+".join(chosen) if chosen else document.settings.ocr_languages
     if not all(_LANGUAGE.fullmatch(language) for language in languages.split("+")):
@@ -36,13 +37,16 @@ def text_of_picture(picture: Image.Image, document: RawDocument) -> str:
             f"{document.name}: the workers have no {_PROGRAM} to recognize text with. Install it "
             "where they run (Debian: tesseract-ocr and tesseract-ocr-kor), or ingest without ocr."
         )
+    resolution = ["--dpi", str(dpi)] if dpi is not None else []
     stream = io.BytesIO()
     picture.convert("L").save(stream, "PNG")
     limit_s = document.settings.ocr_page_limit_s
     try:
         ended = subprocess.run(
-            [program, "stdin", "stdout", "-l", languages, "--dpi", str(DPI)],
+            [program, "stdin", "stdout", "-l", languages, *resolution],
             input=stream.getvalue(), capture_output=True, timeout=limit_s, check=False,
+            # Its threads wait for each other more than they help, and workers are several.
+            env={**os.environ, "OMP_THREAD_LIMIT": "1"},
         )  # fmt: skip
     except subprocess.TimeoutExpired as late:
         raise DocumentError(
