@@ -22,7 +22,7 @@ from shared.errors import DocumentError, InvalidInput, NotFound
 from shared.hf.speech import SPEECH_RECOGNITION
 from shared.kinds.hf import parse_parameters
 from shared.kinds.ingest import SpeechOptions, speech_model
-from workers.attempts.context import Context, Done, Handler, stored
+from workers.attempts.context import Context, Done, Handler, store_large
 from workers.ingest.formats.loader import Utterance
 from workers.ingest.sources import IngestRequest, read_item, source_name
 from workers.ingest.steps import absorb_load, finish, load_step, transcribe_step
@@ -93,7 +93,7 @@ def _run(context: Context, name: str, data: bytes, speech: SpeechOptions) -> Don
             return Done(children=[transcribe_step(ordinal, rows=rows)])
     in_order = [outputs[k] for k in range(len(prepared.rows))]
     heard = list(_utterances(model.finish(prepared, in_order, parameters)))
-    path = stored(context, to_json(heard).encode())
+    path = store_large(context, to_json(heard).encode())
     kept: dict[str, Any] = {"path": path} if path else {"utterances": heard}
     return Done(children=[load_step([ordinal], transcript=kept)], warnings=list(prepared.warnings))
 
