@@ -66,8 +66,8 @@ def folder_url(url: str) -> str:
     """The normal form of the URL of a folder of a bucket or disk, which ends with a slash. Raises
     ValueError."""
     scheme, separator, path = url.strip().partition("://")
-    known = FOLDER_SCHEMES.get(scheme.lower())
-    if not separator or known is None:
+    normal_scheme = FOLDER_SCHEMES.get(scheme.lower())
+    if not separator or normal_scheme is None:
         raise ValueError(
             f"{url!r} is no folder; give a URL such as s3://bucket/folder, gs://, az:// or file:///"
         )
@@ -76,12 +76,14 @@ def folder_url(url: str) -> str:
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
     if ".." in segments:
         raise ValueError(f"{url!r} has `..` in it; give the folder itself")
-    is_local = known in ("file", "memory")
+    is_local = normal_scheme in ("file", "memory")
     if is_local != path.startswith("/") or not (segments or is_local):
         raise ValueError(
             f"{url!r} is no folder; a bucket stands behind s3://, and a whole path behind file://"
         )
-    return f"{known}://{'/' if is_local else ''}{'/'.join(segments)}{'/' if segments else ''}"
+    return (
+        f"{normal_scheme}://{'/' if is_local else ''}{'/'.join(segments)}{'/' if segments else ''}"
+    )
 
 
 def check_literal(url: str, guard: Guard) -> None:
@@ -125,25 +127,25 @@ def _least_escaped(text: str) -> str:
 
 def _without_dots(path: str) -> str:
     """The path without dot segments (RFC 3986, 5.2.4)."""
-    kept: list[str] = []
+    result: list[str] = []
     segments = path.split("/")[1:]
     for n, segment in enumerate(segments):
         is_last = n == len(segments) - 1
         if segment == "..":
-            kept = kept[:-1]
+            result = result[:-1]
         elif segment != ".":
-            kept.append(segment)
+            result.append(segment)
         if segment in (".", "..") and is_last:
-            kept.append("")
-    return "/" + "/".join(kept)
+            result.append("")
+    return "/" + "/".join(result)
 
 
 def _without_ignored(parameters: Iterable[str], ignored: Sequence[str]) -> list[str]:
     whole = {name.lower() for name in ignored if not name.endswith("*")}
     prefixes = tuple(name[:-1].lower() for name in ignored if name.endswith("*"))
-    kept = []
+    result = []
     for parameter in parameters:
         name = parameter.partition("=")[0].lower()
         if name not in whole and not (prefixes and name.startswith(prefixes)):
-            kept.append(parameter)
-    return kept
+            result.append(parameter)
+    return result

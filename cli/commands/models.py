@@ -174,8 +174,8 @@ def define(
 @with_client
 def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
     """Delete the named model NAME, or else the model of that name from the Ollama server."""
-    named = {model.reference for model in client.models() if model.base is not None}
-    if name.removesuffix(":latest") in named:
+    named_models = {model.reference for model in client.models() if model.base is not None}
+    if name.removesuffix(":latest") in named_models:
         if not yes:
             confirm(f"Delete the named model {name}?")
         client.undefine_model(name)

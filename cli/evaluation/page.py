@@ -38,8 +38,8 @@ class Evaluation:
 
 def title_of(search: SearchOptions) -> str:
     """The type of the search and its options that are not defaults."""
-    chosen = search.model_dump(mode="json", exclude_defaults=True) | {"type": None}
-    others = [f"{key} {_value(value)}" for key, value in chosen.items() if value is not None]
+    options = search.model_dump(mode="json", exclude_defaults=True) | {"type": None}
+    others = [f"{key} {_value(value)}" for key, value in options.items() if value is not None]
     return ", ".join([str(search.model_dump(mode="json")["type"]), *others])
 
 

@@ -118,11 +118,11 @@ class Tasks(Calls[J], Generic[J]):
         path relative to `root`. A file that is refused is an entry in the report's `errors`.
         Raises `JobFailed`, `JobCancelled` or `WaitTimeout` for the job as a whole.
         """
-        named = [str(path) for path in paths]
-        local = [path for path in named if not (is_url(path) or is_folder_url(path))]
+        arguments = [str(path) for path in paths]
+        local = [path for path in arguments if not (is_url(path) or is_folder_url(path))]
         remote = [
-            *url_documents(filter(is_url, named)),
-            *folder_documents(filter(is_folder_url, named)),
+            *url_documents(filter(is_url, arguments)),
+            *folder_documents(filter(is_folder_url, arguments)),
             *site_documents(sites),
         ]
         options = IngestOptions(

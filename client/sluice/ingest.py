@@ -359,8 +359,8 @@ async def ensure_collection(calls: Calls[Any], name: str) -> bool:
     except ApiError as error:
         if error.status != 404:
             raise
-        made = await calls.put_collection(name)
-        calls.notify(f"Created the collection {name} (model {made.embedding_model}).")
+        collection = await calls.put_collection(name)
+        calls.notify(f"Created the collection {name} (model {collection.embedding_model}).")
         return True
     return False
 

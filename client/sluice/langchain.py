@@ -214,8 +214,8 @@ class ChatSluice(_ConnectionFields, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        named = {name: getattr(self, name) for name in ("model", *_SAMPLING, "stop", "parameters")}
-        return {name: value for name, value in named.items() if value not in (None, {})}
+        fields = {name: getattr(self, name) for name in ("model", *_SAMPLING, "stop", "parameters")}
+        return {name: value for name, value in fields.items() if value not in (None, {})}
 
     def bind_tools(
         self,
@@ -559,8 +559,10 @@ def _answer(job: Job) -> tuple[ChatAnswer, dict[str, Any], UsageMetadata | None]
     usage = answer.usage
     if usage.get("prompt_tokens") is None or usage.get("completion_tokens") is None:
         return answer, metadata, None
-    read, written = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-    tokens = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+    prompt, completion = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+    tokens = UsageMetadata(
+        input_tokens=prompt, output_tokens=completion, total_tokens=prompt + completion
+    )
     return answer, metadata, tokens
 
 
@@ -753,11 +755,11 @@ class SluiceRetriever(_ConnectionFields, BaseRetriever):
             name: changes.get(name, getattr(self, name))
             for name in ("score_threshold", "fetch_k", "lambda_mult", "rerank", "expand")
         }
-        known = {*options, "k", "filter", "search_type"}
-        if unknown := changes.keys() - known:
+        allowed = {*options, "k", "filter", "search_type"}
+        if unknown := changes.keys() - allowed:
             raise TypeError(
                 f"SluiceRetriever has no option {min(unknown)!r}; it has "
-                f"{', '.join(sorted(known))}."
+                f"{', '.join(sorted(allowed))}."
             )
         hits = await _hits(
             calls,
@@ -1126,10 +1128,10 @@ class SluiceVectorStore(VectorStore):
             raise ValueError(
                 f"The search_type {search_type!r} is none of {', '.join(SEARCH_TYPES)}."
             )
-        known = {"k", "filter", "score_threshold", "fetch_k", "lambda_mult", "rerank", "expand"}
-        if unknown := options.keys() - known:
+        allowed = {"k", "filter", "score_threshold", "fetch_k", "lambda_mult", "rerank", "expand"}
+        if unknown := options.keys() - allowed:
             raise TypeError(
-                f"A search has no option {min(unknown)!r}; it has {', '.join(sorted(known))}."
+                f"A search has no option {min(unknown)!r}; it has {', '.join(sorted(allowed))}."
             )
         await self._ensure(calls)
         rest = {name: value for name, value in options.items() if name not in ("k", "filter")}

@@ -56,7 +56,7 @@ def origins(
     }
 
 
-def note(session: Session, collection_id: UUID, noted: Sequence[RemoteOrigin]) -> None:
+def note(session: Session, collection_id: UUID, new_origins: Sequence[RemoteOrigin]) -> None:
     """Store the origins of documents; earlier ones of the same documents are replaced."""
     rows: dict[str, dict[str, Any]] = {
         origin.source: {
@@ -70,7 +70,7 @@ def note(session: Session, collection_id: UUID, noted: Sequence[RemoteOrigin]) -
             "content_hash": origin.content_hash,
             "links": None if origin.links is None else list(origin.links),
         }
-        for origin in noted
+        for origin in new_origins
     }
     if not rows:
         return

@@ -95,8 +95,8 @@ class _Scope:
     def variable(self, name: str) -> Any:
         if name == "$":
             return self.root
-        for known, value in reversed(self.variables):
-            if known == name:
+        for variable, value in reversed(self.variables):
+            if variable == name:
                 return value
         raise InvalidInput(f"The template has no variable {name} here.")
 
@@ -459,8 +459,8 @@ class _Parser:
         if token.kind == "word" and text in FUNCTIONS:
             return _call(text, [])
         if token.kind == "word":
-            known = ", ".join(sorted(FUNCTIONS))
-            raise self._error(f"calls {shown(text)}; there are {known}")
+            names = ", ".join(sorted(FUNCTIONS))
+            raise self._error(f"calls {shown(text)}; there are {names}")
         raise self._error(f"has {shown(text)} in a place where a value belongs")
 
     def _nothing_behind(self, piece: _Piece) -> None:
@@ -749,11 +749,11 @@ class GoTemplate:
     def _turn_by_turn(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """For templates without a list of messages: each turn is rendered, and the last one ends
         before its response."""
-        written: list[str] = []
+        texts: list[str] = []
         turn = {"System": "", "Prompt": "", "Response": ""}
 
         def write() -> None:
-            written.append(self._execute(dict(turn)))
+            texts.append(self._execute(dict(turn)))
             turn.update(System="", Prompt="", Response="")
 
         for message in messages:
@@ -768,7 +768,7 @@ class GoTemplate:
                 turn["Prompt"] = content
             elif role == "assistant":
                 turn["Response"] = content
-        return "".join(written) + self._execute({**turn, "__cut": True})
+        return "".join(texts) + self._execute({**turn, "__cut": True})
 
     def _execute(self, values: dict[str, Any]) -> str:
         scope = _Scope(values)
