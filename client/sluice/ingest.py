@@ -309,7 +309,10 @@ async def ingest_documents(
         chunks=0,
         errors=tuple(uploads.errors),
         warnings=(),
-        duplicates=() if created else await _duplicates(calls, collection, uploads.copies),
+        # With `skip` the server leaves them out, and says which.
+        duplicates=()
+        if created or options.on_duplicate == "skip"
+        else await _duplicates(calls, collection, uploads.copies),
         uploaded_files=uploads.uploaded_files,
         reused_files=uploads.reused_files,
         elapsed_s=time.monotonic() - started,

@@ -280,10 +280,17 @@ def _walk_folder(folder: str, search: _Search) -> Iterator[_File]:
             if entry.name.startswith("."):
                 continue
             inner = posixpath.join(name, entry.name)
-            if entry.is_dir():
+            if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append((Path(entry.path), inner))
             else:
                 yield from _if_readable(inner, entry.path, search, search.suffixes)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _is_circular(link: Path, target: Path, top: Path) -> bool:

@@ -262,6 +262,7 @@ def test_a_folder_of_a_disk_is_left_by_no_link(process: Process, tmp_path: Path)
     (folder / "link.txt").symlink_to(outside / "secret.txt")
     (folder / "links").symlink_to(outside)
     (folder / "inner.txt").symlink_to(folder / "deep" / "a.txt")
+    (folder / "loop.txt").symlink_to(folder / "loop.txt")
     assert run(process, collection, f"file://{folder}")[0] == {"added": 2}
     assert set(live_texts(process, collection)) == {
         f"file://{folder}/deep/a.txt", f"file://{folder}/inner.txt"

@@ -113,6 +113,14 @@ def test_broken_links_are_reported_later_and_loops_end() -> None:
     assert names("docs/**") == names("docs/**/*") == names("docs") == listed
 
 
+def test_links_that_lead_to_themselves_are_no_folders() -> None:
+    Path("docs/self.md").symlink_to("self.md")
+    Path("docs/self").symlink_to("self")
+    discovery = discover(["docs"])
+    assert "docs/self.md" in [document.name for document in discovery.documents]  # fails when read
+    assert discovery.left_out["no extension"] >= 1
+
+
 def test_names_are_nfc_and_fit_into_an_upload() -> None:
     decomposed = unicodedata.normalize("NFD", "여권.md")
     assert document_name(decomposed) == "여권.md"

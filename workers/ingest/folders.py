@@ -200,7 +200,10 @@ def _files(
 
 def _is_below(path: str, top: str) -> bool:
     """Whether a file of a disk lies where its path says, links followed, and is an ordinary one."""
-    real = Path(path).resolve()
+    try:
+        real = Path(path).resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself
+        return False
     return real.is_relative_to(Path(top).resolve()) and real.is_file()
 
 
