@@ -311,7 +311,7 @@ async def ingest_documents(
         warnings=(),
         # With `skip` the server leaves them out, and says which.
         duplicates=()
-        if created or options.on_duplicate == "skip"
+        if created or run.options.on_duplicate == "skip"
         else await _duplicates(calls, collection, uploads.copies),
         uploaded_files=uploads.uploaded_files,
         reused_files=uploads.reused_files,

@@ -124,7 +124,7 @@ async def sync_documents(
     """See `Client.sync`."""
     if not paths:
         raise InvalidInput("There is nothing to synchronize: give a folder, a file or a URL.")
-    if options.on_existing == "skip":
+    if run.options.on_existing == "skip":
         raise InvalidInput("on_existing is skip, with which nothing that has changed is replaced.")
     remote = [path for path in paths if is_url(path) or is_folder_url(path)]
     if remote and len(remote) < len(paths):
