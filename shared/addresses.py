@@ -5,13 +5,18 @@ addresses of the local network and of this machine. Never link-local addresses, 
 metadata services of clouds, which hand out credentials of a machine. The API refuses URLs with
 such an address; workers (`workers/outbound.py`) resolve names, and check every address before they
 connect to it.
+
+Servers that the deployer has named are another matter: they may be anywhere, but requests for them
+go nowhere else (`server_options`). What such a server is to fetch by itself at a user's word, such
+as a model of another registry, has to be named by the deployer, too (`Guard.names`).
 """
 
 import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypedDict
+from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -57,8 +62,11 @@ class AllowedHost:
     host: str | ipaddress.IPv4Network | ipaddress.IPv6Network
     port: int | None = None
 
+    def is_at(self, port: int) -> bool:
+        return self.port == port or (self.port is None and port not in _BLOCKED_PORTS)
+
     def matches(self, host: str, address: Address, port: int) -> bool:
-        if self.port is not None and self.port != port:
+        if not self.is_at(port):
             return False
         if isinstance(self.host, str):
             return self.host == host
@@ -98,16 +106,24 @@ class Guard:
 
     def allows(self, host: str, address: str, port: int) -> bool:
         """Whether a connection to this port of `address`, an address of `host`, is allowed."""
-        is_blocked = port in _BLOCKED_PORTS
-        if is_allowed(address, allow_private=self.allow_private) and not is_blocked:
+        if is_allowed(address, allow_private=self.allow_private) and port not in _BLOCKED_PORTS:
             return True
+        return self._permits(host, address, port)
+
+    def names(self, host: str, port: int) -> bool:
+        """Whether the deployer has permitted this host as it is written. For what another server
+        looks up and connects to: which address that will be, nobody here can know."""
+        address = literal(host)
+        if address is not None:
+            return self._permits(host, address, port)
+        name = _normal_host(host)
+        return any(allowed.host == name and allowed.is_at(port) for allowed in self.allowed_hosts)
+
+    def _permits(self, host: str, address: str, port: int) -> bool:
         if not is_allowed(address, allow_private=True):
             return False  # no setting can permit it
         parsed, name = ipaddress.ip_address(address), _normal_host(host)
-        return any(
-            allowed.matches(name, parsed, port) and (allowed.port is not None or not is_blocked)
-            for allowed in self.allowed_hosts
-        )
+        return any(allowed.matches(name, parsed, port) for allowed in self.allowed_hosts)
 
 
 def _normal_host(host: str) -> str:
@@ -170,6 +186,26 @@ def _embedded(address: Address) -> list[Address]:
     if address in _NAT64 or is_compatible or is_isatap:
         inner.append(low)
     return [address for address in inner if address is not None]
+
+
+class ServerOptions(TypedDict):
+    """Options of a client of httpx."""
+
+    follow_redirects: bool
+    trust_env: bool
+
+
+def server_options(url: str) -> ServerOptions:
+    """For clients of a server that the deployer has named by this URL: a model server, a store, a
+    server of tools.
+
+    No redirect is followed: where that server points to is not what the deployer named, and
+    requests carry prompts and keys. Proxies of the environment count, but not for this machine.
+    """
+    return {
+        "follow_redirects": False,
+        "trust_env": not is_loopback(urlsplit(url).hostname or ""),
+    }
 
 
 def is_loopback(host: str) -> bool:

@@ -530,6 +530,7 @@ class WebSettings(OutboundSettings):
     web_limit_bytes: Bytes = 32 * 2**20
     web_delay_s: Annotated[float, Field(ge=0, le=3600)] = 0.2
     web_delay_limit_s: Annotated[float, Field(gt=0, le=86_400)] = 60
+    web_parallel_requests: Annotated[int, Field(ge=1, le=64)] = 4
     web_retries: Annotated[int, Field(ge=0, le=100)] = 3
     web_step_s: PositiveFloat = 20
     web_limit_pages: Annotated[int, Field(gt=0, le=100_000)] = 10_000

@@ -1,5 +1,5 @@
 """Requests to other servers: what their errors mean; and the one guard for addresses that users
-name (webhooks, `fetch_url`, sources of ingest jobs).
+name (webhooks, `fetch_url`, sources of ingest jobs), or that servers of the deployer lead to.
 
 Every hop's host is looked up here, every address of it is checked (`shared/addresses.py`), and the
 connection goes to the very address that was checked: a name that answers otherwise the next time
@@ -14,11 +14,20 @@ import socket
 import ssl
 import threading
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -26,7 +35,7 @@ from urllib.parse import urlsplit, urlunsplit
 import brotli
 import httpx
 
-from shared.addresses import Guard
+from shared.addresses import Guard, literal
 from shared.errors import (
     Cancelled,
     ConfigurationError,
@@ -133,6 +142,8 @@ def as_sentence(message: str) -> str:
 
 T = TypeVar("T")
 
+# Addresses that users name
+
 _STOP_POLL_S: Final = 0.1
 PORTS: Final = {"http": 80, "https": 443}
 
@@ -146,35 +157,39 @@ class Unreachable(InvalidInput):
 
 
 def within(
-    work: Callable[[], Awaitable[T]],
-    *,
-    timeout_s: float,
-    what: str,
-    stop: threading.Event,
-    runner: "asyncio.Runner | None" = None,
+    work: Callable[[], Awaitable[T]], *, timeout_s: float, what: str, stop: threading.Event
 ) -> T:
-    """The result of `work`, for a thread that can wait. Connections last as long as the runner.
+    """The result of `work`, for a thread that can wait, as `limited` has it."""
+    return asyncio.run(limited(work, timeout_s=timeout_s, what=what, stop=stop))
+
+
+async def limited(
+    work: Callable[[], Awaitable[T]], *, timeout_s: float, what: str, stop: threading.Event
+) -> T:
+    """The result of `work`.
 
     Raises Unreachable after `timeout_s`, Cancelled soon after `stop` is set, and what `work` does.
     """
+    task = asyncio.ensure_future(work())
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    try:
+        while not task.done():
+            if stop.is_set():
+                raise Cancelled("The request was stopped.")
+            left_s = deadline - loop.time()
+            if left_s <= 0:
+                raise Unreachable(f"{what} took longer than {timeout_s:g} s.")
+            await asyncio.wait({task}, timeout=min(_STOP_POLL_S, left_s))
+        return task.result()
+    finally:
+        task.cancel()
 
-    async def watched() -> T:
-        task = asyncio.ensure_future(work())
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        try:
-            while not task.done():
-                if stop.is_set():
-                    raise Cancelled("The request was stopped.")
-                left_s = deadline - loop.time()
-                if left_s <= 0:
-                    raise Unreachable(f"{what} took longer than {timeout_s:g} s.")
-                await asyncio.wait({task}, timeout=min(_STOP_POLL_S, left_s))
-            return task.result()
-        finally:
-            task.cancel()
 
-    return asyncio.run(watched()) if runner is None else runner.run(watched())
+@cache
+def _usual_tls() -> ssl.SSLContext:
+    """Reading all certificates takes longer than most requests; each client would do it again."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 class Clients:
@@ -189,7 +204,7 @@ class Clients:
         key = url.raw_scheme + b"://" + url.netloc
         if key not in self._clients:
             self._clients[key] = httpx.AsyncClient(
-                verify=self._tls or True,
+                verify=self._tls or _usual_tls(),
                 trust_env=False,
                 follow_redirects=False,
                 timeout=None,
@@ -266,6 +281,11 @@ async def resolve(host: str, port: int, *, guard: Guard) -> list[str]:
     A host with one public and one private name would otherwise be a way around.
     """
     addresses = list(dict.fromkeys(await _lookup(host, port)))
+    _check_addresses(host, port, addresses, guard)
+    return addresses
+
+
+def _check_addresses(host: str, port: int, addresses: Iterable[str], guard: Guard) -> None:
     for address in addresses:
         if not guard.allows(host, address, port):
             raise NotAllowed(
@@ -273,7 +293,36 @@ async def resolve(host: str, port: int, *, guard: Guard) -> list[str]:
                 "internet, or no port of web sites; it is not fetched. "
                 "SLUICE_OUTBOUND_ALLOWED_HOSTS names what may be reached beside it."
             )
-    return addresses
+
+
+def check_hop(
+    request: httpx.Request, *, named: Collection[str], guard: Guard, is_proxied: bool
+) -> None:
+    """Before each request of a library that follows the redirects of a deployer's server by
+    itself: what goes to none of the URLs that the deployer has `named` may only read, and only
+    where `guard` lets it. Raises NotAllowed.
+
+    Behind a proxy of the environment it is the proxy that looks names up.
+    """
+    url = request.url
+    if _origin(url) in {_origin(httpx.URL(name)) for name in named}:
+        return
+    scheme, host, port = _origin(url)
+    if request.method not in ("GET", "HEAD"):
+        raise NotAllowed(
+            f"A server sends a {request.method} on to {scheme}://{host}, where nobody follows. Set "
+            "its URL to where it is."
+        )
+    address = literal(host)
+    if address is not None:
+        _check_addresses(host, port, [address], guard)
+    elif not is_proxied:
+        with suppress(Unreachable):  # which connecting will show
+            _check_addresses(host, port, _looked_up(host, port), guard)
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    return url.scheme, url.raw_host.decode("ascii"), url.port or PORTS.get(url.scheme, 0)
 
 
 # Resources of the web: redirects, statuses, types, packed bodies.
@@ -483,25 +532,33 @@ async def _lookup(host: str, port: int) -> list[str]:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[str]] = loop.create_future()
 
-    def settle(outcome: list[str] | OSError) -> None:
+    def settle(outcome: list[str] | Unreachable) -> None:
         if answer.done():
             return
-        if isinstance(outcome, OSError):
-            answer.set_exception(Unreachable(f"There is no host {host!r}: {outcome.strerror}."))
+        if isinstance(outcome, Unreachable):
+            answer.set_exception(outcome)
         else:
             answer.set_result(outcome)
 
     def look_up() -> None:
-        outcome: list[str] | OSError
+        outcome: list[str] | Unreachable
         try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            outcome = [str(info[4][0]) for info in infos]
-        except UnicodeError:
-            outcome = OSError(0, "the name is not valid")
-        except OSError as error:
+            outcome = _looked_up(host, port)
+        except Unreachable as error:
             outcome = error
         with suppress(RuntimeError):  # the loop is closed: the caller had no more time
             loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=look_up, name="resolver", daemon=True).start()
     return await answer
+
+
+def _looked_up(host: str, port: int) -> list[str]:
+    """Raises Unreachable."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise Unreachable(f"There is no host {host!r}: the name is not valid.") from error
+    except OSError as error:
+        raise Unreachable(f"There is no host {host!r}: {error.strerror}.") from error
+    return [str(info[4][0]) for info in infos]

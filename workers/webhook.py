@@ -40,7 +40,7 @@ def deliver(context: Context) -> Done:
     settings = context.process.settings
     try:
         status = outbound.within(
-            lambda: _post(target["url"], body.encode(), headers, settings),
+            lambda: post(target["url"], body.encode(), headers, settings),
             timeout_s=settings.webhook_timeout_s,
             what=target["url"],
             stop=context.stop,
@@ -61,7 +61,7 @@ def deliver(context: Context) -> Done:
     return Done()
 
 
-async def _post(url: str, body: bytes, headers: dict[str, str], settings: Settings) -> int:
+async def post(url: str, body: bytes, headers: dict[str, str], settings: Settings) -> int:
     """The status of the answer. Its body is nobody's business, and is not read."""
     target = outbound.parsed(url)
     async with outbound.Clients() as clients:

@@ -14,6 +14,7 @@ from api.http.body import StrictRoute
 from api.openapi import documented
 from api.schemas import Items, ModelDetails, ModelView, NamedModelSpec
 from shared import named_models
+from shared.addresses import server_options
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import HfSettings, ModelSettings, Settings
 from shared.errors import NotFound, Unavailable
@@ -41,7 +42,7 @@ async def _names(settings: Settings, provider: Provider) -> list[str]:
     key = server.key(settings)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
-        async with _client() as client:
+        async with _client(url) as client:
             answer = await client.get(url, headers=headers)
         body = answer.json() if answer.status_code == 200 else {}
     except (httpx.HTTPError, ValueError):
@@ -59,7 +60,7 @@ async def _details(settings: Settings, provider: Provider, reference: str) -> di
         return {}
     name = reference.removeprefix(provider.prefix)
     try:
-        async with _client() as client:
+        async with _client(url) as client:
             answer = await client.post(url, json={"model": name})
     except httpx.HTTPError as error:
         raise Unavailable(
@@ -77,8 +78,8 @@ async def _details(settings: Settings, provider: Provider, reference: str) -> di
     return {name: details[name] for name in server.shown_fields if name in details}
 
 
-def _client() -> httpx.AsyncClient:
-    return httpx.AsyncClient(timeout=LISTING_TIMEOUT_S, trust_env=False)
+def _client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=LISTING_TIMEOUT_S, **server_options(url))
 
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)

@@ -1,18 +1,27 @@
 """Where requests may go that are made on a user's behalf: every trick to reach something else."""
 
 import gzip
+import re
 import socket
+import threading
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import brotli
 import pytest
+from huggingface_hub import get_session
 
-from shared.addresses import Guard, read_allowed_host
-from shared.config import load_settings
-from shared.errors import ConfigurationError
-from tests.integration.websites import Site, get, refusal, serving
+from shared.addresses import Guard, read_allowed_host, server_options
+from shared.config import McpServer, Settings, load_settings
+from shared.errors import ConfigurationError, InvalidInput, StepError
+from shared.kinds.chat import McpTool
+from shared.kinds.model import MODEL, ModelInput
+from tests.integration.websites import HOSTS, Site, get, refusal, serving
+from workers import outbound, webhook
+from workers.models.hub_session import guard_hub
+from workers.tools import mcp
 
 RESOLVE = socket.getaddrinfo
 
@@ -56,84 +65,6 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
     return known
 
 
-# One line for each trick: what stands for the host (and its port, where there is a {port}).
-HOSTS = {
-    "loopback": "127.0.0.1:{port}",
-    "another address of the loopback": "127.255.255.254:{port}",
-    "a short address": "127.1:{port}",
-    "three parts": "127.0.1:{port}",
-    "a decimal number": "2130706433:{port}",
-    "a hexadecimal number": "0x7f000001:{port}",
-    "hexadecimal parts": "0x7f.0x0.0x0.0x1:{port}",
-    "octal parts": "0177.0.0.01:{port}",
-    "octal parts with zeros": "00000177.0.0.1:{port}",
-    "mixed notations": "0x7f.0.1:{port}",
-    "the name of this machine": "localhost:{port}",
-    "in capitals": "LOCALHOST:{port}",
-    "with a dot behind": "localhost.:{port}",
-    "a name below it": "any.localhost:{port}",
-    "an address with a dot behind": "127.0.0.1.:{port}",
-    "zero": "0:{port}",
-    "nowhere": "0.0.0.0:{port}",
-    "this network": "0.1.2.3:{port}",
-    "IPv6 loopback": "[::1]:{port}",
-    "IPv6 loopback at length": "[0000:0000:0000:0000:0000:0000:0000:0001]:{port}",
-    "IPv6 nowhere": "[::]:{port}",
-    "IPv4 mapped": "[::ffff:127.0.0.1]:{port}",
-    "IPv4 mapped in hexadecimal": "[::ffff:7f00:1]:{port}",
-    "IPv4 compatible": "[::127.0.0.1]:{port}",
-    "NAT64": "[64:ff9b::7f00:1]:{port}",
-    "NAT64 of a network": "[64:ff9b:1::7f00:1]:{port}",
-    "6to4": "[2002:7f00:1::]:{port}",
-    "Teredo": "[2001:0:808:808:0:0:80ff:fffe]:{port}",
-    "ISATAP": "[2606:4700::5efe:7f00:1]:{port}",
-    "a zone": "[fe80::1%25lo]:{port}",
-    "link-local IPv6": "[fe80::1]",
-    "site-local": "[fec0::1]",
-    "unique local": "[fd00::1]",
-    "private A": "10.0.0.1",
-    "private B": "172.16.0.1",
-    "private C": "192.168.0.1",
-    "shared space of providers": "100.64.0.1",
-    "link-local": "169.254.0.1",
-    "metadata of Amazon, Google, Azure": "169.254.169.254",
-    "metadata as a number": "2852039166",
-    "metadata in octal": "0251.0376.0251.0376",
-    "metadata, mapped": "[::ffff:a9fe:a9fe]",
-    "metadata by NAT64": "[64:ff9b::a9fe:a9fe]",
-    "metadata of Amazon on IPv6": "[fd00:ec2::254]",
-    "metadata of Alibaba": "100.100.100.200",
-    "metadata of Oracle": "192.0.0.192",
-    "Azure's host": "168.63.129.16",
-    "multicast": "224.0.0.1",
-    "multicast IPv6": "[ff02::1]",
-    "broadcast": "255.255.255.255",
-    "reserved": "240.0.0.1",
-    "documentation": "192.0.2.1",
-    "benchmarks": "198.18.0.1",
-    "full-width digits": "１２７.０.０.１:{port}",
-    "an ideographic dot": "127。0。0。1:{port}",
-    "letters in circles": "ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:{port}",
-    "a soft hyphen": "local\u00adhost:{port}",
-    "a zero-width space": "local\u200bhost:{port}",
-    "an escaped host": "%6c%6f%63%61%6c%68%6f%73%74:{port}",
-    "a user name": "user@127.0.0.1:{port}",
-    "a public host as user name": "example.org@127.0.0.1:{port}",
-    "a public host as user name and password": "example.org:80@127.0.0.1:{port}",
-    "a backslash": "example.org:80\\@127.0.0.1:{port}",
-    "two at signs": "a@example.org@127.0.0.1:{port}",
-    "a blank": "127.0.0.1 example.org:{port}",
-    "a line end": "127.0.0.1\r\nx:{port}",
-    "a tab": "127.0\t.0.1:{port}",
-    "a NUL": "127.0.0.1\0.example.org:{port}",
-    "no host": ":{port}",
-    "a port that wraps around": "127.0.0.1:{wrapped}",
-    "the port 0": "8.8.8.8:0",
-    "a port of mail": "8.8.8.8:25",
-    "a port of a shell": "8.8.8.8:22",
-    "a port of Redis": "8.8.8.8:6379",
-    "a port of PostgreSQL": "8.8.8.8:5432",
-}
 SCHEMES = [
     "file:///etc/passwd", "file://127.0.0.1/etc/passwd", "ftp://127.0.0.1:{port}/",
     "gopher://127.0.0.1:{port}/_x", "dict://127.0.0.1:{port}/", "ldap://127.0.0.1:{port}/",
@@ -267,6 +198,234 @@ def test_nothing_of_this_machine_is_sent_along(
     for headers in seen:
         names = {name.lower() for name in headers}
         assert not names & {"authorization", "cookie", "proxy-authorization", "referer"}
+
+
+@pytest.mark.parametrize("hop", [1, 3, 5])
+def test_no_hop_of_several_leads_there(secret: Site, site: Site, hop: int) -> None:
+    for n in range(hop):
+        site.redirect(f"/{n}", f"/{n + 1}")
+    site.redirect(f"/{hop}", secret.url())
+    allowed = (f"127.0.0.1:{site.server_port}",)
+    url = site.url("/1")
+    assert refusal(url, fetch_allow_private=False, outbound_allowed_hosts=allowed)
+    assert secret.paths == []
+
+
+META_REFRESH = '<meta http-equiv="refresh" content="0; url={url}"><p>there'
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({}, META_REFRESH),
+        ({}, '<link rel="canonical" href="{url}"><p>there'),
+        ({}, '<base href="{url}"><script src="/x"></script><img src="/y"><p>there'),
+        ({}, '<iframe src="{url}"></iframe><object data="{url}"></object><p>there'),
+        ({}, '<?xml version="1.0"?><!DOCTYPE html SYSTEM "{url}"><html><p>there</p></html>'),
+        ({}, '<!DOCTYPE html [<!ENTITY a SYSTEM "{url}">]><html><p>there &a;</p></html>'),
+        ({"refresh": "0; url={url}"}, "<p>there"),
+        ({"content_location": "{url}"}, "<p>there"),
+        ({"location": "{url}"}, "<p>there"),
+        ({"link": '<{url}>; rel="canonical"'}, "<p>there"),
+        ({"alt_svc": 'h2="{host}"'}, "<p>there"),
+        ({"proxy_authenticate": "Basic"}, "<p>there"),
+    ],
+)  # fmt: skip
+def test_nothing_but_a_redirect_leads_anywhere(
+    secret: Site, site: Site, headers: dict[str, str], body: str
+) -> None:
+    at = {"url": secret.url(), "host": f"127.0.0.1:{secret.server_port}"}
+    filled = {name: value.format(**at) for name, value in headers.items()}
+    url = site.page("/", body.format(**at), "text/html", **filled)
+    allowed = (f"127.0.0.1:{site.server_port}",)
+    page = get(url, fetch_allow_private=False, outbound_allowed_hosts=allowed)
+    assert "there" in page.text
+    assert secret.paths == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"there, as HTTP/0.9 has it",
+        b"HTTP/1.1 302 Found\r\nlocation: {url}\r\n x\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: /a\r\nlocation: {url}\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: /\rlocation: {url}\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{port}\x00.example.org/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: //127.0.0.1:{port}/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: \\\\127.0.0.1:{port}/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: http:/\\127.0.0.1:{port}/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: @127.0.0.1:{port}/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nlocation: :@127.0.0.1:{port}/\r\n\r\n",
+        b"HTTP/1.1 305 Use Proxy\r\nlocation: {url}\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 300 Multiple Choices\r\nlocation: {url}\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nx",
+        b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Basic realm={url}\r\n"
+        b"content-length: 0\r\n\r\n",
+        b"HTTP/1.1 407 Proxy\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n",
+    ],
+)
+def test_no_answer_of_a_server_leads_there(secret: Site, site: Site, answer: bytes) -> None:
+    filled = answer.replace(b"{url}", secret.url().encode())
+    filled = filled.replace(b"{port}", str(secret.server_port).encode())
+
+    def send(request: Any) -> None:
+        request.wfile.write(filled)
+        request.close_connection = True
+
+    site.answers["/"] = send
+    allowed = (f"127.0.0.1:{site.server_port}",)
+    assert refusal(
+        site.url(), fetch_allow_private=False, outbound_allowed_hosts=allowed, fetch_timeout_s=5
+    )
+    assert secret.paths == []
+
+
+# Each way out that users have; sources of jobs are in test_web_sources.py
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_no_webhook_reaches_what_is_private(secret: Site, host: str) -> None:
+    port = secret.server_port
+    url = f"http://{host.format(port=port, wrapped=port + 65536)}/"
+
+    def sending() -> Any:
+        return webhook.post(url, b"{}", {}, Settings(_env_file=None))
+
+    with pytest.raises(InvalidInput):
+        outbound.within(sending, timeout_s=5, what=url, stop=threading.Event())
+    assert secret.paths == []
+
+
+# Servers that the deployer has named: they may be private, but lead nowhere else
+
+
+def test_model_servers_and_stores_are_not_followed_anywhere() -> None:
+    """Of all clients of HTTP in the programs; what those of models make of a redirect is in
+    test_remote_faults.py."""
+    root = Path(__file__).parents[2]
+    parts = [root / part for part in ("api", "cli", "shared", "workers")]
+    guarded = 0
+    for path in (path for part in parts for path in part.rglob("*.py")):
+        source = path.read_text()
+        assert not re.search(r"follow_redirects\s*=\s*(?!False)", source), path
+        others = r"^\s*(?:import|from) (?:requests|aiohttp|urllib3|http\.client)\b|\burlopen\("
+        assert not re.search(others, source, re.M), path
+        guarded += "**server_options(" in source
+    assert guarded == 4
+
+
+def test_options_of_a_named_server() -> None:
+    assert server_options("http://127.0.0.1:11434") == {
+        "follow_redirects": False, "trust_env": False,
+    }  # fmt: skip
+    assert server_options("https://models.example/v1")["trust_env"]
+    assert not server_options("http://[::1]:1/v1")["trust_env"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_hubs_library_is_not_led_to_what_is_private(
+    secret: Site, site: Site, status: int
+) -> None:
+    """It follows redirects, for files of models lie elsewhere."""
+    site.redirect("/model", "/file", status)
+    site.page("/file", "weights", "text/plain")
+    site.redirect("/evil", secret.url(), status)
+    settings = Settings(_env_file=None, hf_hub_url=site.url(""))
+    guard_hub(settings)
+    assert get_session().get(site.url("/model")).text == "weights"
+    with pytest.raises(InvalidInput, match="SLUICE_OUTBOUND_ALLOWED_HOSTS"):
+        get_session().get(site.url("/evil"))
+    with pytest.raises(InvalidInput, match="SLUICE_OUTBOUND_ALLOWED_HOSTS"):
+        get_session().head(site.url("/evil"))
+    assert secret.paths == []
+    permitted = (f"127.0.0.1:{secret.server_port}",)
+    guard_hub(settings.model_copy(update={"outbound_allowed_hosts": permitted}))
+    assert get_session().get(site.url("/evil")).text == "secret"
+    secret.paths.clear()
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_the_hubs_library_takes_no_prompt_elsewhere(secret: Site, site: Site, status: int) -> None:
+    def answer(request: Any) -> None:
+        request.wfile.write(f"HTTP/1.1 {status} X\r\nlocation: {secret.url()}\r\n\r\n".encode())
+        request.close_connection = True
+
+    site.answers["/"] = answer
+    permitted = (f"127.0.0.1:{secret.server_port}",)
+    settings = Settings(_env_file=None, hf_hub_url=site.url(""), outbound_allowed_hosts=permitted)
+    guard_hub(settings)
+    with pytest.raises(InvalidInput, match="sends a POST on"):
+        get_session().post(site.url(), json={"inputs": "a secret"})
+    assert secret.paths == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_server_of_tools_leads_nowhere(secret: Site, site: Site, status: int) -> None:
+    url = site.redirect("/mcp", secret.url(), status)
+    server = McpServer.model_validate({"url": url, "headers": {"Authorization": "Bearer a-key"}})
+    settings = Settings(_env_file=None, mcp_servers={"office": server})
+    with pytest.raises(StepError, match="office"):
+        mcp.listed([McpTool(type="mcp", server="office")], settings, threading.Event())
+    assert set(site.paths) == {"/mcp"}
+    assert secret.paths == []
+
+
+REGISTRIES = {
+    "llama3.2": True,
+    "llama3.2:3b": True,
+    "mina/helpdesk:v2": True,
+    "registry.ollama.ai/library/llama3.2": True,
+    "https://registry.ollama.ai/library/llama3.2": True,
+    "hf.co/bartowski/Llama-3.2-3B-Instruct-GGUF:Q4_K_M": True,
+    "HF.co/a/b": True,
+    "huggingface.co/a/b": True,
+    "models.example/a/b": True,
+    "models.example:443/a/b": True,
+    "https://models.example/a/b": True,
+    "http://models.example/a/b": True,
+    "lan.example:5000/a/b": True,
+    "lan.example:5001/a/b": False,
+    "lan.example/a/b": False,
+    "models.example:6379/a/b": False,
+    "evil.example/a/b": False,
+    "127.0.0.1:5000/a/b": False,
+    "http://127.0.0.1:5000/a/b": False,
+    "169.254.169.254/a/b": False,
+    "http://169.254.169.254/latest": False,
+    "0x7f000001/a/b": False,
+    "[::1]:5000/a/b": False,
+    "localhost/a/b": False,
+    "http://hf.co/a/b": False,
+    "hf.co:8080/a/b": False,
+    "hf.co.evil.example/a/b": False,
+    "hf.co@evil.example/a/b": False,
+    "evil.example/hf.co/a/b": False,
+    "hf.co/../evil.example/a/b": False,
+    "https://evil.example": False,
+    "https:///a/b": False,
+    "//evil.example/a/b": False,
+    "hf.co\\@evil.example/a/b": False,
+    "ｈf.co/a/b": False,
+}
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+@pytest.mark.parametrize("action", ["pull", "create"])
+def test_ollama_fetches_models_from_registries_that_are_known(action: str, name: str) -> None:
+    settings = Settings(
+        _env_file=None, outbound_allowed_hosts=("models.example", "lan.example:5000")
+    )
+    if action == "pull":
+        input_ = ModelInput(action="pull", name=f"ollama/{name}")
+    else:
+        input_ = ModelInput.model_validate(
+            {"action": "create", "name": "ollama/mine", "from": name}
+        )
+    if REGISTRIES[name]:
+        MODEL.check(input_, settings)
+    else:
+        with pytest.raises(InvalidInput, match="SLUICE_OUTBOUND_ALLOWED_HOSTS"):
+            MODEL.check(input_, settings)
 
 
 # What a deployer permits

@@ -1,4 +1,4 @@
-"""Real web servers on the loopback, for the tests of `fetch_url`."""
+"""Real web servers on the loopback, for the tests of `fetch_url` and of all that goes outside."""
 
 import http.server
 import ssl
@@ -66,6 +66,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (ConnectionError, ssl.SSLError):
             self.close_connection = True  # the client has had enough
 
+    do_HEAD = do_POST = do_GET
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -98,4 +100,81 @@ def refusal(url: str, **changes: Any) -> str:
     return caught.value.message
 
 
-# What comes back
+# Tricks to reach what is private, one a line: the host of a URL, with its port as {port}.
+HOSTS = {
+    "loopback": "127.0.0.1:{port}",
+    "another address of the loopback": "127.255.255.254:{port}",
+    "a short address": "127.1:{port}",
+    "three parts": "127.0.1:{port}",
+    "a decimal number": "2130706433:{port}",
+    "a hexadecimal number": "0x7f000001:{port}",
+    "hexadecimal parts": "0x7f.0x0.0x0.0x1:{port}",
+    "octal parts": "0177.0.0.01:{port}",
+    "octal parts with zeros": "00000177.0.0.1:{port}",
+    "mixed notations": "0x7f.0.1:{port}",
+    "the name of this machine": "localhost:{port}",
+    "in capitals": "LOCALHOST:{port}",
+    "with a dot behind": "localhost.:{port}",
+    "a name below it": "any.localhost:{port}",
+    "an address with a dot behind": "127.0.0.1.:{port}",
+    "zero": "0:{port}",
+    "nowhere": "0.0.0.0:{port}",
+    "this network": "0.1.2.3:{port}",
+    "IPv6 loopback": "[::1]:{port}",
+    "IPv6 loopback at length": "[0000:0000:0000:0000:0000:0000:0000:0001]:{port}",
+    "IPv6 nowhere": "[::]:{port}",
+    "IPv4 mapped": "[::ffff:127.0.0.1]:{port}",
+    "IPv4 mapped in hexadecimal": "[::ffff:7f00:1]:{port}",
+    "IPv4 compatible": "[::127.0.0.1]:{port}",
+    "NAT64": "[64:ff9b::7f00:1]:{port}",
+    "NAT64 of a network": "[64:ff9b:1::7f00:1]:{port}",
+    "6to4": "[2002:7f00:1::]:{port}",
+    "Teredo": "[2001:0:808:808:0:0:80ff:fffe]:{port}",
+    "ISATAP": "[2606:4700::5efe:7f00:1]:{port}",
+    "a zone": "[fe80::1%25lo]:{port}",
+    "link-local IPv6": "[fe80::1]",
+    "site-local": "[fec0::1]",
+    "unique local": "[fd00::1]",
+    "private A": "10.0.0.1",
+    "private B": "172.16.0.1",
+    "private C": "192.168.0.1",
+    "shared space of providers": "100.64.0.1",
+    "link-local": "169.254.0.1",
+    "metadata of Amazon, Google, Azure": "169.254.169.254",
+    "metadata as a number": "2852039166",
+    "metadata in octal": "0251.0376.0251.0376",
+    "metadata, mapped": "[::ffff:a9fe:a9fe]",
+    "metadata by NAT64": "[64:ff9b::a9fe:a9fe]",
+    "metadata of Amazon on IPv6": "[fd00:ec2::254]",
+    "metadata of Alibaba": "100.100.100.200",
+    "metadata of Oracle": "192.0.0.192",
+    "Azure's host": "168.63.129.16",
+    "multicast": "224.0.0.1",
+    "multicast IPv6": "[ff02::1]",
+    "broadcast": "255.255.255.255",
+    "reserved": "240.0.0.1",
+    "documentation": "192.0.2.1",
+    "benchmarks": "198.18.0.1",
+    "full-width digits": "１２７.０.０.１:{port}",
+    "an ideographic dot": "127。0。0。1:{port}",
+    "letters in circles": "ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:{port}",
+    "a soft hyphen": "local\u00adhost:{port}",
+    "a zero-width space": "local\u200bhost:{port}",
+    "an escaped host": "%6c%6f%63%61%6c%68%6f%73%74:{port}",
+    "a user name": "user@127.0.0.1:{port}",
+    "a public host as user name": "example.org@127.0.0.1:{port}",
+    "a public host as user name and password": "example.org:80@127.0.0.1:{port}",
+    "a backslash": "example.org:80\\@127.0.0.1:{port}",
+    "two at signs": "a@example.org@127.0.0.1:{port}",
+    "a blank": "127.0.0.1 example.org:{port}",
+    "a line end": "127.0.0.1\r\nx:{port}",
+    "a tab": "127.0\t.0.1:{port}",
+    "a NUL": "127.0.0.1\0.example.org:{port}",
+    "no host": ":{port}",
+    "a port that wraps around": "127.0.0.1:{wrapped}",
+    "the port 0": "8.8.8.8:0",
+    "a port of mail": "8.8.8.8:25",
+    "a port of a shell": "8.8.8.8:22",
+    "a port of Redis": "8.8.8.8:6379",
+    "a port of PostgreSQL": "8.8.8.8:5432",
+}

@@ -283,6 +283,23 @@ def test_what_a_browser_shows_is_text(shown: str) -> None:
     assert "보이는 글" in text_of(shown.replace("{}", "보이는 글"))
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html><body><p>one</p></body></html><p>two</p>three",
+        "<html><body><p>one</p></body><p>two</p>three</html>",
+        "<html><body><p>one</p></BODY ></HTML\n><p>two</p></body></html>three</html>",
+        "<html><body><p>one</p></body></html><!doctype html><html><head><title>x</title></head>"
+        "<body><p>two</p>three</body></html>",
+        "<p>one</p><html><body><p>two</p>three</body></html>",
+        "<p>one</p><head><title>x</title></head><body><p>two</p>three",
+        "<p>one</p></div></span></td></p></br>two<p>three",
+    ],
+)
+def test_what_stands_outside_of_the_page_is_text(page: str) -> None:
+    assert text_of(page).split() == ["one", "two", "three"]
+
+
 def test_only_the_pages_own_title_is_its_title() -> None:
     icon = "<svg><title>icon</title></svg>"
     assert render(f"{icon}<p>x", name="a").title is None

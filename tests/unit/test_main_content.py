@@ -5,7 +5,7 @@ import pytest
 from shared.errors import DocumentError
 from shared.kinds.ingest import HtmlOptions, LoadOptions
 from tests.unit.documents import read, refusal
-from workers.ingest.formats.texts.html import render
+from workers.ingest.formats.texts.html import iso_date, render
 
 ENGLISH = [
     "The city council approved a new budget for the library on Monday, after three hours.",
@@ -204,6 +204,40 @@ def test_a_class_that_no_element_has_is_refused() -> None:
 
 
 # What pages say of themselves
+
+
+@pytest.mark.parametrize(
+    ("written", "iso"),
+    [
+        ("2024-03-01", "2024-03-01"),
+        ("2024-03-01T10:00:00+09:00", "2024-03-01T10:00:00+09:00"),
+        ("2024-03-01 10:00", "2024-03-01T10:00"),
+        ("2024/03/01", "2024-03-01"),
+        ("2024/3/1 10:00", "2024-03-01"),
+        ("2024.03.01", "2024-03-01"),
+        ("2024. 3. 1. 오전 9:00", "2024-03-01"),
+        ("2024년 3월 1일", "2024-03-01"),
+        ("2024年3月1日", "2024-03-01"),
+        ("20240301", "2024-03-01"),
+        ("20240301T100000Z", "2024-03-01"),
+        ("Fri, 01 Mar 2024 10:00:00 GMT", "2024-03-01"),
+        ("1 March 2024", "2024-03-01"),
+        ("March 1, 2024", "2024-03-01"),
+        ("Friday, March 1st, 2024", "2024-03-01"),
+        ("Sept. 1, 2024", "2024-09-01"),
+        ("2024-02-30", None),
+        ("2024/13/01", None),
+        ("2024", None),
+        ("2024-03", None),
+        ("202403011", None),
+        ("01/03/2024", None),
+        ("Foo 1, 2024", None),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_dates_as_pages_write_them(written: str, iso: str | None) -> None:
+    assert iso_date(written) == iso
 
 
 @pytest.mark.parametrize(

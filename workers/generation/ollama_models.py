@@ -19,11 +19,11 @@ from ollama import ProgressResponse, ShowResponse
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.errors import Permanent, Unavailable
+from shared.errors import InvalidInput, Permanent, Unavailable
 from shared.jobs import jobs, submission
 from shared.jobs.submission import NewJob
 from shared.kinds import registry as kinds
-from shared.kinds.model import ModelInput, ModelResult
+from shared.kinds.model import ModelInput, ModelResult, check_registry
 from shared.providers import OLLAMA
 from shared.tables import Job
 from shared.vocabulary import OPEN, Lane, State
@@ -191,6 +191,7 @@ UNIT: Final = "bytes"
 
 def run(context: Context) -> Done:
     input_ = context.input(ModelInput)
+    kinds.MODEL.check(input_, context.process.settings)
     with closing(OllamaServer(context.process.settings)) as server:
         _apply(context, server, input_)
     return Done(result=ModelResult(action=input_.action, name=input_.name).model_dump())
@@ -283,6 +284,10 @@ def on_demand(run: RunStep) -> RunStep:
 def _wait_for_pull(context: Context, model: str) -> Exception:
     """Submit a job that pulls the model, unless there is one. Returns the error with which the step
     waits for it, or fails if the pull has failed."""
+    try:
+        check_registry(model.removeprefix(OLLAMA.prefix), context.process.settings.guard())
+    except InvalidInput as error:
+        return error
     with context.process.ledger.begin() as session:
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(LOCK + model))))
         since = jobs.get(session, context.claim.job_id).created_at

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from huggingface_hub import InferenceClient, constants, get_session, hf_raise_for_status
+from huggingface_hub import InferenceClient, get_session, hf_raise_for_status
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # hidden from type checkers
     parse_ratelimit_headers,
@@ -29,6 +29,7 @@ from shared.errors import (
 )
 from shared.hf.task import FileInput, HfTask, UnexpectedAnswer
 from shared.kinds.hf import TASKS, parse_parameters
+from workers.models.hub_session import guard_hub, inference_url
 from workers.outbound import (
     RemoteServer,
     as_sentence,
@@ -94,7 +95,6 @@ def _items(answer: Any) -> Iterator[Any]:
 URL_SETTING = "SLUICE_HF_HUB_URL"
 TIMEOUT_SETTING = "SLUICE_HF_HUB_TIMEOUT_S"
 TOKEN_SETTING = "HF_TOKEN"
-PROVIDER = "hf-inference"
 
 _REPOSITORY = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PASSING = (408, 425, 429, 502, 503, 504)
@@ -120,6 +120,7 @@ def run(
     parsed = parse_parameters(name, parameters).model_dump(exclude_unset=True, exclude_none=True)
     many = isinstance(inputs, list)
     outputs = []
+    guard_hub(settings)
     for n, value in enumerate(inputs if many else [inputs]):
         check()
         headers = {}
@@ -152,7 +153,7 @@ def _url(task: HfTask, model: str, settings: Settings) -> str:
         )
     if settings.hf_hub_url is not None:
         return f"{settings.hf_hub_url.rstrip('/')}/models/{model}/pipeline/{task.name}"
-    url = f"{_hub()}/models/{model}"
+    url = f"{inference_url()}/models/{model}"
     # Models for sentences serve several tasks, so the hub wants to be told which.
     return f"{url}/pipeline/{task.name}" if task.checkpoints.are_for_sentences else url
 
@@ -186,10 +187,6 @@ def _media_type(media: str, data: bytes) -> str:
     return f"{media}/x-{media}"
 
 
-def _hub() -> str:
-    return constants.INFERENCE_PROXY_TEMPLATE.format(provider=PROVIDER)
-
-
 def _token(settings: Settings) -> str:
     token = settings.hf_token.get_secret_value().strip() if settings.hf_token else ""
     if not token:
@@ -204,7 +201,7 @@ def _token(settings: Settings) -> str:
 def _server(settings: Settings) -> RemoteServer:
     return RemoteServer(
         name="The Hugging Face hub",
-        url=without_credentials(settings.hf_hub_url or _hub(), URL_SETTING),
+        url=without_credentials(settings.hf_hub_url or inference_url(), URL_SETTING),
         setting=URL_SETTING,
         remedy="Check the network of the workers.",
         key_setting=TOKEN_SETTING,

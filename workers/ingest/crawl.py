@@ -13,8 +13,9 @@ are stored.
 """
 
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -36,6 +37,7 @@ from shared.urls import normal_url, origin_of, path_of
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest import web
 from workers.ingest.erasure import MissingDocuments, missing_documents
+from workers.ingest.formats.sniffing import format_of
 from workers.ingest.formats.texts.html import declared_charset, parse
 from workers.ingest.formats.texts.text import decode
 from workers.ingest.sources import (
@@ -43,14 +45,13 @@ from workers.ingest.sources import (
     FetchedSource,
     IngestRequest,
     content_of,
-    fetch_source,
     load_source,
     sample,
+    start_source,
 )
 from workers.ingest.steps import embed_steps, expanding_step, finish, unread_scripts
 from workers.ingest.web import Fetcher, Gone, NoDocument, NotNow, Page
 from workers.ingest.writer import Writer
-from workers.outbound import Resource
 from workers.retrieval.embed import Embedder, embedders_of
 
 AT_ONCE: Final = 16
@@ -260,6 +261,8 @@ class _Crawl:
                 "SLUICE_WEB_DELAY_LIMIT_S if that is to be waited for."
             )
         self._delay_s = max(self._delay_s, delay_s)
+        # A host that wants time between two requests wants one at a time.
+        self._parallel_requests = 1 if delay_s else self._settings.web_parallel_requests
 
     @property
     def _agent(self) -> str:
@@ -280,7 +283,7 @@ class _Crawl:
                 f"{self._state.start}: its robots.txt was answered with status {status}, so "
                 "nothing of the site is read. Try again later."
             )
-        return page.data.decode("utf-8", "replace") if 200 <= status < 300 else ""
+        return page.data.decode("utf-8-sig", "replace") if 200 <= status < 300 else ""
 
     def _fetch_or_error(self, url: str, limit_bytes: int) -> Page | DocumentError:
         """The page, or its error. Raises NotNow if the host may answer later."""
@@ -308,8 +311,6 @@ class _Crawl:
                 named = list(self._robots.sitemaps)[:SITEMAPS]
                 state.sitemaps = named or [f"{state.origin}/sitemap.xml"]
         while state.sitemaps:
-            if monotonic() >= self._ends_at:
-                raise NotNow(0)
             url = state.sitemaps[0]
             try:
                 url = normal_url(url, base=state.origin)
@@ -323,11 +324,13 @@ class _Crawl:
             if not isinstance(page, DocumentError) and 200 <= page.resource.status < 300:
                 self._add_sitemap(page)
             self._flush()
+            if monotonic() >= self._ends_at:
+                raise NotNow(0)
 
-    def _add_sitemap(self, page: Page) -> bool:
-        """Add the URLs of a sitemap; False if the page is none."""
+    def _add_sitemap(self, page: Page, *, is_feed: bool = False) -> bool:
+        """Add the URLs of a sitemap, or of a feed alone; False if the page is none."""
         entries = read_sitemap(page.data)
-        if entries is None:
+        if entries is None or (is_feed and not entries.is_feed):
             return False
         state = self._state
         if entries.is_index:
@@ -403,8 +406,9 @@ class _Crawl:
             left_out[what] = left_out.get(what, 0) + 1
 
     def _read_pages(self) -> None:
+        """At least one, however short a step is."""
         claim, is_again = self._context.claim, self._context.claim.counted_attempt > 1
-        while monotonic() < self._ends_at:
+        while True:
             with self._process.ledger.read() as session:
                 items = ingest_items.open_below(
                     session, claim.job_id, self._root.ordinal, limit=1 if is_again else AT_ONCE
@@ -421,57 +425,83 @@ class _Crawl:
                 self._flush()
                 raise NotNow(0)
             try:
-                for item, url in zip(items, urls, strict=True):
-                    self._context.check()
-                    if self._request.skip_existing and url in live and url in known:
-                        self._writer.add_skipped(item.ordinal)
-                        self._follow(known[url].links or (), url, item)
-                    else:
-                        self._read_page(item, url, known.get(url), live.get(url))
-                    if monotonic() >= self._ends_at:
-                        break
+                self._read_several(items, known, live)
             finally:
                 # Also before the step is postponed.
                 self._flush()
+            if monotonic() >= self._ends_at:
+                return
+
+    def _read_several(
+        self, items: Sequence[OpenItem], known: Mapping[str, RemoteOrigin], live: Mapping[str, str]
+    ) -> None:
+        """Fetch several pages at a time, and read them in their order, so that a site is read in
+        the same way each time. Raises NotNow after all pages that were requested are read."""
+        waiting = deque(items)
+        begun: deque[tuple[OpenItem, Callable[[], FetchedSource]]] = deque()
+        later: NotNow | None = None
+        while waiting or begun:
+            while waiting and len(begun) < self._parallel_requests and later is None:
+                if monotonic() >= self._ends_at and len(waiting) < len(items):
+                    waiting.clear()  # they stay open
+                    break
+                item, url = waiting[0], waiting[0].source["url"]
+                if self._request.skip_existing and url in live and url in known:
+                    self._writer.add_skipped(item.ordinal)
+                    self._follow(known[url].links or (), url, item)
+                else:
+                    try:
+                        begun.append((item, self._fetch(url, known.get(url), live.get(url))))
+                    except NotNow as error:
+                        later = error
+                        break
+                waiting.popleft()
+            if not begun:
+                break
+            item, source_of = begun.popleft()
+            self._context.check()
+            try:
+                self._read_page(item, source_of, live.get(item.source["url"]))
+            except NotNow as error:
+                later = error
+        if later is not None:
+            raise later
+
+    def _fetch(
+        self, url: str, known: RemoteOrigin | None, live_hash: str | None
+    ) -> Callable[[], FetchedSource]:
+        return start_source(
+            self._fetcher,
+            self._request,
+            name=url,
+            url=url,
+            known=known,
+            live_hash=live_hash,
+            limit_bytes=self._settings.web_limit_bytes,
+            delay_s=self._delay_s,
+            accepts=partial(web.check_type, url),
+            may_go=_redirected,
+        )
 
     def _read_page(
-        self, item: OpenItem, url: str, known: RemoteOrigin | None, live_hash: str | None
+        self, item: OpenItem, source_of: Callable[[], FetchedSource], live_hash: str | None
     ) -> None:
+        url = item.source["url"]
         try:
-            source = fetch_source(
-                self._fetcher,
-                self._request,
-                name=url,
-                url=url,
-                known=known,
-                live_hash=live_hash,
-                limit_bytes=self._settings.web_limit_bytes,
-                delay_s=self._delay_s,
-                accepts=partial(self._check_type, url),
-                may_go=_redirected,
-            )
-            self._ingest_page(item, url, source, live_hash)
+            self._ingest_page(item, url, source_of(), live_hash)
         except _Redirected as redirect:
             self._follow_redirect(item, url, redirect.url)
         except NotNow as later:
-            if not later.reason:
-                raise
             self._try_again(item, later)
             raise
-        except NoDocument:
+        except NoDocument as error:
+            self._leave_out(error.media_type)
             self._settle_left_out(item)
         except Gone as error:
             self._note(item, gone=True)
             self._writer.add_failed(item.ordinal, error.message)
         except DocumentError as error:
             self._writer.add_failed(item.ordinal, error.message)
-
-    def _check_type(self, url: str, resource: Resource) -> None:
-        try:
-            web.check_type(url, resource)
-        except NoDocument:
-            self._leave_out(resource.media_type)
-            raise
 
     def _ingest_page(
         self, item: OpenItem, url: str, source: FetchedSource, live_hash: str | None
@@ -482,10 +512,11 @@ class _Crawl:
             self._follow(source.origin.links or (), url, item)
             links = source.origin.links
         else:
-            if is_start and self._add_sitemap(page):
+            is_html = _is_html(page)
+            if not is_html and self._add_sitemap(page, is_feed=not is_start):
                 self._settle_left_out(item)
                 return
-            page_links = _links_of(page, self._agent)
+            page_links = _links_of(page, self._agent, is_html=is_html)
             links = list(self._site_urls(page_links))
             self._follow(links, url, item)
             canonical = page_links.canonical and self._canonical(
@@ -647,12 +678,26 @@ _RULES_WITH_VALUES: Final = frozenset(
 )
 
 
-def _links_of(page: Page, agent: str) -> Links:
+def _is_html(page: Page) -> bool:
+    """By what the server says, or where that is vague, by what it sends."""
+    media_type = page.resource.media_type
+    if media_type in _HTML:
+        return True
+    if media_type not in web.VAGUE_TYPES:
+        return False
+    with suppress(DocumentError):
+        return not _HTML.isdisjoint(
+            format_of(page.file_name, page.content_type, page.data).media_types
+        )
+    return False
+
+
+def _links_of(page: Page, agent: str, *, is_html: bool) -> Links:
     rules = _robots_rules(
         [value for name, value in page.resource.headers.multi_items() if name == "x-robots-tag"],
         agent,
     )
-    if page.resource.media_type not in _HTML:
+    if not is_html:
         return Links(base=page.url, urls=(), is_hidden="noindex" in rules)
     declared = [page.resource.charset, declared_charset(page.data)]
     text = decode(page.data, name=page.url, declared=declared, hint="It cannot be read.").text
@@ -720,7 +765,7 @@ def _robots_rules(values: Iterable[str], agent: str) -> frozenset[str]:
     return frozenset(rules)
 
 
-# Sitemaps (sitemaps.org): XML, packed by gzip or not, or a list of URLs; and feeds
+# Sitemaps (sitemaps.org): XML, packed by gzip or not, or a list of URLs; or a feed, of RSS or Atom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -728,6 +773,15 @@ class SitemapEntries:
     urls: Sequence[str]
     is_index: bool = False
     """Whether these are sitemaps."""
+    is_feed: bool = False
+    """Whether they are the entries of a feed."""
+
+
+_FEEDS: Final = ("rss", "feed", "rdf")
+_LOCATIONS: Final = frozenset(
+    {("loc", "url"), ("loc", "sitemap"), ("link", "item"), ("link", "entry")}
+)
+_ENTRIES: Final = frozenset({"url", "sitemap", "item", "entry"})
 
 
 def read_sitemap(data: bytes) -> SitemapEntries | None:
@@ -739,10 +793,10 @@ def read_sitemap(data: bytes) -> SitemapEntries | None:
         are_urls = all(url.lower().startswith(("http://", "https://")) for url in urls)
         return SitemapEntries(urls=urls) if are_urls else None
     root = _root_tag(data)
-    if root not in ("urlset", "sitemapindex"):
+    if root not in ("urlset", "sitemapindex", *_FEEDS):
         return None
     urls = list(_locations(data))
-    return SitemapEntries(urls=urls, is_index=root == "sitemapindex")
+    return SitemapEntries(urls=urls, is_index=root == "sitemapindex", is_feed=root in _FEEDS)
 
 
 def _unzipped(data: bytes) -> bytes:
@@ -774,14 +828,17 @@ def _locations(data: bytes) -> Iterator[str]:
         if event != "end":
             continue
         parent = element.getparent()
-        if _local(element) == "loc" and parent is not None and _local(parent) in ("url", "sitemap"):
-            text = (element.text or "").strip()
-            if text:
-                yield text
-                count += 1
+        tag, around = _local(element), "" if parent is None else _local(parent)
+        url = ""
+        if (tag, around) in _LOCATIONS:
+            url = element.get("href", "") or element.text or ""
+        is_page = tag != "link" or element.get("rel", "alternate") == "alternate"
+        if is_page and (url := url.strip()):
+            yield url
+            count += 1
             if count >= SITEMAP_URLS:
                 return
-        elif _local(element) in ("url", "sitemap"):
+        if tag in _ENTRIES:
             element.clear()
             while element.getprevious() is not None and parent is not None:
                 del parent[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, overload
+from typing import Any, Unpack, overload
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -41,7 +41,7 @@ from workers.ingest.load import (
 )
 from workers.ingest.load import load as load_document
 from workers.ingest.reader import reader_of
-from workers.ingest.web import Fetcher, Page
+from workers.ingest.web import Fetcher, Page, RequestOptions
 from workers.retrieval.embed import Embedder
 
 _PASSAGE_KEYS = frozenset(key.value for key in PassageKey)
@@ -240,7 +240,7 @@ class FetchedSource:
     origin: RemoteOrigin
 
 
-def fetch_source(
+def start_source(
     fetcher: Fetcher,
     request: IngestRequest,
     *,
@@ -249,19 +249,34 @@ def fetch_source(
     known: RemoteOrigin | None,
     live_hash: str | None,
     limit_bytes: int,
-    **fetching: Any,
-) -> FetchedSource:
-    """Fetch a document of the web; only its changes, if the live version is from the same state.
+    **fetching: Unpack[RequestOptions],
+) -> Callable[[], FetchedSource]:
+    """Ask for a document of the web; only its changes, if the live version is from the same state.
+    Raises the errors of `Fetcher.start`.
 
-    Raises the errors of `Fetcher.fetch`, and DocumentError for an answer that is no document.
+    The returned function waits for the document. It raises the errors of that of `Fetcher.start`,
+    and DocumentError for an answer that is no document.
     """
     recipe = request.recipe("url")
     is_current = known is not None and known.content_hash == live_hash and known.recipe == recipe
-    page = fetcher.fetch(url, known=known if is_current else None, **fetching)
-    web.check_status(page, url)
-    if page.is_same and known is not None:
-        return FetchedSource(page=page, raw=None, origin=known)
-    web.check_whole(page, url, limit_bytes)
+    page_of = fetcher.start(
+        url, known=known if is_current else None, limit_bytes=limit_bytes, **fetching
+    )
+
+    def wait() -> FetchedSource:
+        page = page_of()
+        web.check_status(page, url)
+        if page.is_same and known is not None:
+            return FetchedSource(page=page, raw=None, origin=known)
+        web.check_whole(page, url, limit_bytes)
+        return _fetched(request, name, page, recipe, live_hash)
+
+    return wait
+
+
+def _fetched(
+    request: IngestRequest, name: str, page: Page, recipe: str, live_hash: str | None
+) -> FetchedSource:
     format_ = _format_of(page.file_name, page.content_type, page.data)
     form_ = form(format_, page.content_type, page.data)
     raw = RawSource(

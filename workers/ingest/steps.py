@@ -57,12 +57,12 @@ from workers.ingest.sources import (
     IngestRequest,
     RawSource,
     content_of,
-    fetch_source,
     load_source,
     read_object_source,
     read_source,
     sample,
     source_names,
+    start_source,
     with_new_metadata,
 )
 from workers.ingest.web import Fetcher, NotNow
@@ -689,7 +689,7 @@ class _Pages:
             known = remote.origins(session, request.collection_id, [name]).get(name)
         url = normal_url(item.source["url"])
         try:
-            return fetch_source(
+            return start_source(
                 self._fetcher,
                 request,
                 name=name,
@@ -698,7 +698,7 @@ class _Pages:
                 live_hash=live_hash,
                 limit_bytes=process.settings.web_limit_bytes,
                 accepts=partial(web.check_type, url, requested=request.options.requested),
-            )
+            )()
         except NotNow as later:
             if later.reason:
                 if self._tries >= process.settings.web_retries:

@@ -7,11 +7,14 @@ is a `DocumentError` with the URL; one that may be fetched later is `NotNow`.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, TypedDict, TypeVar, Unpack
 from urllib.parse import unquote
 
 from shared.addresses import Guard
@@ -24,12 +27,14 @@ from workers import outbound
 from workers.attempts.context import Context
 from workers.outbound import Resource
 
+T = TypeVar("T")
+
 _PATIENCE_S: Final = 2.0
 """If the next request may be sent only later than this, it is not waited for: the step does other
 work."""
 _LATER: Final = frozenset({429, 503})
 _GONE: Final = frozenset({404, 410})
-_VAGUE_TYPES: Final = frozenset(
+VAGUE_TYPES: Final = frozenset(
     {"", "text/plain", "application/octet-stream", "binary/octet-stream", "application/zip"}
 )
 _ACCEPT: Final = "text/html,application/xhtml+xml,text/*;q=0.9,*/*;q=0.5"
@@ -52,6 +57,10 @@ class Gone(DocumentError):
 
 class NoDocument(DocumentError):
     """The type of the document is not ingested."""
+
+    def __init__(self, message: str, media_type: str) -> None:
+        super().__init__(message)
+        self.media_type = media_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +93,26 @@ class Page:
     def file_name(self) -> str:
         """A name with a suffix only if the media type does not say the format."""
         last = unquote(path_of(self.url).rsplit("/", 1)[-1]) or "page"
-        is_said = self.resource.media_type not in _VAGUE_TYPES and any(
+        is_said = self.resource.media_type not in VAGUE_TYPES and any(
             self.resource.media_type in format_.media_types for format_ in FORMATS.values()
         )
         return PurePosixPath(last).stem if is_said else last
+
+
+class RequestOptions(TypedDict, total=False):
+    """How a document is asked for, where not as the settings say."""
+
+    delay_s: float | None
+    may_go: Callable[[str], None] | None
+    """Sees each URL that a redirect leads to. Called in another thread, as `accepts` is."""
+    accepts: Callable[[Resource], None] | None
+    """Sees what a success says of itself before its body is read."""
+
+
+class FetchOptions(RequestOptions, total=False):
+    known: RemoteOrigin | None
+    """Then it is asked for only if it has changed since."""
+    limit_bytes: int | None
 
 
 def _header(resource: Resource, name: str) -> str | None:
@@ -97,7 +122,8 @@ def _header(resource: Resource, name: str) -> str | None:
 
 
 class Fetcher:
-    """Fetches documents one after the other, over connections that stay open."""
+    """Fetches documents over connections that stay open; several at a time, if more are started
+    before the first is waited for."""
 
     def __init__(self, context: Context, *, patience_s: float = _PATIENCE_S) -> None:
         self._context = context
@@ -106,7 +132,11 @@ class Fetcher:
         self._patience_s = patience_s
 
     def __enter__(self) -> "Fetcher":
-        self._runner = asyncio.Runner()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="web fetcher", daemon=True
+        )
+        self._thread.start()
         self._clients = outbound.Clients()
         return self
 
@@ -117,24 +147,34 @@ class Fetcher:
         trace: TracebackType | None,
     ) -> None:
         with contextlib.suppress(Exception):
-            self._runner.run(self._clients.__aexit__(None, None, None))
-        self._runner.close()
+            self._run(self._end()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    def fetch(
-        self,
-        url: str,
-        *,
-        known: RemoteOrigin | None = None,
-        delay_s: float | None = None,
-        limit_bytes: int | None = None,
-        may_go: Callable[[str], None] | None = None,
-        accepts: Callable[[Resource], None] | None = None,
-    ) -> Page:
-        """Fetch a URL. With `known`, its document is sent only if it has changed since.
+    async def _end(self) -> None:
+        """What is still under way is given up."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._clients.__aexit__(None, None, None)
 
-        Raises DocumentError, NotNow, Cancelled, and the errors of `may_go`, which is called with
-        the target of each redirect. A status of an error is not raised (`Page.resource`).
+    def _run(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def fetch(self, url: str, **options: Unpack[FetchOptions]) -> Page:
+        """Fetch a URL. Raises the errors of `start` and of the function that it returns."""
+        return self.start(url, **options)()
+
+    def start(self, url: str, **options: Unpack[FetchOptions]) -> Callable[[], Page]:
+        """Request a URL, once the host may be asked. Raises NotNow, Cancelled.
+
+        The returned function waits for the document. It raises DocumentError, NotNow, Cancelled,
+        and the errors of `may_go` and `accepts`. A status of an error is not raised
+        (`Page.resource`).
         """
+        known, delay_s = options.get("known"), options.get("delay_s")
         self._wait(origin_of(url), self._settings.web_delay_s if delay_s is None else delay_s)
         headers = {
             "user-agent": self._settings.web_user_agent,
@@ -145,23 +185,29 @@ class Fetcher:
             headers["if-none-match"] = known.etag
         if known is not None and known.modified:
             headers["if-modified-since"] = known.modified
-        limit = self._settings.web_limit_bytes if limit_bytes is None else limit_bytes
-        try:
-            resource = outbound.within(
-                lambda: outbound.get(
-                    url,
-                    guard=self._guard,
-                    headers=headers,
-                    limit_bytes=limit,
-                    clients=self._clients.of,
-                    accepts=accepts,
-                    may_go=may_go,
-                ),
-                timeout_s=self._settings.web_timeout_s,
-                what=url,
-                stop=self._context.stop,
-                runner=self._runner,
+        limit = options.get("limit_bytes")
+
+        def get() -> Coroutine[Any, Any, Resource]:
+            return outbound.get(
+                url,
+                guard=self._guard,
+                headers=headers,
+                limit_bytes=self._settings.web_limit_bytes if limit is None else limit,
+                clients=self._clients.of,
+                accepts=options.get("accepts"),
+                may_go=options.get("may_go"),
             )
+
+        answer = self._run(
+            outbound.limited(
+                get, timeout_s=self._settings.web_timeout_s, what=url, stop=self._context.stop
+            )
+        )
+        return partial(self._page, url, known, answer)
+
+    def _page(self, url: str, known: RemoteOrigin | None, answer: "Future[Resource]") -> Page:
+        try:
+            resource = answer.result()
         except InvalidInput as error:
             named = url in error.message
             raise DocumentError(error.message if named else f"{url}: {error.message}") from error
@@ -218,11 +264,14 @@ def check_type(url: str, resource: Resource, *, requested: Collection[str] = ())
     media_type = resource.media_type
     known = next((f for f in FORMATS.values() if media_type in f.media_types), None)
     if known is None and media_type.startswith(_NO_DOCUMENTS):
-        raise NoDocument(f"{url}: is {media_type}, which is not ingested. Leave it out.")
+        raise NoDocument(
+            f"{url}: is {media_type}, which is not ingested. Leave it out.", media_type
+        )
     if known is not None and known.option and known.option not in requested:
         raise NoDocument(
             f"{url}: is {media_type}, which is only ingested with the option {known.option}. Add "
-            "it to the source, or leave it out."
+            "it to the source, or leave it out.",
+            media_type,
         )
 
 

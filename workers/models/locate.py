@@ -25,7 +25,6 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -67,6 +66,7 @@ from workers.models.checkpoints import (
     size_bytes,
     weight_files,
 )
+from workers.models.hub_session import guard_hub, proxy_of
 from workers.outbound import as_sentence, retry_after_s
 
 log = logging.getLogger(__name__)
@@ -310,6 +310,7 @@ class _Download(threading.Thread):
             self.outcome.set_exception(error)
 
     def _fetch_alone(self) -> Path:
+        guard_hub(self._settings)
         # In the cache itself: whoever shares the cache, in other containers too, shares the lock.
         folder = Path(constants.HF_HUB_CACHE) / ".locks" / "sluice"
         folder.mkdir(parents=True, exist_ok=True)
@@ -421,9 +422,7 @@ def check_reachable(url: str, *, limit_s: float) -> None:
     nothing ends that.
     """
     address = urlsplit(url)
-    host = address.hostname or ""
-    proxies = {} if proxy_bypass(host) else getproxies()
-    proxy = proxies.get(address.scheme) or proxies.get("all")
+    proxy = proxy_of(url)
     if proxy:
         address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     name = f"{address.hostname}:{address.port}" if address.port else str(address.hostname)

@@ -1,8 +1,9 @@
 """The tool `fetch_url`: a page of the public internet as text.
 
-Every hop goes through `workers/outbound.py`. The whole fetch has `fetch_timeout_s`, and reads
-`fetch_limit_bytes` of the unpacked body: of a longer one only the beginning is taken, and the text
-says so.
+Of a whole page of HTML its main content is the text, without what stands around it on every page of
+a site: that is what a model is to read. Every hop goes through `workers/outbound.py`. The whole
+fetch has `fetch_timeout_s`, and reads `fetch_limit_bytes` of the unpacked body: of a longer one
+only the beginning is taken, and the text says so.
 """
 
 import ssl
@@ -69,7 +70,7 @@ async def _fetch(url: str, settings: Settings, tls: ssl.SSLContext | None) -> Fe
             declared=[resource.charset, declared_charset(body) if is_html else None],
             hint="It cannot be read.",
         ).text
-        page = render(text, name=resource.url) if is_html else None
+        page = render(text, name=resource.url, main_content=True) if is_html else None
     except DocumentError as error:
         raise InvalidInput(error.message) from error
     return Fetched(

@@ -16,6 +16,7 @@ from api.compat.dialect import Problem, ProblemError
 from api.deps import Parts
 from api.routes.models import available_models
 from shared import named_models
+from shared.addresses import server_options
 from shared.bounds import MODEL_LIMIT_BYTES, cut, is_storable_text, shown
 from shared.config import Settings
 from shared.errors import InvalidInput, Unavailable
@@ -148,7 +149,7 @@ async def ask_behind(
     if url is None:
         return None
     try:
-        async with httpx.AsyncClient(timeout=ASK_TIMEOUT_S, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=ASK_TIMEOUT_S, **server_options(url)) as client:
             answer = await client.request(method, url, json=body)
         return answer.json() if answer.status_code == 200 else None
     except (httpx.HTTPError, ValueError):

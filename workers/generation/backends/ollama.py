@@ -11,13 +11,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import cached_property
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
 import ollama
 
-from shared.addresses import is_loopback
+from shared.addresses import server_options
 from shared.bounds import storable_text
 from shared.config import Settings
 from shared.errors import Retryable, SluiceError
@@ -161,10 +160,8 @@ class OllamaServer(Server):
             timeout=httpx.Timeout(
                 settings.remote_read_timeout_s, connect=settings.connect_timeout_s, pool=None
             ),
-            trust_env=not is_loopback(urlsplit(settings.ollama_url).hostname or ""),
             event_hooks={"response": [_refuse]},
-            # The operator named this server, and not the one that it may redirect to.
-            follow_redirects=False,
+            **server_options(settings.ollama_url),
         )
 
     async def disconnect(self) -> None:

@@ -21,7 +21,7 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
 from openai.types.completion_choice import Logprobs
 
-from shared.addresses import is_loopback
+from shared.addresses import server_options
 from shared.bounds import storable_text
 from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError
@@ -304,11 +304,7 @@ class OpenAIServer(Server):
                 settings.remote_read_timeout_s, connect=settings.connect_timeout_s, pool=None
             ),
             max_retries=0,
-            # The operator named this server, and not the one that it may redirect to.
-            http_client=openai.DefaultAsyncHttpxClient(
-                trust_env=not is_loopback(urlsplit(self.base_url).hostname or ""),
-                follow_redirects=False,
-            ),
+            http_client=openai.DefaultAsyncHttpxClient(**server_options(self.base_url)),
         )
 
     async def disconnect(self) -> None:

@@ -23,7 +23,9 @@ not read. The text of `<title>` is metadata, not text. It runs no scripts and lo
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
 from enum import IntEnum
 from html import escape
 from html.entities import html5
@@ -76,7 +78,10 @@ _READINGS: Final = frozenset({"rt", "rtc"})
 _SPACED: Final = frozenset({"button", "math", "mi", "mn", "mo", "ms", "mtext"}) | _REPLACED
 _MAIN_PARTS: Final = ("main", "article", "h1")
 
-_STYLES: Final = re.compile("display|visibility|white-space", re.I)
+_STYLES: Final = re.compile("display|visibility|white-space|clip|-[0-9]{3}|[^0-9]1px", re.I)
+_FAR: Final = re.compile(r"-[0-9]{3,}(?:\.[0-9]*)?(?:px|r?em|%|v[wh])?")
+_CLIPPED: Final = re.compile(r"rect\((?:[01](?:px)?[\s,]*){4}\)")
+_INSET: Final = re.compile(r"inset\((?:50|100)%\)")
 _STYLE_COMMENT: Final = re.compile(r"/\*(?:.*?\*/|.*$)", re.S)
 _BLOCK_DISPLAYS: Final = ("block", "flex", "flow-root", "grid", "list-item", "table")
 _PRESERVED_SPACE: Final = frozenset({"pre", "pre-wrap", "pre-line", "break-spaces"})
@@ -91,6 +96,8 @@ _ENTITY_OR_CDATA: Final = re.compile(
     r"&([A-Za-z][A-Za-z0-9]{1,31};)|<!\[CDATA\[(.*?)(\]\]>|\Z)", re.S
 )
 _XML_ENTITIES: Final = frozenset({"amp;", "apos;", "gt;", "lt;", "quot;"})
+
+_PAGE_ENDS: Final = re.compile(r"</(?:body|html)\s*>", re.I)
 
 # As HTML's tokenizer reads it: a name, and a value that is quoted or without white space.
 _TAG: Final = re.compile(r"<[A-Za-z][^\s/>]*+")
@@ -128,6 +135,23 @@ _DATE: Final = re.compile(
     r"(?:[T ][0-2][0-9]:[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{1,9})?)?"
     r"(?:Z|[+-][0-2][0-9]:?[0-5][0-9])?)?"
 )
+# 2024/3/1, 2024.03.01., 2024년 3월 1일, 20240301; Fri, 01 Mar 2024 (RFC 5322); March 1st, 2024.
+_YEAR_FIRST: Final = re.compile(
+    r"(?P<year>[12][0-9]{3})(?:(?P<mark>[-/.년年])\s{0,2}(?P<month>[0-9]{1,2})(?:(?P=mark)|[월月])\s{0,2}"
+    r"(?P<day>[0-9]{1,2})(?![0-9])|(?P<month2>[0-9]{2})(?P<day2>[0-9]{2})(?![0-9]))"
+)
+_DAY_FIRST: Final = re.compile(
+    r"(?:[A-Z][a-z]{2,8},?\s{1,2})?(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?\s{1,2}(?P<month>[A-Z][a-z]{2,8})\.?"
+    r",?\s{1,2}(?P<year>[12][0-9]{3})(?![0-9])"
+)
+_MONTH_FIRST: Final = re.compile(
+    r"(?:[A-Z][a-z]{2,8},?\s{1,2})?(?P<month>[A-Z][a-z]{2,8})\.?\s{1,2}(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?"
+    r",?\s{1,2}(?P<year>[12][0-9]{3})(?![0-9])"
+)
+_MONTH_NAMES: Final = (
+    "january february march april may june july august september october november december"
+)
+_MONTHS: Final = _MONTH_NAMES.split()
 _PUBLISHED: Final = re.compile(r'"date(?:Published|Created)"\s{0,9}:\s{0,9}"([^"]{8,40})"')
 
 _LONG_ROW_CHARS: Final = 1000
@@ -242,6 +266,8 @@ def parse(text: str, *, name: str) -> etree._Element | None:
             lambda match: escape(match[2], quote=False) if match[3] else match[0], text
         )
     check_attributes(text, name=name)
+    # Behind these, which need not be there, the parser reads no more; browsers do.
+    text = _PAGE_ENDS.sub(" ", text)
     # Bytes with the encoding given to the parser: a string that carries an XML declaration would
     # be refused, and a <meta> that names the file's old encoding would be believed.
     parser = etree.HTMLParser(
@@ -399,7 +425,8 @@ def _meta(root: etree._Element) -> dict[str, str]:
     """Names and contents of `<meta>`; of two of one name the first."""
     found: dict[str, str] = {}
     for node in root.iter("{*}meta"):
-        name = node.get("property") or node.get("name") or node.get("http-equiv") or ""
+        names = (node.get(key) for key in ("property", "name", "itemprop", "http-equiv"))
+        name = next(filter(None, names), "")
         content = " ".join(node.get("content", "").split())[:_META_CHARS]
         if name and content and len(found) < _META_LIMIT:
             found.setdefault(name.strip().lower(), content)
@@ -423,11 +450,37 @@ def _about(root: etree._Element) -> Metadata:
     author = meta.get("author") or meta.get("article:author")
     if author and not _URL.fullmatch(author):
         about[DocumentKey.AUTHOR] = author
-    for date in _dates(root, meta):
-        if match := _DATE.match(date.strip()):
-            about[DocumentKey.DATE] = match[0].replace(" ", "T")
-            break
+    published = next((iso for text in _dates(root, meta) if (iso := iso_date(text))), None)
+    if published is not None:
+        about[DocumentKey.DATE] = published
     return about
+
+
+def iso_date(text: str) -> str | None:
+    """A date as pages write it, as ISO 8601 has it, with its time if it was in that form. None for
+    what is no date, has no day, or may be two."""
+    text = text.strip()
+    if match := _DATE.match(text):
+        with suppress(ValueError):
+            date.fromisoformat(text[:10])
+            return match[0].replace(" ", "T")
+        return None
+    for form in (_YEAR_FIRST, _DAY_FIRST, _MONTH_FIRST):
+        if match := form.match(text):
+            parts = match.groupdict("")
+            day = int(parts["day"] or parts.get("day2", ""))
+            month = _month(parts["month"] or parts.get("month2", ""))
+            with suppress(ValueError):
+                return date(int(parts["year"]), month, day).isoformat()
+    return None
+
+
+def _month(text: str) -> int:
+    """1 to 12, 0 for what is none."""
+    if text.isdigit():
+        return int(text)
+    names = (number for number, name in enumerate(_MONTHS, 1) if name.startswith(text.lower()))
+    return next(names, 0)
 
 
 def _is_canonical(link: etree._Element) -> bool:
@@ -475,7 +528,7 @@ def _is_hidden(tag: str, node: etree._Element, style: Mapping[str, str]) -> bool
     if tag in ("html", "body"):
         return False  # a script shows them, once the page is complete
     display = style.get("display")
-    if display == "none":
+    if display == "none" or _is_out_of_sight(style):
         return True
     # What can be found with the browser's search is content.
     hidden = node.get("hidden")
@@ -485,6 +538,20 @@ def _is_hidden(tag: str, node: etree._Element, style: Mapping[str, str]) -> bool
         return True
     classes: str = node.get("class", "")
     return not _NAVIGATION_CLASSES.isdisjoint(classes.split())
+
+
+def _is_out_of_sight(style: Mapping[str, str]) -> bool:
+    """By the usual ways of hiding text from those who see the page."""
+    if _FAR.fullmatch(style.get("text-indent", "")):
+        return True
+    if style.get("position") not in ("absolute", "fixed"):
+        return False
+    return (
+        any(_FAR.fullmatch(style.get(side, "")) for side in ("left", "right", "top", "bottom"))
+        or _CLIPPED.fullmatch(style.get("clip", "")) is not None
+        or _INSET.fullmatch(style.get("clip-path", "")) is not None
+        or (style.get("width") == style.get("height") == "1px" and "overflow" in style)
+    )
 
 
 def _around_main_parts(root: etree._Element) -> set[etree._Element]:

@@ -40,16 +40,35 @@ _AROUND_NAMES: Final = (
     "cookie cookies cookiebar cookiebanner cookieconsent gdpr consent onetrust sidebar breadcrumb "
     "breadcrumbs navbar navigation gnb lnb snb footer pagination paging newsletter skiplink "
     "skiplinks skipnav advertisement adsbygoogle sharedaddy addtoany sharethis navbox editsection "
-    "catlinks printfooter"
+    "catlinks printfooter comments disqus utterances giscus cybot didomi truste cmplz osano "
+    "usercentrics iubenda"
 )
 _AROUND_WORDS: Final = frozenset(_AROUND_NAMES.split())
 # These may as well be content: a menu of dishes, a list of related laws.
 _PERHAPS_NAMES: Final = (
     "nav menu related recommend recommended recommendations popular trending share sharing sns "
     "social ad ads advert banner promo popup modal toolbar subscribe login widget pager tags "
-    "utility topbar"
+    "utility topbar dropdown satisfaction feedback helpful survey"
 )
 _PERHAPS_WORDS: Final = frozenset(_PERHAPS_NAMES.split())
+_AROUND_FORMS: Final = re.compile(
+    r"(?:reply|comment|cmt)[-_]?(?:area|list|wrap|wrapper|box|section|container|thread|form)"
+    r"|skip[-_]?(?:to|link|links|nav|navigation|content|menu)|qc-cmp.*|sp_message.*|.*_postbtn"
+    r"|action[-_]?bar",
+    re.I,
+)
+# Text for those who do not see the page, or only for those who do, by the classes of usual
+# stylesheets.
+_UNSEEN_NAMES: Final = (
+    "sr-only sr_only visually-hidden visuallyhidden screen-reader-text screenreader-text "
+    "screen-reader-only a11y-hidden a11y_hidden blind element-invisible assistive-text show-for-sr "
+    "u-hidden-visually hidden-visually noprint no-print d-print-none hidden-print"
+)
+_UNSEEN: Final = frozenset(_UNSEEN_NAMES.split())
+_AROUND_TAGS: Final = frozenset({"amp-ad", "amp-embed", "amp-sidebar", "amp-consent"})
+_AROUND_LABELS: Final = frozenset({"advertisement", "advertisements", "breadcrumb", "광고"})
+_ARROWS: Final = frozenset(">›»＞▶")
+_CRUMBS_CHARS: Final = 120
 _NO_PART_WORDS: Final = frozenset({"has", "no", "with", "without", "layout", "content"})
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _COOKIES: Final = re.compile(r"cookie|쿠키|クッキー", re.I)
@@ -113,6 +132,8 @@ class _Part:
     has_cookies: bool = False
     has_choice: bool = False
     """It speaks of cookies, and of accepting something."""
+    has_arrow: bool = False
+    """One stands outside of links, as between them."""
 
     def add(self, inner: "_Part") -> None:
         self.chars += inner.chars
@@ -125,6 +146,7 @@ class _Part:
         self.has_control = self.has_control or inner.has_control
         self.has_cookies = self.has_cookies or inner.has_cookies
         self.has_choice = self.has_choice or inner.has_choice
+        self.has_arrow = self.has_arrow or inner.has_arrow
 
     @property
     def is_banner(self) -> bool:
@@ -149,12 +171,12 @@ def find_main_content(root: etree._Element, *, hidden: set[etree._Element]) -> M
     body = root if body is None else body
     if sum(1 for _ in body.iter()) > _ELEMENTS_LIMIT:
         return MainContent(roots=[body])
-    left_out = _around(body, hidden)
+    left_out, chars = _around(body, hidden)
+    if chars < _ARTICLE_CHARS:
+        return MainContent(roots=[body], left_out=left_out)  # trafilatura cannot find so much
     found = _article_text(root, hidden | left_out)
     parts = _parts(body, hidden | left_out, _grams(found))
     page = parts[body]
-    if not page.chars:
-        return MainContent(roots=[body])
     plain_chars = page.chars - page.link_chars
     if len(found) < _ARTICLE_CHARS or page.found < _FOUND_SHARE * plain_chars:
         return MainContent(roots=[body], left_out=left_out)
@@ -232,6 +254,8 @@ def _count(part: _Part, text: str | None, *, is_link: bool, grams: set[int]) -> 
     part.chars += len(dense)
     if is_link:
         part.link_chars += len(dense)
+    elif dense[0] in _ARROWS:
+        part.has_arrow = True
     _notice(part, text[:_BANNER_CHARS])
     if is_link or not grams or len(dense) < _GRAM_CHARS:
         return
@@ -251,8 +275,9 @@ def _grams(text: str) -> set[int]:
     return {hash(text[at : at + _GRAM_CHARS]) for at in range(len(text) - _GRAM_CHARS + 1)}
 
 
-def _around(body: etree._Element, hidden: set[etree._Element]) -> set[etree._Element]:
-    """What the page itself says is not its main content; never all of its text."""
+def _around(body: etree._Element, hidden: set[etree._Element]) -> tuple[set[etree._Element], int]:
+    """What the page itself says is not its main content, never all of its text; and how many
+    characters are left."""
     parts = _parts(body, hidden, set())
     page = parts[body]
     layout = set(_layout_tables(parts, page))
@@ -276,7 +301,7 @@ def _around(body: etree._Element, hidden: set[etree._Element]) -> set[etree._Ele
             depth -= _is_main(node)
             if node is within:
                 within = None
-    return left_out
+    return left_out, chars
 
 
 def _layout_tables(
@@ -306,10 +331,18 @@ def _is_around(node: etree._Element, part: _Part, page: _Part, *, in_main: bool)
     is_most = part.chars - part.link_chars > _MOST * (page.chars - page.link_chars)
     if tag == "a" and part.chars == 1 and (node.text or "").strip() in _ANCHORS:
         return True
-    if part.has_main or 0 < part.headings == page.headings or tag in _NEVER_AROUND:
+    if part.has_main or 0 < part.headings == page.headings:
+        return False
+    if _is_unseen(node) and not is_most:
+        return True
+    if tag in _NEVER_AROUND:
         return False
     if node.get("role", "").strip().lower() in _AROUND_ROLES or tag == "nav":
         return True
+    if tag in _AROUND_TAGS or node.get("aria-label", "").strip().lower() in _AROUND_LABELS:
+        return True
+    if part.has_arrow and part.is_links and part.links > 1 and part.chars <= _CRUMBS_CHARS:
+        return True  # the way from the home page to this one
     if tag in ("header", "footer") and not in_main:
         return not is_most
     if (tag == "aside" and (part.is_links or not in_main)) or (not in_main and part.is_banner):
@@ -322,6 +355,12 @@ def _is_around(node: etree._Element, part: _Part, page: _Part, *, in_main: bool)
     return verdict == "around" or (verdict == "perhaps" and _is_bar(part))
 
 
+def _is_unseen(node: etree._Element) -> bool:
+    names = node.get("class", "").lower().split()[:20]
+    shows = any(name.endswith("not-sr-only") and not name.startswith("focus") for name in names)
+    return not (shows or _UNSEEN.isdisjoint(names))
+
+
 def _is_bar(part: _Part) -> bool:
     return part.has_control and (part.is_links or part.chars <= _BAR_CHARS)
 
@@ -330,6 +369,8 @@ def _by_names(node: etree._Element) -> str:
     verdict = ""
     for name in [*node.get("class", "").split()[:20], node.get("id", "")]:
         words = {word.lower() for word in _WORD.findall(name[:100])}
+        if _AROUND_FORMS.fullmatch(name):
+            return "around"
         if words & _NO_PART_WORDS:
             continue
         if words & _AROUND_WORDS:
@@ -408,7 +449,25 @@ def _smallest(body: etree._Element, parts: dict[etree._Element, _Part]) -> etree
         return main  # with its heading, which trafilatura may leave out
     while _local(article) in ("tbody", "thead", "tr") and article is not body:
         article = article.getparent()  # type: ignore[assignment]  # it is below the body
-    return article
+    table = _labelled_table(article, parts)
+    return article if table is None else table
+
+
+def _labelled_table(
+    cell: etree._Element, parts: dict[etree._Element, _Part]
+) -> etree._Element | None:
+    """The table around an article in a cell, if another of its rows has a label and what it is:
+    notices have their title, date and office so, above the text."""
+    table = _table_of(cell)
+    if table is None:
+        return None
+    for row in table.iter("{*}tr"):
+        if row is cell.getparent() or next(row.iterancestors("{*}table"), None) is not table:
+            continue
+        texts = [parts[one] for one in row if one in parts]
+        if sum(part.chars > part.link_chars for part in texts) > 1:
+            return table
+    return None
 
 
 def _has_contents(
