@@ -236,7 +236,7 @@ def test_nothing_but_a_redirect_leads_anywhere(
 ) -> None:
     at = {"url": secret.url(), "host": f"127.0.0.1:{secret.server_port}"}
     filled = {name: value.format(**at) for name, value in headers.items()}
-    url = site.page("/", body.format(**at), "text/html", **filled)
+    url = site.page("/", body.format(**at), "text/html", 200, **filled)
     allowed = (f"127.0.0.1:{site.server_port}",)
     page = get(url, fetch_allow_private=False, outbound_allowed_hosts=allowed)
     assert "there" in page.text

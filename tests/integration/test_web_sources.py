@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-import bs4
 import pytest
+from bs4.filter import SoupStrainer
 from pydantic import ValidationError
 
 from shared.config import Settings
@@ -419,7 +419,7 @@ def test_the_tutorials_page_has_the_text_that_its_loader_finds(
         expected = "".join(tag.get_text() for tag in outermost)
         assert dense(texts[url][0]) == dense(expected), name
         if name in TUTORIAL_PAGES:
-            strainer = bs4.SoupStrainer(class_=CLASSES)
+            strainer = SoupStrainer(class_=CLASSES)
             loader = WebBaseLoader(web_paths=(url,), bs_kwargs={"parse_only": strainer})
             assert dense(texts[url][0]) == dense(loader.load()[0].page_content), name
     [post] = [url for url, name in urls.items() if name == "the post"]

@@ -47,7 +47,7 @@ def _page(name: str, html: str, *lines: str, gone: tuple[str, ...] = ()) -> Site
     return SitePage(name=name, html=html, lines=lines, gone=gone)
 
 
-PAGES: Final = [
+PAGES = [
     # News
     _page(
         "news with comments",
