@@ -28,6 +28,7 @@ from sluice import (
     SyncReport,
     WaitTimeout,
 )
+from sluice.ingest import FileHashes
 from sluice.kinds import OcrOptions, SpeechOptions
 from sluice.sources import is_folder_url, is_url
 from sluice.sync import MAX_ERASED_SHARE
@@ -148,8 +149,12 @@ def watch(
 
     options = _ingest_options(metadata, ocr, speech)
 
+    hashes = FileHashes()  # not all files are read again for each that has changed
+
     def once(*, is_first: bool) -> None:
-        report = _sync(client, paths, collection, root, options, max_erased_share, [])
+        report = _sync(
+            client, paths, collection, root, options, max_erased_share, [], hashes=hashes
+        )
         if as_json:
             print_json_line(_document(report))
         elif is_first or report.added or report.replaced or report.erased or report.errors:
@@ -216,12 +221,13 @@ def _changes(paths: Sequence[str]) -> Iterator[bool]:
             yield is_changed
             time.sleep(TICK_MS / 1000)
             continue
+        is_seen = _is_seen(paths)
         try:
             for changes in watchfiles.watch(
-                *existing, watch_filter=_is_seen(paths), debounce=BURST_MS, step=QUIET_MS,
+                *existing, watch_filter=None, debounce=BURST_MS, step=QUIET_MS,
                 rust_timeout=TICK_MS, yield_on_timeout=True, ignore_permission_denied=True,
             ):  # fmt: skip
-                yield is_changed or bool(changes)
+                yield is_changed or any(is_seen(path) for _, path in changes)
                 is_changed = False
                 if _identities(paths) != watched:
                     break
@@ -251,11 +257,11 @@ def _identities(paths: Sequence[str]) -> _Identities:
     return identities
 
 
-def _is_seen(paths: Sequence[str]) -> Callable[[Any, str], bool]:
+def _is_seen(paths: Sequence[str]) -> Callable[[str], bool]:
     """A filter for changed files without hidden ones below the paths, which are no documents."""
     tops = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100
 
-    def is_seen(_change: Any, path: str) -> bool:
+    def is_seen(path: str) -> bool:
         whole = Path(os.path.abspath(path))  # noqa: PTH100
         below = [whole.relative_to(top).parts for top in tops if whole.is_relative_to(top)]
         return not below or not all(any(map(_is_hidden, parts)) for parts in below)
@@ -288,6 +294,7 @@ def _sync(
     *,
     dry_run: bool = False,
     max_pages: int | None = None,
+    hashes: FileHashes | None = None,
 ) -> SyncReport:
     with bars() as show:
         return client.sync(
@@ -299,6 +306,7 @@ def _sync(
             max_erased_share=max_erased_share,
             suffixes=formats.suffixes(options.requested),
             max_pages=max_pages,
+            hashes=hashes,
             on_advance=show,
             on_submit=jobs.append,
         )

@@ -38,6 +38,7 @@ from sluice.errors import ConnectionFailed, WaitTimeout
 from sluice.ingest import (
     PARALLEL_UPLOADS,
     Advance,
+    FileHashes,
     IngestOptions,
     IngestReport,
     IngestRun,
@@ -188,6 +189,7 @@ class Tasks(Calls[J], Generic[J]):
         max_erased_share: float = MAX_ERASED_SHARE,
         suffixes: Collection[str] | None = None,
         max_pages: int | None = None,
+        hashes: FileHashes | None = None,
         parallel_uploads: int = PARALLEL_UPLOADS,
         timeout_s: float | None = None,
         on_advance: Callable[[Advance], object] | None = None,
@@ -197,10 +199,12 @@ class Tasks(Calls[J], Generic[J]):
         added, changed ones replaced, and missing ones erased.
 
         Raises `InvalidInput`, and erases nothing, if more than `max_erased_share` of the documents
-        are missing. With `dry_run` nothing is changed.
+        are missing. With `dry_run` nothing is changed. A program that syncs again and again passes
+        the same `hashes` each time, so that files are read only if they have changed.
         """
         run = IngestRun(
             options=options or IngestOptions(),
+            hashes=hashes,
             parallel_uploads=parallel_uploads,
             timeout_s=timeout_s,
             on_advance=on_advance or ignore,

@@ -5,10 +5,12 @@ a stored document is up to date.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from sluice.calls import Calls
@@ -26,6 +28,7 @@ from sluice.shapes import DocumentCounts, Event, IngestOutcome, Job, SourceError
 from sluice.sources import FileDocument, LocalDocument, RemoteDocument, TextDocument
 
 PARALLEL_UPLOADS = 8
+_SETTLED_NS = 2 * 10**9
 SOURCES_PER_JOB = 10_000
 _LOOKUP_HASHES = 50
 _REFUSALS = {400, 409, 413, 415, 422}
@@ -137,12 +140,14 @@ async def hash_files(
     *,
     parallel: int,
     on_advance: Callable[[Phase, int], None],
+    known: "FileHashes | None" = None,
 ) -> dict[str, str]:
     """The SHA-256 of each file by its name. Files that cannot be read are added to `errors`."""
     hashes: dict[str, str] = {}
+    known = known or FileHashes()
 
     async def hash_of(file: FileDocument) -> str | SourceError:
-        return await calls.transport.in_thread(_hash, file)
+        return await calls.transport.in_thread(_hash, file, known)
 
     done = 0
     async with aclosing(calls.transport.parallel(hash_of, files, parallel)) as digests:
@@ -156,10 +161,35 @@ async def hash_files(
     return hashes
 
 
-def _hash(file: FileDocument) -> str | SourceError:
+class FileHashes:
+    """The SHA-256 of files, which are read again only if they have changed: for programs that look
+    at the same files again and again. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+    def sha256(self, path: Path) -> str:
+        """Raises OSError."""
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            state = (
+                status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
+                status.st_ctime_ns,
+            )  # fmt: skip
+            known = self._known.get(path)
+            if known is not None and known[0] == state:
+                return known[1]
+            now_ns = time.time_ns()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        # What has just been written may be written again within a tick of the system's clock.
+        if now_ns - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+            self._known[path] = (state, digest)
+        return digest
+
+
+def _hash(file: FileDocument, known: FileHashes) -> str | SourceError:
     try:
-        with file.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return known.sha256(file.path)
     except OSError as error:
         return _unreadable(file, error)
 
@@ -235,6 +265,8 @@ class IngestRun:
     options: IngestOptions
     parallel_uploads: int = PARALLEL_UPLOADS
     timeout_s: float | None = None
+    hashes: FileHashes | None = None
+    """Those of earlier runs, if the program has some."""
     on_advance: Callable[[Advance], object] = ignore
     on_submit: Callable[[Job], object] = ignore
 

@@ -188,7 +188,14 @@ async def _plan(
     def count(phase: Phase, done: int) -> None:
         run.on_advance(Advance(phase=phase, done=done, total=len(files), unit="files"))
 
-    hashes = await hash_files(calls, files, unread, parallel=run.parallel_uploads, on_advance=count)
+    hashes = await hash_files(
+        calls,
+        files,
+        unread,
+        parallel=run.parallel_uploads,
+        on_advance=count,
+        known=run.hashes,
+    )
     # A file that was deleted during the run counts as one that was deleted before.
     gone = {error.source for error in unread} - {
         file.name for file in files if os.path.lexists(file.path)

@@ -85,5 +85,5 @@ def test_hidden_files_are_not_looked_at(tmp_path: Path) -> None:
     is_seen = sync._is_seen([str(tmp_path / "docs"), str(tmp_path / ".notes")])
     seen = ["docs/a.md", "docs/node_modules/a.md", "docs", ".notes/a.md", ".notes"]
     unseen = ["docs/.git/index", "docs/deep/.a.md.swp", ".notes/.x"]
-    assert all(is_seen(None, str(tmp_path / path)) for path in seen)
-    assert not any(is_seen(None, str(tmp_path / path)) for path in unseen)
+    assert all(is_seen(str(tmp_path / path)) for path in seen)
+    assert not any(is_seen(str(tmp_path / path)) for path in unseen)

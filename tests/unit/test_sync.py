@@ -2,14 +2,16 @@
 
 import hashlib
 import os
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from sluice import InvalidInput
+from sluice.ingest import FileHashes
 from sluice.shapes import Document
 from sluice.sources import FileDocument, discover
 from sluice.sync import Disk, Scope, SyncReport, make_plan, require_few_erased
@@ -209,3 +211,28 @@ def test_too_much_is_not_erased(erased: int, scope: int, share: float, is_refuse
         return
     with pytest.raises(InvalidInput, match="--yes"):
         require_few_erased(erased, scope, share)
+
+
+def test_hashes_are_kept_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, hashes = tmp_path / "a", FileHashes()
+    read, now_ns, read_digest = [], time.time_ns, hashlib.file_digest
+
+    def file_digest(stream: BinaryIO, name: str) -> Any:
+        read.append(name)
+        return read_digest(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    for text in ("one", "two", "six"):  # of the same length, perhaps within one tick of the clock
+        path.write_text(text)
+        assert hashes.sha256(path) == digest(text)
+    assert len(read) == 3
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 10**10)  # it has settled
+    assert {hashes.sha256(path) for _ in range(3)} == {digest("six")}
+    assert len(read) == 4
+    path.write_text("another")
+    assert hashes.sha256(path) == digest("another")
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        hashes.sha256(path)
