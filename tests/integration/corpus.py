@@ -220,27 +220,21 @@ def log(sentence: str, language: Language) -> Sample:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.formatter.converter = lambda _: (2026, 11, 2, 9, 0, 0, 0, 306, 0)  # type: ignore[union-attr, assignment]
-    for n in range(20):
-        record = logging.LogRecord("x", logging.INFO, "", 0, _OTHER[language], None, None)
-        if n == 19:
-            record = logging.LogRecord("x", logging.ERROR, "", 0, sentence, None, None)
-        handler.emit(record)
-    lines = stream.getvalue().splitlines()
+
+    def write(level: int, message: str) -> None:
+        handler.emit(logging.LogRecord("x", level, "", 0, message, None, None))
+
+    # Of some length together, so that the sentence begins a passage.
+    lines = 0
+    while stream.tell() < 800:
+        write(logging.INFO, _OTHER[language])
+        lines += 1
+    write(logging.ERROR, sentence)
     return Sample(
         suffix=".log",
         data=stream.getvalue().encode(),
-        metadata={"level": "error", "line": 1 + _first_line(lines)},
+        metadata={"level": "error", "line": lines + 1},
     )
-
-
-def _first_line(lines: Sequence[str]) -> int:
-    """Where the passage of the last line begins: those before it have 800 characters or more."""
-    first = chars = 0
-    for n, line in enumerate(lines):
-        if chars >= 800:
-            first, chars = n, 0
-        chars += len(line) + 1
-    return first
 
 
 def _cues(sentence: str, language: Language) -> list[tuple[int, int, str]]:
