@@ -22,7 +22,7 @@ help:
 	@echo "make up      start everything on this machine and keep it running"
 	@echo "make check   style, types, import contracts and the unit tests, in less than a minute"
 	@echo "make test    run all tests; test-unit, test-models, test-integration, test-gpu, test-e2e: one tier"
-	@echo "make fuzz    look for requests that the API answers otherwise than its document says"
+	@echo "make fuzz    look for documents and requests that are neither taken nor refused as they should be"
 	@echo "make lint    check style, types and import contracts"
 	@echo "make bench   measure ingestion, submission, generation and tasks"
 	@echo "make venv    only make the virtual environment"
@@ -70,10 +70,11 @@ check: $(DEV)
 		$(MAKE) --no-print-directory test-unit; tests=$$?; \
 		wait $$!; failed=$$?; cat $$types; rm $$types; [ $$tests = 0 ] && [ $$failed = 0 ]; }
 
-# EXAMPLES are tried of each operation; 1000 take about an hour.
+# EXAMPLES are tried of each format and of each operation; 1000 take about an hour.
 EXAMPLES ?= 200
 fuzz: $(DEV)
-	SLUICE_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/e2e/test_schemathesis.py
+	SLUICE_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/unit/test_format_fuzz.py \
+		tests/e2e/test_schemathesis.py
 
 lint: $(DEV)
 	$(BIN)/python -m ruff check

@@ -1,8 +1,10 @@
 """What reading costs by format: documents and megabytes a second, beside LangChain's loader of the
 format, one after the other in one process, of the same files.
 
-Nothing is split or embedded, and no process beside this one reads. A loader whose packages are not
-there is named and left out. `--doubling` reads documents of twice the size instead, and shows by
+Nothing is split or embedded, and no process beside this one reads; of archives, members are taken
+out and not read. A loader whose packages are not there is named and left out; for most of them:
+`pip install docx2txt extract-msg jq pysrt tomli "unstructured[docx,pptx,xlsx,odt,epub,md,rtf]"`.
+`--doubling` reads documents of twice the size instead, and shows by
 how much that takes longer: `python -m bench.formats --paragraphs 200 --only Word,PDF`.
 """
 
@@ -17,15 +19,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.support.documents import WRITERS
+from shared.config import IngestSettings
 from shared.formats import FORMATS
-from workers.ingest.load import load
+from shared.kinds.ingest import LoadOptions
+from workers.ingest.load import load, members
 
 LANGCHAIN: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     "text": ("text", "TextLoader", {"encoding": "utf-8"}),
     "Markdown": ("markdown", "UnstructuredMarkdownLoader", {}),
     "HTML": ("html_bs", "BSHTMLLoader", {"open_encoding": "utf-8"}),
     "CSV": ("csv_loader", "CSVLoader", {"encoding": "utf-8"}),
+    "TSV": ("csv_loader", "CSVLoader", {"encoding": "utf-8", "csv_args": {"delimiter": "\t"}}),
+    "JSON": ("json_loader", "JSONLoader", {"jq_schema": ".[].text"}),
     "JSON Lines": ("json_loader", "JSONLoader", {"jq_schema": ".text", "json_lines": True}),
+    "reStructuredText": ("rst", "UnstructuredRSTLoader", {}),
+    "XML": ("xml", "UnstructuredXMLLoader", {}),
+    "TOML": ("toml", "TomlLoader", {}),
+    "log": ("text", "TextLoader", {"encoding": "utf-8"}),
+    "SubRip": ("srt", "SRTLoader", {}),
+    "source code": ("python", "PythonLoader", {}),
     "PDF": ("pdf", "PyPDFium2Loader", {}),
     "Word": ("word_document", "Docx2txtLoader", {}),
     "Excel": ("excel", "UnstructuredExcelLoader", {}),
@@ -34,6 +46,8 @@ LANGCHAIN: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
     "OpenDocument text": ("odt", "UnstructuredODTLoader", {}),
     "EPUB": ("epub", "UnstructuredEPubLoader", {}),
     "RTF": ("rtf", "UnstructuredRTFLoader", {}),
+    "EML": ("email", "UnstructuredEmailLoader", {}),
+    "MSG": ("email", "OutlookMessageLoader", {}),
 }
 """Module, class and options of LangChain's loader; it has none for the other formats."""
 
@@ -45,7 +59,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="formats, separated by commas")
     parser.add_argument("--doubling", action="store_true")
     options = parser.parse_args()
-    names = [name for name in options.only.split(",") if name] or list(WRITERS)
+    names = [name for name in options.only.split(",") if name] or [
+        name for name in FORMATS if name in WRITERS
+    ]
     unknown = [name for name in names if name not in WRITERS]
     if unknown:
         parser.error(f"there are no documents of {', '.join(unknown)}, but of {', '.join(WRITERS)}")
@@ -86,7 +102,24 @@ def _write(name: str, size: int, folder: Path) -> Path:
 
 
 def _load(path: Path) -> object:
-    return load(path.read_bytes(), name=path.name, content_type=None)
+    data = path.read_bytes()
+    if _is_archive(path):
+        return list(
+            members(
+                data,
+                name=path.name,
+                content_type=None,
+                options=LoadOptions(),
+                settings=IngestSettings.model_construct(),
+            )
+        )
+    return load(data, name=path.name, content_type=None)
+
+
+def _is_archive(path: Path) -> bool:
+    return any(
+        path.suffix in format_.suffixes and not format_.is_document for format_ in FORMATS.values()
+    )
 
 
 def _seconds(read: Callable[[], object], documents: int) -> float:

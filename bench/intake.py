@@ -4,8 +4,8 @@
 
 In a stack of its own, with an embedding model of random weights that costs next to nothing: one job
 of so many small texts, then one of a single plain text of so many megabytes (0 leaves one out).
-Prints for each, at a tenth, at half and at the end of its chunks, the memory of the CPU worker's
-processes together, and how far `eta_s` was off at the first tenth.
+Prints for each, at a tenth, at half and at the end, the memory of the CPU worker's processes
+together, in which what they share counts once (PSS), and by how much `eta_s` was wrong then.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,7 +36,8 @@ _WORDS: Final = (
 )
 WORDS: Final = tuple(_WORDS.split())
 SHARES: Final = (0.1, 0.5, 1.0)
-POLL_S: Final = 0.5
+POLL_S: Final = 1.0
+"""Each look reads all of the job, with its input of megabytes."""
 
 
 def make_model(folder: Path) -> None:
@@ -78,11 +80,14 @@ class Watch:
     stack: Stack
     started: float = field(default_factory=time.perf_counter)
     samples: list[tuple[float, float, float, float | None]] = field(default_factory=list)
-    """Seconds, share of the documents, MiB of the worker's processes, and the ETA in seconds."""
+    """Seconds, share of the documents, MiB of the worker's processes, the ETA in seconds."""
 
     def see(self, share: float, eta_s: float | None) -> None:
         seconds = time.perf_counter() - self.started
-        memory = sum(process.memory_info().rss for process in self._workers()) / 2**20
+        memory = 0.0
+        for process in self._workers():
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                memory += process.memory_full_info().pss / 2**20
         self.samples.append((seconds, share, memory, eta_s))
 
     def _workers(self) -> Iterator[psutil.Process]:

@@ -1,8 +1,15 @@
 """Documents of every format, of any size, as programs write them: for benches of reading."""
 
+import bz2
+import gzip
 import io
+import json
+import lzma
+import tarfile
+import zipfile
 from collections.abc import Callable, Mapping
 from datetime import date, timedelta
+from email.message import EmailMessage
 from typing import Any, Final
 
 SENTENCES: Final = (
@@ -57,6 +64,74 @@ def csv(size: int) -> bytes:
 
 def json_lines(size: int) -> bytes:
     return "".join(f'{{"text": "{_paragraph(at)}", "n": {at}}}\n' for at in range(size)).encode()
+
+
+def tsv(size: int) -> bytes:
+    rows = [_HEADER, *(_row(at) for at in range(size))]
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+def json_array(size: int) -> bytes:
+    items = [{"text": _paragraph(at), "n": at} for at in range(size)]
+    return json.dumps(items, ensure_ascii=False).encode()
+
+
+def restructured_text(size: int) -> bytes:
+    return "".join(
+        (f"Section {at}\n=============\n\n" if at % _SECTION == 0 else "")
+        + f"Paragraph {_paragraph(at)}\n\n"
+        for at in range(size)
+    ).encode()
+
+
+def xml(size: int) -> bytes:
+    items = "".join(f'<item n="{at}"><p>{_paragraph(at)}</p></item>' for at in range(size))
+    return f"<?xml version='1.0'?><items>{items}</items>".encode()
+
+
+def yaml(size: int) -> bytes:
+    return "".join(f'item{at}:\n  text: "{_paragraph(at)}"\n' for at in range(size)).encode()
+
+
+def toml(size: int) -> bytes:
+    return "".join(f'[item{at}]\ntext = "{_paragraph(at)}"\n' for at in range(size)).encode()
+
+
+def ini(size: int) -> bytes:
+    return "".join(f"[item{at}]\ntext = {_paragraph(at)}\n" for at in range(size)).encode()
+
+
+def log(size: int) -> bytes:
+    return "".join(
+        f"2024-03-01T{at // 3600 % 24:02}:{at // 60 % 60:02}:{at % 60:02}Z INFO {_paragraph(at)}\n"
+        for at in range(size)
+    ).encode()
+
+
+def _time(seconds: int, point: str) -> str:
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}000"
+
+
+def _cues(size: int, point: str) -> str:
+    return "".join(
+        f"{at + 1}\n{_time(2 * at, point)} --> {_time(2 * at + 2, point)}\n{_paragraph(at)}\n\n"
+        for at in range(size)
+    )
+
+
+def subrip(size: int) -> bytes:
+    return _cues(size, ",").encode()
+
+
+def webvtt(size: int) -> bytes:
+    return f"WEBVTT\n\n{_cues(size, '.')}".encode()
+
+
+def source_code(size: int) -> bytes:
+    return "".join(
+        f'def function_{at}():\n    """{_paragraph(at)}"""\n    return {at}\n\n\n'
+        for at in range(size)
+    ).encode()
 
 
 def pdf(size: int) -> bytes:
@@ -159,6 +234,28 @@ def opendocument_sheet(size: int) -> bytes:
     return _saved(document, "write")
 
 
+def opendocument_presentation(size: int) -> bytes:
+    from odf.draw import Frame, Page, TextBox
+    from odf.opendocument import OpenDocumentPresentation
+    from odf.style import MasterPage, PageLayout
+    from odf.text import P
+
+    document = OpenDocumentPresentation()
+    layout = PageLayout(name="layout")
+    document.automaticstyles.addElement(layout)
+    document.masterstyles.addElement(MasterPage(name="master", pagelayoutname=layout))
+    for at in range(0, size, _SECTION):
+        page = Page(name=f"Slide {at}", masterpagename="master")
+        frame = Frame(width="20cm", height="15cm", x="1cm", y="1cm")
+        box = TextBox()
+        for other in range(at, min(at + _SECTION, size)):
+            box.addElement(P(text=_paragraph(other)))
+        frame.addElement(box)
+        page.addElement(frame)
+        document.presentation.addElement(page)
+    return _saved(document, "write")
+
+
 def hwpx(size: int) -> bytes:
     return bytes(_hancom(size).to_bytes())
 
@@ -217,12 +314,78 @@ def rtf(size: int) -> bytes:
     return f"{{\\rtf1\\ansi\\ansicpg949\\uc1{{\\fonttbl{{\\f0 Arial;}}}}{body}}}".encode("ascii")
 
 
+def mail(size: int) -> bytes:
+    message = EmailMessage()
+    message["From"], message["To"] = "kim@example.org", "lee@example.org"
+    message["Subject"] = "주간 보고"
+    message.set_content(text(size).decode())
+    return bytes(message)
+
+
+def outlook_message(size: int) -> bytes:
+    from tests.unit.compound_file import outlook_message as written
+
+    return written(subject="주간 보고", body=text(size).decode())
+
+
+_MEMBERS: Final = 10
+
+
+def _parts(size: int) -> dict[str, bytes]:
+    return {f"{at}.txt": text(max(1, size // _MEMBERS)) for at in range(_MEMBERS)}
+
+
+def zipped(size: int) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in _parts(size).items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def tarred(size: int) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in _parts(size).items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def sevenzipped(size: int) -> bytes:
+    import py7zr
+
+    stream = io.BytesIO()
+    with py7zr.SevenZipFile(stream, "w") as archive:
+        for name, data in _parts(size).items():
+            archive.writestr(data, name)
+    return stream.getvalue()
+
+
+def zstandard(size: int) -> bytes:
+    from zstandard import ZstdCompressor
+
+    return bytes(ZstdCompressor().compress(text(size)))
+
+
 WRITERS: Final[Mapping[str, Callable[[int], bytes]]] = {
     "text": text,
     "Markdown": markdown,
     "HTML": html,
     "CSV": csv,
+    "TSV": tsv,
+    "JSON": json_array,
     "JSON Lines": json_lines,
+    "reStructuredText": restructured_text,
+    "XML": xml,
+    "YAML": yaml,
+    "TOML": toml,
+    "INI": ini,
+    "log": log,
+    "SubRip": subrip,
+    "WebVTT": webvtt,
+    "source code": source_code,
     "PDF": pdf,
     "Word": word,
     "Excel": excel,
@@ -230,9 +393,19 @@ WRITERS: Final[Mapping[str, Callable[[int], bytes]]] = {
     "PowerPoint": powerpoint,
     "OpenDocument text": opendocument_text,
     "OpenDocument spreadsheet": opendocument_sheet,
+    "OpenDocument presentation": opendocument_presentation,
     "HWPX": hwpx,
     "HWP 5": hwp,
     "EPUB": epub,
     "RTF": rtf,
+    "ZIP": zipped,
+    "TAR": tarred,
+    "gzip": lambda size: gzip.compress(text(size)),
+    "bzip2": lambda size: bz2.compress(text(size)),
+    "xz": lambda size: lzma.compress(text(size)),
+    "Zstandard": zstandard,
+    "7-Zip": sevenzipped,
+    "EML": mail,
+    "MSG": outlook_message,
 }
 """By the names of formats (`shared/formats.py`); the size counts paragraphs or rows."""

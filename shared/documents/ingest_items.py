@@ -22,6 +22,7 @@ from shared.database.transaction import Transaction
 from shared.jobs import jobs
 from shared.kinds.ingest import IngestDocuments, IngestResult, SourceError
 from shared.tables import IngestItem
+from shared.vocabulary import OPEN
 
 
 class Outcome(StrEnum):
@@ -190,20 +191,40 @@ def note_source(session: Session, job_id: UUID, ordinal: int, source: dict[str, 
 
 
 def still_open(session: Session, job_id: UUID, ordinals: Sequence[int]) -> list[OpenItem]:
+    """Those of the items that have no outcome, in order."""
     rows = session.execute(
-        text("""
-            SELECT i.ordinal, i.version_id, i.parent,
-                   coalesce(i.source, j.input -> 'sources' -> i.ordinal) AS source
-            FROM ingest_items i JOIN jobs j ON j.id = i.job_id
-            WHERE i.job_id = :job_id AND i.ordinal = ANY(:ordinals) AND i.outcome IS NULL
-            ORDER BY i.ordinal
-        """),
-        {"job_id": job_id, "ordinals": list(ordinals)},
-    )
+        select(IngestItem.ordinal, IngestItem.version_id, IngestItem.parent, IngestItem.source)
+        .where(
+            IngestItem.job_id == job_id,
+            IngestItem.ordinal.in_(ordinals),
+            IngestItem.outcome.is_(None),
+        )
+        .order_by(IngestItem.ordinal)
+    ).all()
+    in_input = [row.ordinal for row in rows if row.source is None]
+    sources = dict(zip(in_input, _sources(session, job_id, in_input), strict=True))
     return [
-        OpenItem(ordinal=n, source=source, version_id=version_id, parent=parent)
-        for n, version_id, parent, source in rows
+        OpenItem(
+            ordinal=row.ordinal,
+            source=as_object(sources.get(row.ordinal, row.source)),
+            version_id=row.version_id,
+            parent=row.parent,
+        )
+        for row in rows
     ]
+
+
+def _sources(session: Session, job_id: UUID, ordinals: Sequence[int]) -> list[Any]:
+    """Entries of the job's input, by one expression: each would unpack all of the input anew."""
+    if not ordinals:
+        return []
+    sources = session.scalar(
+        text("""
+            SELECT jsonb_path_query_array(input, CAST(:path AS jsonpath)) FROM jobs WHERE id = :id
+        """),
+        {"id": job_id, "path": f"$.sources[{','.join(map(str, ordinals))}]"},
+    )
+    return list(sources or ())
 
 
 def hold(session: Session, job_id: UUID, ordinals: Sequence[int]) -> set[int]:
@@ -230,13 +251,44 @@ def settings_of(session: Session, job_id: UUID) -> dict[str, Any]:
     return value
 
 
-def assign(session: Session, job_id: UUID, ordinal: int, version_id: UUID) -> None:
-    """Write which version the item became."""
+def assign(session: Session, job_id: UUID, version_ids: Mapping[int, UUID]) -> None:
+    """Note which versions items became, by their ordinals."""
     session.execute(
-        update(IngestItem)
-        .where(IngestItem.job_id == job_id, IngestItem.ordinal == ordinal)
-        .values(version_id=version_id)
+        text("""
+            UPDATE ingest_items i SET version_id = v.version_id
+            FROM unnest(CAST(:ordinals AS int[]), CAST(:version_ids AS uuid[]))
+                v (ordinal, version_id)
+            WHERE i.job_id = :job_id AND i.ordinal = v.ordinal
+        """),
+        {
+            "job_id": job_id,
+            "ordinals": list(version_ids),
+            "version_ids": list(version_ids.values()),
+        },
     )
+
+
+def is_grown(session: Session, version_id: UUID, *, but: tuple[UUID, int]) -> bool:
+    """Whether a version has no chunks by its own count yet, and an open item other than this one
+    (the job and the ordinal) is about to write them."""
+    job_id, ordinal = but
+    row = session.execute(
+        text("""
+            SELECT true FROM versions v
+            JOIN ingest_items i ON i.version_id = v.id AND i.outcome IS NULL
+            JOIN jobs j ON j.id = i.job_id AND j.state = ANY(:open)
+            WHERE v.id = :version_id AND v.chunk_count = 0
+                  AND (i.job_id <> :job_id OR i.ordinal <> :ordinal)
+            LIMIT 1
+        """),
+        {
+            "version_id": version_id,
+            "job_id": job_id,
+            "ordinal": ordinal,
+            "open": [state.value for state in OPEN],
+        },
+    )
+    return row.first() is not None
 
 
 def count_chunks(session: Session, job_id: UUID) -> int:
@@ -292,33 +344,52 @@ def settle_failed(session: Transaction, job_id: UUID, messages: Mapping[int, str
 
 
 def settle_version(
+    session: Transaction, job_id: UUID, version_id: UUID, outcome: Outcome, *, message: str = ""
+) -> None:
+    """Settle the job's open items of a version that gave it no chunks."""
+    settle_versions(session, job_id, {version_id: 0}, outcome, message=message)
+
+
+def settle_versions(
     session: Transaction,
     job_id: UUID,
-    version_id: UUID,
+    chunks: Mapping[UUID, int],
     outcome: Outcome,
     *,
-    chunks: int = 0,
     message: str = "",
 ) -> None:
-    """Settle the job's open items of one version: the first with `outcome`, others as skipped."""
-    ordinals = session.scalars(
-        select(IngestItem.ordinal)
-        .where(
-            IngestItem.job_id == job_id,
-            IngestItem.version_id == version_id,
-            IngestItem.outcome.is_(None),
-        )
-        .order_by(IngestItem.ordinal)
-    ).all()
-    if not ordinals:
+    """Settle the job's open items of these versions, which have so many chunks: the first of each
+    as told, its duplicates as skipped."""
+    if not chunks:
         return
-    settle(session, job_id, ordinals[:1], outcome, message)
-    settle(session, job_id, ordinals[1:], Outcome.SKIPPED)
-    session.execute(
-        update(IngestItem)
-        .where(IngestItem.job_id == job_id, IngestItem.ordinal == ordinals[0])
-        .values(chunks=chunks)
-    )
+    settled = session.execute(
+        text("""
+            WITH item AS (
+                SELECT i.ordinal, v.chunks,
+                       row_number() OVER (PARTITION BY i.version_id ORDER BY i.ordinal) = 1 AS first
+                FROM unnest(CAST(:ids AS uuid[]), CAST(:chunks AS int[])) v (id, chunks)
+                JOIN ingest_items i ON i.job_id = :job_id AND i.version_id = v.id
+                WHERE i.outcome IS NULL
+            )
+            UPDATE ingest_items i SET
+                outcome = CASE WHEN item.first THEN :outcome ELSE :skipped END,
+                message = CASE WHEN item.first THEN CAST(:message AS text) END,
+                chunks = CASE WHEN item.first THEN item.chunks ELSE i.chunks END
+            FROM item
+            WHERE i.job_id = :job_id AND i.ordinal = item.ordinal AND i.outcome IS NULL
+            RETURNING i.ordinal
+        """),
+        {
+            "job_id": job_id,
+            "ids": list(chunks),
+            "chunks": list(chunks.values()),
+            "outcome": outcome.value,
+            "skipped": Outcome.SKIPPED.value,
+            "message": message or None,
+        },
+    ).all()
+    if settled:
+        jobs.advance(session, job_id, len(settled))
 
 
 @dataclass(frozen=True, kw_only=True)

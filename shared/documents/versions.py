@@ -6,14 +6,16 @@ transaction. Retired and abandoned versions wait for the collector, which delete
 rows last. The row of the document is the lock for all of this.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import delete, exists, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -53,6 +55,8 @@ class Content:
     """The client's id of the document, which does not depend on `source`."""
     container: str | None = None
     """The name of the source that contains the document, such as an archive."""
+    is_growing: bool = False
+    """Whether its chunks are none of these, but come later (`grow`), until `end_growth`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,60 +228,186 @@ def retire_missing(
 def begin(
     session: Session, document: Document, content: Content, *, skip_existing: bool
 ) -> UUID | None:
-    """Write a pending version of a locked document, or return the one with the same content.
+    """As `begin_all` of one document."""
+    return begin_all(session, [(document, content)], skip_existing=skip_existing)[0]
 
-    The newest version alone is used again: an older one would not become live any more. None if the
-    live version has this content already. Raises Unavailable while the document is erased.
+
+def begin_all(
+    session: Session, items: Sequence[tuple[Document, Content]], *, skip_existing: bool
+) -> list[UUID | None]:
+    """Write a pending version of each of some locked documents, of which none comes twice, or join
+    the one with the same content.
+
+    It is joined only if it is the newest: an older one would not become live any more. None where
+    the live version is already the wanted one. Raises Unavailable while a document is erased.
     """
-    if document.erasing_at is not None:
-        raise Unavailable(f"{content.source} is being erased; it is ingested again after that.")
-    if content.container is not None:
-        document.container = content.container
-    live_hash = session.scalar(
-        select(Version.content_hash).where(Version.id == document.live_version_id)
+    for document, content in items:
+        if document.erasing_at is not None:
+            raise Unavailable(f"{content.source} is being erased; it is ingested again after that.")
+        if content.container is not None:
+            document.container = content.container
+    live = _live_hashes(session, [document for document, _ in items])
+    todo = [
+        (document, content)
+        for document, content in items
+        if not (live_hash := live.get(document.id))
+        or not (skip_existing or live_hash == content.content_hash)
+    ]
+    pending, newest = _unfinished(session, todo)
+    ids: dict[UUID, UUID] = {}
+    written: list[tuple[UUID, Document, Content]] = []
+    for document, content in todo:
+        joined = pending.get((document.id, content.content_hash))
+        if joined is not None and joined == newest[document.id]:
+            ids[document.id] = joined
+            continue
+        if joined is not None:
+            _set_state(session, joined, VersionState.RETIRED)
+        ids[document.id] = new_id(after=newest.get(document.id))
+        written.append((ids[document.id], document, content))
+    if written:
+        rows = [
+            {
+                "id": version_id,
+                "document_id": document.id,
+                "state": VersionState.PENDING.value,
+                "sha256": content.sha256,
+                "content_hash": content.content_hash,
+                "size_bytes": content.size_bytes,
+                "meta": content.metadata,
+                "attributes": content.attributes,
+                "chunk_count": len(content.chunks),
+            }
+            for version_id, document, content in written
+        ]
+        session.execute(insert(Version), rows)
+        _insert_chunks(
+            session,
+            chain.from_iterable(_rows(id_, 0, content.chunks) for id_, _, content in written),
+        )
+    return [ids.get(document.id) for document, _ in items]
+
+
+def _live_hashes(session: Session, documents: Sequence[Document]) -> dict[UUID, str]:
+    """Those of the live versions, by the ids of their documents."""
+    ids = [document.live_version_id for document in documents if document.live_version_id]
+    if not ids:
+        return {}
+    rows = session.execute(
+        select(Version.document_id, Version.content_hash).where(Version.id.in_(ids))
     )
-    if live_hash is not None and (skip_existing or live_hash == content.content_hash):
-        return None
-    pending = session.scalar(
-        select(Version.id)
+    return {row.document_id: row.content_hash for row in rows}
+
+
+def _unfinished(
+    session: Session, items: Sequence[tuple[Document, Content]]
+) -> tuple[dict[tuple[UUID, str], UUID], dict[UUID, UUID]]:
+    """The pending versions with these contents, which are locked, by their documents and hashes;
+    and the newest version of each document."""
+    if not items:
+        return {}, {}
+    ids = [document.id for document, _ in items]
+    pending = session.execute(
+        select(Version.document_id, Version.content_hash, Version.id)
         .where(
-            Version.document_id == document.id,
-            Version.content_hash == content.content_hash,
+            Version.document_id.in_(ids),
+            Version.content_hash.in_({content.content_hash for _, content in items}),
             Version.state == VersionState.PENDING,
         )
+        .order_by(Version.id)
         .with_for_update()
     )
-    newest = session.scalar(
-        select(Version.id)
-        .where(Version.document_id == document.id)
-        .order_by(Version.id.desc())
-        .limit(1)
+    waiting = {(document_id, content_hash): id_ for document_id, content_hash, id_ in pending}
+    newest = session.execute(
+        select(Version.document_id, Version.id)
+        .where(Version.document_id.in_(ids))
+        .ext(distinct_on(Version.document_id))
+        .order_by(Version.document_id, Version.id.desc())
     )
-    if pending is not None:
-        if pending == newest:
-            return pending
-        _set_state(session, pending, VersionState.RETIRED)
-    version_id = new_id(after=newest)
-    session.execute(
-        insert(Version).values(
-            id=version_id,
-            document_id=document.id,
-            state=VersionState.PENDING.value,
-            sha256=content.sha256,
-            content_hash=content.content_hash,
-            size_bytes=content.size_bytes,
-            meta=content.metadata,
-            attributes=content.attributes,
-            chunk_count=len(content.chunks),
-        )
-    )
-    rows = (
+    return waiting, {row.document_id: row.id for row in newest}
+
+
+def _rows(
+    version_id: UUID, first: int, chunks: Iterable[tuple[int, str, dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    return (
         {"version_id": version_id, "ordinal": n, "start": start, "text": text_, "meta": meta}
-        for n, (start, text_, meta) in enumerate(content.chunks)
+        for n, (start, text_, meta) in enumerate(chunks, start=first)
     )
+
+
+def _insert_chunks(session: Session, rows: Iterator[dict[str, Any]]) -> None:
     while batch := list(islice(rows, _ROWS_AT_ONCE)):
         session.execute(insert(Chunk), batch)
-    return version_id
+
+
+# A version whose chunks come in several transactions has none by its own count, and is no content
+# that another one joins, until its growth has ended. One attempt at a time lets it grow.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How far a version has grown."""
+
+    chunk_count: int | None
+    """Of one that has ended growing."""
+    ordinal: int
+    """Of the next chunk."""
+    start: int
+    """From where on the text is not in chunks yet."""
+
+
+def resume_growth(session: Session, version_id: UUID) -> Growth:
+    """Where an attempt goes on, which may find that another one was lost on the way: the last chunk
+    is taken away, for text behind it may belong to it."""
+    chunk_count = session.scalar(select(Version.chunk_count).where(Version.id == version_id))
+    if chunk_count:
+        return Growth(chunk_count=chunk_count, ordinal=chunk_count, start=0)
+    last = session.execute(
+        select(Chunk.ordinal, Chunk.start)
+        .where(Chunk.version_id == version_id)
+        .order_by(Chunk.ordinal.desc())
+        .limit(1)
+    ).first()
+    if last is None:
+        return Growth(chunk_count=None, ordinal=0, start=0)
+    session.execute(
+        delete(Chunk)
+        .where(Chunk.version_id == version_id, Chunk.ordinal == last.ordinal)
+        .execution_options(synchronize_session=False)
+    )
+    return Growth(chunk_count=None, ordinal=last.ordinal, start=last.start)
+
+
+def grow(
+    session: Session,
+    version_id: UUID,
+    first: int,
+    chunks: Sequence[tuple[int, str, dict[str, Any]]],
+) -> bool:
+    """Add the next chunks; False where the version is no longer to become live."""
+    if not _hold_pending(session, version_id):
+        return False
+    _insert_chunks(session, _rows(version_id, first, chunks))
+    return True
+
+
+def end_growth(session: Session, version_id: UUID, chunk_count: int) -> bool:
+    """It has all its chunks; False where it is no longer to become live."""
+    if not _hold_pending(session, version_id):
+        return False
+    session.execute(update(Version).where(Version.id == version_id).values(chunk_count=chunk_count))
+    return True
+
+
+def _hold_pending(session: Session, version_id: UUID) -> bool:
+    """Whether it is pending, and stays so until the commit."""
+    held = session.scalar(
+        select(Version.id)
+        .where(Version.id == version_id, Version.state == VersionState.PENDING)
+        .with_for_update()
+    )
+    return held is not None
 
 
 def live_or_pending(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
@@ -400,52 +530,93 @@ class EmbeddingOutcome:
     chunk_count: int = 0
 
 
-def note_embedded(session: Session, part: ChunkRange) -> EmbeddingOutcome:
-    """Write that the part has vectors; make the version live if it is complete now.
+_NOTE: Final = text("""
+    UPDATE versions v SET embedded = v.embedded + int4multirange(int4range(p.first, p.behind))
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:firsts AS int[]), CAST(:ends AS int[]))
+        p (id, first, behind)
+    WHERE v.id = p.id
+    RETURNING v.id, v.state, v.chunk_count, v.embedded @> int4range(0, v.chunk_count) AS complete
+""")
+_ENLIVEN: Final = text("""
+    WITH alive AS (
+        UPDATE versions SET state = 'live' WHERE id = ANY(:ids) RETURNING id, document_id)
+    UPDATE documents d SET live_version_id = alive.id, updated_at = now()
+    FROM alive WHERE d.id = alive.document_id
+""")
 
-    Its document must be locked (`lock_documents_of`). A version older than the live one is retired,
-    so that the newest content stays.
+
+def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[EmbeddingOutcome]:
+    """Note that the parts have vectors; make those versions live that are now complete.
+
+    Their documents must be locked (`lock_documents_of`). A version older than the live one loses:
+    it is retired, so that the newest content stays.
     """
-    document = session.scalars(
-        select(Document)
-        .join(Version, Version.document_id == Document.id)
-        .where(Version.id == part.version_id)
+    if len({part.version_id for part in parts}) < len(parts):
+        return [embedded for part in parts for embedded in note_embedded(session, [part])]
+    ids = [part.version_id for part in parts]
+    found = session.execute(
+        select(Version.id, Document)
+        .join(Document, Document.id == Version.document_id)
+        .where(Version.id.in_(ids))
         .execution_options(populate_existing=True)
-    ).first()
-    if document is None:
-        return EmbeddingOutcome(state=None)
-    row = session.execute(
-        text("""
-            UPDATE versions SET embedded = embedded + int4multirange(int4range(:first, :end))
-            WHERE id = :id
-            RETURNING state, chunk_count, embedded @> int4range(0, chunk_count) AS complete
-        """),
-        {"id": part.version_id, "first": part.first, "end": part.end},
-    ).one()
-    state = VersionState(row.state)
-    if state is not VersionState.PENDING or not row.complete:
-        return EmbeddingOutcome(
-            state=state,
-            by_another=state is VersionState.LIVE,
-            superseded=state is VersionState.RETIRED and document.erasing_at is None,
-            chunk_count=row.chunk_count,
-        )
+    )
+    documents = {row.id: row.Document for row in found}
+    values = {
+        "ids": ids,
+        "firsts": [part.first for part in parts],
+        "ends": [part.end for part in parts],
+    }
+    rows = {row.id: row for row in session.execute(_NOTE, values)}
+    counts = Counter(document.id for document in documents.values())
+    fresh: list[UUID] = []
+    noted: list[EmbeddingOutcome] = []
+    for part in parts:
+        row, document = rows.get(part.version_id), documents.get(part.version_id)
+        if row is None or document is None:
+            noted.append(EmbeddingOutcome(state=None))
+            continue
+        state = VersionState(row.state)
+        if state is not VersionState.PENDING or not row.complete:
+            noted.append(
+                EmbeddingOutcome(
+                    state=state,
+                    by_another=state is VersionState.LIVE,
+                    superseded=state is VersionState.RETIRED and document.erasing_at is None,
+                    chunk_count=row.chunk_count,
+                )
+            )
+            continue
+        if document.live_version_id is None and counts[document.id] == 1:
+            fresh.append(part.version_id)
+            noted.append(EmbeddingOutcome(state=VersionState.LIVE, chunk_count=row.chunk_count))
+        else:
+            noted.append(_take_over(session, document, part.version_id, row.chunk_count))
+        in_parts = part.end - part.first < row.chunk_count  # and others have left postings
+        if in_parts and noted[-1].state is VersionState.LIVE:
+            lexical.publish(session, part.version_id)
+    if fresh:
+        session.execute(_ENLIVEN, {"ids": fresh})
+    return noted
+
+
+def _take_over(
+    session: Session, document: Document, version_id: UUID, chunk_count: int
+) -> EmbeddingOutcome:
+    """Make a complete version live in the place of the one that is, unless that is newer."""
     old = document.live_version_id
-    if old is not None and old > part.version_id:
-        _set_state(session, part.version_id, VersionState.RETIRED)
+    if old is not None and old > version_id:
+        _set_state(session, version_id, VersionState.RETIRED)
         return EmbeddingOutcome(state=VersionState.RETIRED, superseded=True)
     if old is not None:
         lexical.bury(session, [old])
         _set_state(session, old, VersionState.RETIRED)
-    _set_state(session, part.version_id, VersionState.LIVE)
-    if part.end - part.first < row.chunk_count:  # else no other step has left postings
-        lexical.publish(session, part.version_id)
-    document.live_version_id = part.version_id
+    _set_state(session, version_id, VersionState.LIVE)
+    document.live_version_id = version_id
     document.updated_at = func.now()
     session.flush()
     return EmbeddingOutcome(
         state=VersionState.LIVE,
-        chunk_count=row.chunk_count,
+        chunk_count=chunk_count,
         replaced=next(iter(garbage_where(session, Version.id == old)), None),
     )
 

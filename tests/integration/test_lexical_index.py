@@ -86,7 +86,7 @@ def write(
         with process.ledger.begin() as session:
             versions.lock_documents_of(session, [version_id])
             new.write_parts(session, collection_id)
-            noted = versions.note_embedded(session, part)
+            (noted,) = versions.note_embedded(session, [part])
             new.write_whole(session, collection_id, [(version_id, noted)])
     indexing.merge_soon(process, collection_id)
 
@@ -314,7 +314,7 @@ def test_parts_of_a_large_version_are_merged_before_it_is_live(
         with process.ledger.begin() as session:
             versions.lock_documents_of(session, [version_id])
             new.write_parts(session, collection_id)
-            versions.note_embedded(session, part)
+            versions.note_embedded(session, [part])
         indexing.merge_soon(process, collection_id)
         result = compare(process, lexical_of(process), collection_id)
         assert result.live_chunks == (8 if first == 2 else 0)

@@ -1,8 +1,9 @@
 """Each parser and each splitter takes time in proportion to its input, whatever that input is.
 
-Measured is the growth of the processor time of this thread over three doublings, the least of
-several runs, and never a number of seconds: linear work grows 8 times, quadratic work 64 times.
-A case is measured again before it fails, for others use the same caches.
+Measured is the growth of the processor time of this thread over three doublings (two of what takes
+long), the least of several runs, and never a number of seconds: linear work grows 8 times,
+quadratic work 64 times. A case is measured again before it fails, for others use the same caches.
+Documents that are no text are in `test_format_costs.py`.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from shared.config import IngestSettings
 from shared.errors import DocumentError
+from shared.formats import FORMATS
 from shared.kinds.ingest import CsvOptions, LoadOptions, Splitter, SplitterType
 from workers.ingest.load import LoadedText, TextPassage, Window, load, split
 
@@ -41,20 +43,25 @@ def seconds(action: Callable[[], object]) -> float:
         gc.enable()
 
 
-def assert_linear(action_of: Callable[[int], Callable[[], object]], size: int = CHARS) -> None:
+def assert_linear(
+    action_of: Callable[[int], Callable[[], object]],
+    size: int = CHARS,
+    least: int = LEAST_CHARS,
+    doublings: int = DOUBLINGS,
+) -> None:
     action = action_of(size)
     action()  # what is made once, such as compiled patterns
-    while size // 2 >= LEAST_CHARS and seconds(action) > 2 * MEASURABLE_S:
+    while size // 2 >= least and seconds(action) > 2 * MEASURABLE_S:
         size //= 2
         action = action_of(size)
-    larger = action_of(size * 2**DOUBLINGS)
+    larger = action_of(size * 2**doublings)
     small, large = float("inf"), float("inf")
     for _ in range(TRIES):
         small = min(small, *(seconds(action) for _ in range(RUNS)))
         large = min(large, seconds(larger))
-        if large < max(small, MEASURABLE_S) * PER_DOUBLING**DOUBLINGS:
+        if large < max(small, MEASURABLE_S) * PER_DOUBLING**doublings:
             return
-    raise AssertionError(f"{2**DOUBLINGS} times the input takes {large / small:.0f} times the work")
+    raise AssertionError(f"{2**doublings} times the input takes {large / small:.0f} times the work")
 
 
 LARGE = IngestSettings.model_construct(max_document_chars=10**8, max_document_chunks=10**8)
@@ -123,6 +130,10 @@ TABLES: dict[str, Make] = {
     "one delimiter in each row": lines("a,b\na;b\na\tb\na|b\n"),
     "equal signs": lines("=", first="sep"),
     "comments": lines("# x\n", first="a,b\n"),
+    "blank lines between rows": lines("1,2\n\n", first="a,b\n"),
+    "several tables": lambda size: (
+        "a,b\n1,2\n" + "\n".join("c,d,e\n" + "1,2,3\n" * (size // 300) for _ in range(50))
+    ),
     "comments with delimiters": lines("# x, y\n1,2\n", first="# a, b\n"),
     "comments with quotes": lines('# "x, y\n1,"2"\n', first="a,b\n"),
 }
@@ -280,7 +291,7 @@ HTML: dict[str, Make] = {
 
 @pytest.mark.parametrize("make", HTML.values(), ids=HTML)
 def test_html(make: Make) -> None:
-    assert_linear(loading(make, "a.html"))
+    assert_linear(loading(make, "a.html"), doublings=2)
 
 
 SENTENCE = "<p>A sentence that is long enough to be taken for one of an article, and no link.</p>"
@@ -305,29 +316,97 @@ PAGES: dict[str, Make] = {
 
 @pytest.mark.parametrize("make", PAGES.values(), ids=PAGES)
 def test_main_content(make: Make) -> None:
-    assert_linear(loading(lambda size: f"<html><body>{make(size)}</body></html>", "a.html"))
+    """The library takes milliseconds for each kilobyte."""
+    page = loading(lambda size: f"<html><body>{make(size)}</body></html>", "a.html")
+    assert_linear(page, size=LEAST_CHARS, doublings=2)
 
 
-PLAIN_FORMATS: dict[str, Make] = {
-    "a.xml": lambda size: "<r>" + '<i a="1"><b>x</b></i>' * (size // 20) + "</r>",
-    "b.xml": lambda size: "<r>" + "<p>x <b>y</b></p>" * (size // 17) + "</r>",
-    "a.log": lines("2024-03-01 10:00:00 x\n"),
-    "blank.csv": lines("1,2\n\n", first="a,b\n"),
-    "tables.csv": lambda size: (
-        "a,b\n1,2\n" + "\n".join("c,d,e\n" + "1,2,3\n" * (size // 300) for _ in range(50))
-    ),
-    "b.log": lines("[ \x1b[\n"),
-    "a.srt": lines("1\n00:00:01,000 --> 00:00:02,000\na\n\n"),
-    "b.srt": lines("- a <v x\n1\n", first="00:00:01,000 --> 00:00:02,000\n"),
-    "a.yaml": lines("a: b\n"),
-    "a.toml": lines("[a]\n" + 3 * "'" + "\n"),
-    "a.md": lambda size: "---\n" + "a: b\n" * min(size // 5, 12_000) + "---\n# x",
-}
+def deep(opening: str, closing: str, depth: int) -> Make:
+    """Nested to a fixed depth, as often as the size allows."""
+    return lines(opening * depth + "a" + closing * depth)
 
 
-@pytest.mark.parametrize("name", PLAIN_FORMATS)
-def test_plain_formats(name: str) -> None:
-    assert_linear(loading(PLAIN_FORMATS[name], name))
+PLAIN_FORMATS: dict[str, dict[str, Make]] = {
+    "reStructuredText": {
+        "sections": numbered("a{}\n=======\n\nb\n\n"),
+        "paragraphs": lines("a *b* ``c`` `d`_\n\n"),
+        "items": lines("* a\n\n"),
+        "references": numbered(".. _a{}: b\n\n"),
+        "directives": lines(".. note:: a\n\n"),
+        "signs": lines("* ` | _ \n\n"),
+    },
+    "XML": {
+        "elements": lines('<i a="1"><b>x</b></i>', first="<r>", last="</r>"),
+        "mixed text": lines("<p>x <b>y</b></p>", first="<r>", last="</r>"),
+        "nested elements": lambda size: f"<r>{deep('<a>', '</a>', 60)(size)}</r>",
+        "attributes": lambda size: "<r " + numbered("a{}='1' ")(min(size, 40_000)) + ">x</r>",
+        "entities": lines("&amp;", first="<r>", last="</r>"),
+        "comments": lines("<!-- -->", first="<r>", last="x</r>"),
+        "CDATA": lines("<![CDATA[x]]>", first="<r>", last="</r>"),
+        "names": numbered("<a{0}>x</a{0}>", first="<r>", last="</r>"),
+    },
+    "YAML": {
+        "keys": numbered("a{}: b\n"),
+        "items": lines("- a\n"),
+        "documents": lines("---\na: b\n"),
+        "nested lists": lines("- " + "[" * 15 + "a" + "]" * 15 + "\n"),
+        "a long string": lines("a ", first='a: "', last='"'),
+        "escapes": lines("\\u0041", first='a: "', last='"'),
+        "a folded text": lines("  a\n", first="a: >\n"),
+        "comments": lines("# a\n", last="a: b"),
+        "anchors": numbered("- &a{} b\n"),
+    },
+    "TOML": {
+        "open strings": lines("[a]\n" + 3 * "'" + "\n"),
+        "keys": numbered("a{} = 1\n"),
+        "tables": numbered("[a{}]\nb = 1\n"),
+        "arrays of tables": lines("[[a]]\nb = 1\n"),
+        "arrays": lines("1,", first="a = [", last="]"),
+        "a long string": lines("a ", first='a = """', last='"""'),
+    },
+    "INI": {
+        "sections": numbered("[a{}]\nb = 1\n"),
+        "keys": numbered("a{} = 1\n", first="[a]\n"),
+        "continued lines": lines("  a\n", first="[a]\nb = 1\n"),
+        "comments": lines("; a\n", last="[a]\nb = 1"),
+    },
+    "log": {
+        "entries": lines("2024-03-01 10:00:00 x\n"),
+        "colors": lines("[ \x1b[\n"),
+        "a long line": lines("2024-03-01 10:00:00 "),
+        "traces": lines("  at a\n", first="2024-03-01 10:00:00 ERROR x\n"),
+    },
+    "SubRip": {
+        "cues": lines("1\n00:00:01,000 --> 00:00:02,000\na\n\n"),
+        "a long cue": lines("- a <v x\n1\n", first="00:00:01,000 --> 00:00:02,000\n"),
+        "tags": lines("<i>", first="1\n00:00:01,000 --> 00:00:02,000\n", last="a"),
+    },
+    "WebVTT": {
+        "cues": lines("00:01.000 --> 00:02.000\na\n\n", first="WEBVTT\n\n"),
+        "notes": lines("NOTE a\n\n", first="WEBVTT\n\n", last="00:01.000 --> 00:02.000\na"),
+        "settings": lines(" a:b", first="WEBVTT\n\n00:01.000 --> 00:02.000", last="\na"),
+    },
+    "source code": {
+        "functions": lines("def f():\n    pass\n\n"),
+        "a long line": lines("a + "),
+    },
+    "Markdown": {
+        "front matter": lambda size: "---\n" + "a: b\n" * min(size // 5, 12_000) + "---\n# x",
+    },
+}  # fmt: skip
+PLAIN_CASES = [(name, case) for name, cases in PLAIN_FORMATS.items() for case in cases]
+COSTS_OF_TEXTS: dict[str, object] = {
+    "text": BYTES, "HTML": HTML, "CSV": TABLES, "TSV": TABLES, "JSON": JSON, "JSON Lines": JSON,
+    **PLAIN_FORMATS,
+}  # fmt: skip
+"""Which documents are tried, by the formats that are text."""
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), PLAIN_CASES, ids=[f"{name}-{case}" for name, case in PLAIN_CASES]
+)
+def test_plain_formats(name: str, case: str) -> None:
+    assert_linear(loading(PLAIN_FORMATS[name][case], f"a{FORMATS[name].suffixes[0]}"))
 
 
 # Splitters

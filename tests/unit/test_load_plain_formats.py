@@ -1,18 +1,17 @@
 """Formats that are plain text with a form: front matter, reStructuredText, XML, files of settings,
-logs, subtitles, chosen fields of JSON; and whatever comes, an error is one of the document."""
+logs, subtitles, chosen fields of JSON."""
 
 import json
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.errors import DocumentError
-from shared.formats import FORMATS, Format
+from shared.formats import FORMATS
 from shared.kinds.ingest import JsonOptions, LoadOptions, Splitter, SplitterType
 from tests.unit.documents import read, refusal
 from workers.ingest.formats.texts.code import code_separators
-from workers.ingest.load import loader_of, split
+from workers.ingest.load import split
 
 PASSAGE = tuple[str, dict[str, object]]
 
@@ -672,35 +671,3 @@ def test_every_language_has_a_name_and_is_split_within_its_size(suffix: str) -> 
     pieces = list(split(loaded, Splitter(type=SplitterType.CODE, chunk_size=60, chunk_overlap=0)))
     assert all(len(piece.text) <= 60 for piece in pieces)
     assert all(f"f{n}(x)" in "".join(piece.text for piece in pieces) for n in range(20))
-
-
-# Whatever comes
-
-TEXT_FORMATS = [format_ for format_ in FORMATS.values() if format_.is_text]
-PIECES = [
-    "\n", " ", "  ", "\t", ":", "-", "=", "==\n", "--\n", "*", "`", "``", "|", "+", "#", ".", "<",
-    "..", ">", "</", "<a>", "</a>", "<![CDATA[", "]]>", "&", "&amp;", "&#0;", "<?xml", "?>", "_",
-    "<!--", "-->", "<table>", "<tr>", "<td rowspan=2>", "<h1>", "<html>", "{", "}", "[", "]", '"',
-    "'", "\\", ",", "1", "00:00:01,000 --> 00:00:02,000\n", "WEBVTT\n", "2024-03-01 10:00:00 ",
-    "::\n\n  ", ".. note:: ", "---\n", "+++\n", "a: b\n", "[x]\n", "한", "\u0301", "😀", "\x00",
-    "\x1b[", "null", "def f():\n", "+---+\n", "* a\n", "1. a\n", ".. [1] x\n", "|x|_ ", ":a:`b`",
-]  # fmt: skip
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.sampled_from(TEXT_FORMATS),
-    st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
-    st.integers(0, 50),
-)
-def test_whatever_comes_is_read_or_refused(format_: Format, made: str, at: int) -> None:
-    example = loader_of(format_).example.decode()
-    text = example[:at] + made + example[at:]
-    try:
-        loaded = read(text.encode(), f"a{format_.suffixes[0]}")
-    except DocumentError as error:
-        if "It may be damaged" in error.message:  # something else that `load` has caught
-            raise
-        return
-    for type_ in (SplitterType.HTML, SplitterType.SENTENCE, SplitterType.RECURSIVE):
-        list(split(loaded, Splitter(type=type_, chunk_size=20, chunk_overlap=5)))

@@ -23,7 +23,7 @@ from functools import cache, lru_cache, partial
 from itertools import pairwise
 from math import isfinite
 from pkgutil import resolve_name
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import regex
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -49,6 +49,7 @@ from workers.ingest.formats.loader import (
 from workers.ingest.formats.sniffing import format_of, split_content_type
 from workers.ingest.formats.texts import markdown
 from workers.ingest.formats.texts.code import code_separators
+from workers.ingest.formats.texts.large_text import SECTION_CHARS
 from workers.ingest.formats.texts.text import storable
 
 log = logging.getLogger(__name__)
@@ -575,6 +576,8 @@ def _may_be_within(text: str, at: int) -> bool:
 Spans = Callable[[str], Iterator[tuple[int, int]]]
 """Text -> start and end of each piece of it; the pieces are stripped and never empty."""
 
+_KEPT_CHARS: Final = 2 * SECTION_CHARS
+"""More than pieces that are counted and divided together may reach back."""
 _SPACES: Final = re.compile(r"\s+")
 _PARAGRAPH_GAP: Final = "\n\n"
 _SEPARATORS: Final = (_PARAGRAPH_GAP, "\n", " ", "")
@@ -660,6 +663,104 @@ def _window_of(tokenizer: Tokenizer, size: int) -> Window:
         return {n: count for n, count in enumerate(counts) if count > size}
 
     return Window(tokens=size, tokenizer=tokenizer, overlong=overlong)
+
+
+def split_sections(
+    sections: Iterator[str],
+    splitter: Splitter,
+    *,
+    start: int = 0,
+    tokenizer: Tokenizer | None = None,
+    window: Window | None = None,
+) -> Iterator[Piece]:
+    """The pieces of a plain text that comes in sections, from the place `start` of it on; as those
+    that `split` gives, but for where a section ends within a long paragraph. No more than some
+    sections are held. The splitter `markdown` needs the whole text."""
+    recent = _Recent()
+    by_size = _spans_of(splitter, tokenizer, window, _SEPARATORS)
+    spans = _spans_of_sections(_from(sections, start, recent), recent, splitter, by_size)
+    if window is not None:
+        spans = _fitting(spans, recent, splitter, window)
+    for span in spans:
+        yield Piece(text=recent[span.start : span.end], start=span.start, metadata=span.own)
+
+
+class Slices(Protocol):
+    """A text, or what is at hand of one, by places in the whole."""
+
+    def __getitem__(self, places: slice, /) -> str: ...
+
+
+class _Recent:
+    """The last sections of a text, by places in the whole."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self.start = self.end = 0
+
+    def skip(self, chars: int) -> None:
+        """Before anything is added."""
+        self.start = self.end = self.end + chars
+
+    def add(self, section: str) -> None:
+        self._text = self._text[-_KEPT_CHARS:] + section
+        self.end += len(section)
+        self.start = self.end - len(self._text)
+
+    def __getitem__(self, places: slice, /) -> str:
+        assert self.start <= places.start <= places.stop <= self.end, "that text has gone"
+        return self._text[places.start - self.start : places.stop - self.start]
+
+
+def _from(sections: Iterator[str], start: int, recent: _Recent) -> Iterator[str]:
+    for section in sections:
+        if recent.end + len(section) <= start:
+            recent.skip(len(section))
+        elif recent.end < start:
+            cut = start - recent.end
+            recent.skip(cut)
+            yield section[cut:]
+        else:
+            yield section
+
+
+def _spans_of_sections(
+    sections: Iterator[str], recent: _Recent, splitter: Splitter, spans: Spans
+) -> Iterator["_Span"]:
+    """The last piece of a section is split again with the next one, for it may become longer; but
+    not behind a paragraph that is longer than a piece, which nothing is joined to."""
+    own: Metadata = {}
+    start: int | None = None
+    section = next(sections, None)
+    while section is not None:
+        if start is None:
+            start = recent.end
+        recent.add(section)
+        section = next(sections, None)
+        text = recent[start : recent.end]
+        last: _Span | None = None
+        for first, end in spans(text):
+            if last is not None:
+                yield last
+            last = _Span(0, start + first, start + end, own)
+        begun = None
+        if last is not None and section is not None and _goes_on_behind(text, splitter):
+            begun = last.start
+            while begun > start and recent[begun - 1 : begun].isspace():
+                begun -= 1
+        if begun is None or recent.end - begun > SECTION_CHARS // 2:
+            start = recent.end
+            if last is not None:
+                yield last
+        else:
+            start = begun
+
+
+def _goes_on_behind(text: str, splitter: Splitter) -> bool:
+    if splitter.type not in (SplitterType.RECURSIVE, SplitterType.CODE, SplitterType.HTML):
+        return True
+    separator = next(sign for sign in _SEPARATORS if sign in text)
+    return not separator or len(text) - text.rfind(separator) < splitter.size
 
 
 class _Span(NamedTuple):
@@ -916,7 +1017,7 @@ _ENDS: Final = (_PARAGRAPH_END, _LINE_END, _SENTENCE_END, _CLAUSE_END, _WORD_END
 
 
 def _fitting(
-    spans: Iterator[_Span], text: str, splitter: Splitter, window: Window
+    spans: Iterator[_Span], text: Slices, splitter: Splitter, window: Window
 ) -> Iterator[_Span]:
     """Spans that fit are left as they are. Those that do not, one behind the other in a passage,
     are joined and divided anew, so that nothing overlaps but neighbours."""
@@ -937,7 +1038,7 @@ def _fitting(
         run = None if span is None or span.fits else span
 
 
-def _counted(spans: Iterator[_Span], text: str, window: Window) -> Iterator[_Span | None]:
+def _counted(spans: Iterator[_Span], text: Slices, window: Window) -> Iterator[_Span | None]:
     """The spans with whether they fit; None is the end."""
     more = True
     while more:
@@ -956,7 +1057,7 @@ def _counted(spans: Iterator[_Span], text: str, window: Window) -> Iterator[_Spa
 
 
 def _divided(
-    run: _Span, text: str, splitter: Splitter, window: Window, limit: int, rounds: int = _ROUNDS
+    run: _Span, text: Slices, splitter: Splitter, window: Window, limit: int, rounds: int = _ROUNDS
 ) -> Iterator[_Span]:
     """The run in spans of at most `limit` tokens.
 

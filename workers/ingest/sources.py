@@ -103,14 +103,18 @@ class IngestRequest:
 
     def content_hash(self, data: bytes, form: tuple[str, ...]) -> str:
         """The hash of the bytes and of all else that decides chunks, vectors and metadata."""
+        digest = self.digest(form)
+        digest.update(data)
+        return digest.hexdigest()
+
+    def digest(self, form: tuple[str, ...]) -> "hashlib._Hash":
+        """The same hash before any bytes."""
         recipe = [
             LOADER_VERSION, self.model, self.passage_prompt, self.metadata, form,
             self.splitter.model_dump(mode="json"),
             self.options.model_dump(mode="json", exclude_defaults=True),
         ]  # fmt: skip
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-        digest.update(data)
-        return digest.hexdigest()
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
 
     def recipe(self, source_type: str) -> str:
         """The hash of everything but the bytes, for a source of this type."""
@@ -208,7 +212,7 @@ def read_source(
             is_chunk=True,
         )
     content = data if text is None else text
-    format_ = _format_of(name, content_type, content)
+    format_ = known_format(name, content_type, content)
     return RawSource(
         name=name,
         data=data,
@@ -223,7 +227,7 @@ def read_source(
     )
 
 
-def _format_of(name: str, content_type: str | None, content: bytes | str) -> Format | None:
+def known_format(name: str, content_type: str | None, content: bytes | str) -> Format | None:
     """None for bytes of no known format, which loading will refuse."""
     try:
         return format_of(name, content_type, content)
@@ -277,7 +281,7 @@ def start_source(
 def _fetched(
     request: IngestRequest, name: str, page: Page, recipe: str, live_hash: str | None
 ) -> FetchedSource:
-    format_ = _format_of(page.file_name, page.content_type, page.data)
+    format_ = known_format(page.file_name, page.content_type, page.data)
     form_ = form(format_, page.content_type, page.data)
     raw = RawSource(
         name=name,
@@ -322,7 +326,7 @@ def read_object_source(
     """Read a file of a folder. Raises DocumentError, Unavailable."""
     data = read_object(source, process.settings)
     file_name = PurePosixPath(source["url"]).name
-    format_ = _format_of(file_name, None, data)
+    format_ = known_format(file_name, None, data)
     raw = RawSource(
         name=name,
         data=data,
@@ -361,7 +365,7 @@ class _Chunks(Sequence[tuple[int, str, Metadata]]):
 
     def append(self, piece: Piece) -> None:
         if self._last is None or self._last[0] is not piece.metadata:
-            self._last = piece.metadata, _chars({**self._base, **piece.metadata})
+            self._last = piece.metadata, metadata_chars({**self._base, **piece.metadata})
         self.metadata_chars += self._last[1]
         self._starts.append(piece.start)
         self._ends.append(piece.start + len(piece.text))
@@ -383,7 +387,7 @@ class _Chunks(Sequence[tuple[int, str, Metadata]]):
         return start, self._text[start:end], {**self._base, **self._metadata[at], **self._over}
 
 
-def _chars(metadata: Metadata) -> int:
+def metadata_chars(metadata: Metadata) -> int:
     """The length of keys and values. Each item of a list counts like a value with its own key."""
     return sum(
         len(key) * (len(value) if isinstance(value, list) else 1) + len(str(value))
@@ -426,11 +430,7 @@ def content_of(
     context: Context, request: IngestRequest, raw: RawSource, loaded: LoadedText, embedder: Embedder
 ) -> Content:
     """Split a loaded source. Raises DocumentError, which names the document and the remedy."""
-    if request.splitter.type is SplitterType.TOKEN and embedder.tokenizer is None:
-        raise DocumentError(
-            f"{raw.name}: {request.model} has no tokenizer to split with. Choose another "
-            "splitter than token."
-        )
+    check_splitter(request, embedder, raw.name)
     metadata = {**raw.metadata, **loaded.metadata, **request.metadata}
     if raw.is_chunk:
         chunks = _Chunks(loaded.text, metadata, {})
@@ -450,6 +450,15 @@ def content_of(
         source_id=raw.source_id,
         container=raw.container,
     )
+
+
+def check_splitter(request: IngestRequest, embedder: Embedder, name: str) -> None:
+    """Raises DocumentError if the model has no tokenizer for the splitter."""
+    if request.splitter.type is SplitterType.TOKEN and embedder.tokenizer is None:
+        raise DocumentError(
+            f"{name}: {request.model} has no tokenizer to split with. Choose another "
+            "splitter than token."
+        )
 
 
 def with_new_metadata(
@@ -487,7 +496,7 @@ def with_new_metadata(
 
     new_chunks = [(chunk.start, chunk.text, changed(as_object(chunk.meta))) for chunk in chunks]
     limit = process.settings.max_document_metadata_chars
-    if sum(_chars(metadata) for _, _, metadata in new_chunks) > limit:
+    if sum(metadata_chars(metadata) for _, _, metadata in new_chunks) > limit:
         raise DocumentError(
             f"{live.source}: has too much metadata, which each of its chunks carries: more than "
             f"{limit:,} characters together. Send less, or raise "
@@ -534,28 +543,36 @@ def _split(
     """Raises DocumentError as soon as there are too many chunks."""
     settings, splitter = context.process.settings, request.splitter
     limit = settings.max_document_chunks
-    at_most = "at most " if splitter.chunk_size is None else ""
-    too_many = DocumentError(
-        f"{name}: has more than {limit:,} chunks of {at_most}{splitter.size:,}. Choose larger "
-        "chunks, divide it, or raise SLUICE_MAX_DOCUMENT_CHUNKS."
-    )
+    too_many = too_many_chunks(name, splitter, limit)
     if least_pieces(loaded, splitter) > limit:
         raise too_many
     overrides = {key: value for key, value in request.metadata.items() if key in _PASSAGE_KEYS}
     chunks = _Chunks(loaded.text, metadata, overrides)
-    window = _window(embedder, context.check) if splitter.chunk_size is None else None
+    window = window_of(embedder, context.check) if splitter.chunk_size is None else None
     for piece in split(loaded, splitter, tokenizer=embedder.tokenizer, window=window):
         if len(chunks) == limit:
             raise too_many
         chunks.append(piece)
         if chunks.metadata_chars > settings.max_document_metadata_chars:
-            raise DocumentError(
-                f"{name}: has too much metadata, which each of its chunks carries: more than "
-                f"{settings.max_document_metadata_chars:,} characters together. Choose larger "
-                "chunks or less metadata (csv.metadata_columns, the fields beside the text), or "
-                "raise SLUICE_MAX_DOCUMENT_METADATA_CHARS."
-            )
+            raise too_much_metadata(name, settings.max_document_metadata_chars)
     return chunks
+
+
+def too_many_chunks(name: str, splitter: Splitter, limit: int) -> DocumentError:
+    at_most = "at most " if splitter.chunk_size is None else ""
+    return DocumentError(
+        f"{name}: has more than {limit:,} chunks of {at_most}{splitter.size:,}. Choose larger "
+        "chunks, divide it, or raise SLUICE_MAX_DOCUMENT_CHUNKS."
+    )
+
+
+def too_much_metadata(name: str, limit: int) -> DocumentError:
+    return DocumentError(
+        f"{name}: has too much metadata, which each of its chunks carries: more than "
+        f"{limit:,} characters together. Choose larger chunks or less metadata "
+        "(csv.metadata_columns, the fields beside the text), or raise "
+        "SLUICE_MAX_DOCUMENT_METADATA_CHARS."
+    )
 
 
 LEAST_WINDOW_TOKENS = 16
@@ -563,7 +580,7 @@ LEAST_WINDOW_TOKENS = 16
 job warns about the text that is not read."""
 
 
-def _window(embedder: Embedder, check: Callable[[], None]) -> Window | None:
+def window_of(embedder: Embedder, check: Callable[[], None]) -> Window | None:
     if embedder.readable is None or embedder.readable < LEAST_WINDOW_TOKENS:
         return None
     return Window(

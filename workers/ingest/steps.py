@@ -49,6 +49,7 @@ from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless
 from workers.ingest.formats.container import Member
 from workers.ingest.formats.loader import Utterance
 from workers.ingest.indexing import NewPostings, merge_soon
+from workers.ingest.large_texts import Grown, LargeSource, grow, large_source_of
 from workers.ingest.reader import reader_of
 from workers.ingest.sources import (
     LOAD_OPTIONS,
@@ -521,8 +522,10 @@ class _Load:
         self._writer = Writer(context, request)
         self._samples: dict[int, str] = {}
         self._warnings: list[str] = []
-        self._archives: list[int] = []
-        """Archives that are left to steps of their own."""
+        self._alone: list[int] = []
+        """Archives and large texts that are left to steps of their own."""
+        self._grown: Grown | None = None
+        """The large text that the step is for."""
         self._recordings: list[int] = []
         """Recordings that have to be transcribed first."""
         self._transcript = _transcript_of(context)
@@ -561,6 +564,10 @@ class _Load:
                 self._writer.add(item.ordinal, content)
             return
         request = request.of_source(source)
+        large = large_source_of(self._process, request, source, self._uploads)
+        if large is not None:
+            self._grow(item, name, request, large)
+            return
         raw: RawSource | None
         if source["type"] == "url":
             read_hash = self._containers.get(name, self._live.get(name))
@@ -575,6 +582,21 @@ class _Load:
         else:
             raw = read_source(self._process, request, source, self._uploads)
         self._ingest(item, name, request, raw)
+
+    def _grow(self, item: OpenItem, name: str, request: IngestRequest, source: LargeSource) -> None:
+        if len(self._context.claim.payload["ordinals"]) > 1:
+            self._alone.append(item.ordinal)
+            return
+        self._grown = grow(
+            self._context,
+            request,
+            item.ordinal,
+            source,
+            live_hash=self._live.get(name),
+            embedder=self._embedder,
+            writer=self._writer,
+        )
+        self._samples[item.ordinal] = self._grown.sample
 
     def _ingest(
         self, item: OpenItem, name: str, request: IngestRequest, raw: RawSource | None
@@ -610,7 +632,7 @@ class _Load:
                 f"{name}: is an archive, whose files are the documents: it has no id. Leave it out."
             )
         if not is_document and len(self._context.claim.payload["ordinals"]) > 1:
-            self._archives.append(item.ordinal)
+            self._alone.append(item.ordinal)
         else:
             expand(self._context, request, item, raw)
         return is_document
@@ -620,13 +642,15 @@ class _Load:
         are_all_postponed = len(pages.postponed) == len(self._items)
         if are_all_postponed and pages.tries == claim.payload.get("tries", 0):
             return Done(again_in_s=pages.wait_s)
+        if self._grown is not None and self._grown.version_id is not None:
+            return self._outcome_of(self._grown, self._grown.version_id)
         with self._process.ledger.read() as session:
             ordinals = claim.payload["ordinals"]
             members = ingest_items.open_members(session, claim.job_id, ordinals)
         size = self._process.settings.embed_step_chunks
         children = [
             *embed_steps(writer.chunk_counts, size, writer.copies),
-            *(load_step([ordinal]) for ordinal in self._archives),
+            *(load_step([ordinal]) for ordinal in self._alone),
             *(transcribe_step(ordinal) for ordinal in self._recordings),
             *_member_steps(members),
         ]
@@ -636,6 +660,24 @@ class _Load:
             result=unread_scripts(self._embedder, self._samples),
             children=children,
             warnings=_first_warnings(self._warnings),
+        )
+
+    def _outcome_of(self, grown: Grown, version_id: UUID) -> Done:
+        count = grown.chunk_count
+        if count is None:
+            return Done(again_in_s=0)
+        job_id = self._context.claim.job_id
+
+        def record(session: Transaction) -> None:
+            if grown.is_new:
+                versions.end_growth(session, version_id, count)
+            jobs.add_work(session, job_id, count)
+
+        size = self._process.settings.embed_step_chunks
+        return Done(
+            result=unread_scripts(self._embedder, self._samples),
+            children=embed_steps({version_id: count}, size, {}),
+            record=record,
         )
 
 
@@ -747,7 +789,7 @@ def embed(context: Context) -> Done:
         versions.lock_documents_of(transaction, [part.version_id for part in parts])
         if embedded.postings is not None:
             embedded.postings.write_parts(transaction, request.collection_id)
-        noted = [_note(transaction, claim, part) for part in parts]
+        noted = _note(transaction, claim, parts)
         if embedded.postings is not None:
             outcomes = zip((part.version_id for part in parts), noted, strict=True)
             embedded.postings.write_whole(transaction, request.collection_id, outcomes)
@@ -782,22 +824,36 @@ def embed(context: Context) -> Done:
     return Done(result=result if embedded.truncations else None, record=record)
 
 
-def _note(session: Transaction, claim: Claim, part: ChunkRange) -> versions.EmbeddingOutcome:
-    """Write that a part has vectors, and the outcome of its document if that is decided now."""
-    noted = versions.note_embedded(session, part)
-    job_id, version_id = claim.job_id, part.version_id
-    if noted.state is VersionState.LIVE:
-        outcome, chunks = Outcome.ADDED, noted.chunk_count
-        if noted.by_another:
-            outcome, chunks = Outcome.SKIPPED, 0  # another job has added the same content
-        elif noted.replaced:
-            outcome = Outcome.REPLACED
-        ingest_items.settle_version(session, job_id, version_id, outcome, chunks=chunks)
-    elif noted.state is VersionState.RETIRED and noted.superseded:
-        ingest_items.settle_version(session, job_id, version_id, Outcome.SKIPPED)
-    elif noted.state is not VersionState.PENDING:
-        message = "The document was erased while it was ingested; ingest it again if need be."
-        ingest_items.settle_version(session, job_id, version_id, Outcome.FAILED, message=message)
+def _note(
+    session: Transaction, claim: Claim, parts: Sequence[ChunkRange]
+) -> list[versions.EmbeddingOutcome]:
+    """Write that parts have vectors, and the outcomes of documents that are decided now."""
+    noted = versions.note_embedded(session, parts)
+    added: dict[UUID, int] = {}
+    replaced: dict[UUID, int] = {}
+    skipped: dict[UUID, int] = {}
+    for part, embedded in zip(parts, noted, strict=True):
+        version_id, chunks = part.version_id, embedded.chunk_count
+        if embedded.state is VersionState.LIVE:
+            if embedded.by_another:
+                skipped[version_id] = 0  # another job was first with the same content
+            elif embedded.replaced:
+                replaced[version_id] = chunks
+            else:
+                added[version_id] = chunks
+        elif embedded.state is VersionState.RETIRED and embedded.superseded:
+            skipped[version_id] = 0
+        elif embedded.state is not VersionState.PENDING:
+            message = "The document was erased while it was ingested; ingest it again if need be."
+            ingest_items.settle_version(
+                session, claim.job_id, version_id, Outcome.FAILED, message=message
+            )
+    for outcome, chunks_of in (
+        (Outcome.ADDED, added),
+        (Outcome.REPLACED, replaced),
+        (Outcome.SKIPPED, skipped),
+    ):
+        ingest_items.settle_versions(session, claim.job_id, chunks_of, outcome)
     return noted
 
 

@@ -4,6 +4,7 @@ Every transaction is fenced by the attempt. About a million characters are held 
 memory does not grow with the number of documents.
 """
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from shared.database.transaction import Transaction
@@ -11,9 +12,10 @@ from shared.documents import ingest_items, remote, versions
 from shared.documents.ingest_items import Outcome
 from shared.documents.remote import RemoteOrigin
 from shared.documents.versions import Content
-from shared.errors import Cancelled, DocumentError
+from shared.errors import Cancelled, DocumentError, Unavailable
 from shared.jobs import jobs, steps
 from shared.jobs.steps import Record
+from shared.tables import Document
 from workers.attempts.context import Context
 from workers.ingest.sources import IngestRequest
 
@@ -58,11 +60,12 @@ class Writer:
         """
         settings = self._context.process.settings
         count, limit = len(content.chunks), settings.max_job_chunks
-        with self._context.process.ledger.read() as session:
-            if self._document_count is None:
+        if self._document_count is None:
+            with self._context.process.ledger.read() as session:
                 self._document_count = jobs.total(session, self._context.claim.job_id)
-            if count <= limit // (2 * max(1, self._document_count)):
-                return
+        if count <= limit // (2 * max(1, self._document_count)):
+            return
+        with self._context.process.ledger.read() as session:
             written = ingest_items.count_chunks(session, self._context.claim.job_id)
         waiting = sum(len(other.chunks) for _, other in self._contents)
         if written + waiting + count > limit:
@@ -119,7 +122,7 @@ class Writer:
             versions.lock_contents(session, self._request.collection_id)
         # Another attempt may have settled an item meanwhile.
         held = ingest_items.hold(session, job_id, [ordinal for ordinal, _ in self._contents])
-        written = 0
+        ready: dict[str, tuple[int, Content]] = {}
         for ordinal, content in self._contents:
             if ordinal not in held:
                 continue
@@ -131,6 +134,9 @@ class Writer:
             except DocumentError as error:
                 self._failed.append((ordinal, error.message))
                 continue
+            if self._request.skip_duplicates or content.source in ready:
+                self._begin(session, documents, ready)  # what follows depends on those before
+                ready = {}
             other = (
                 versions.duplicate_name(session, document, content.sha256)
                 if self._request.skip_duplicates
@@ -140,20 +146,43 @@ class Writer:
                 ingest_items.settle(session, job_id, [ordinal], Outcome.SKIPPED, other)
                 versions.remove_empty(session, document)
                 continue
-            version_id = versions.begin(
-                session,
-                document,
-                content,
-                skip_existing=self._request.skip_existing,
-            )
+            ready[content.source] = ordinal, content
+        self._begin(session, documents, ready)
+
+    def _begin(
+        self,
+        session: Transaction,
+        documents: Mapping[str, Document],
+        ready: Mapping[str, tuple[int, Content]],
+    ) -> None:
+        """Write versions of documents, by their names."""
+        if not ready:
+            return
+        job_id = self._context.claim.job_id
+        ids = versions.begin_all(
+            session,
+            [(documents[source], content) for source, (_, content) in ready.items()],
+            skip_existing=self._request.skip_existing,
+        )
+        assigned: dict[int, UUID] = {}
+        written = 0
+        for version_id, (ordinal, content) in zip(ids, ready.values(), strict=True):
             if version_id is None:
                 self._skipped.append(ordinal)
-            else:
-                ingest_items.assign(session, job_id, ordinal, version_id)
-                if version_id not in self.chunk_counts:
-                    written += len(content.chunks)
-                self.chunk_counts[version_id] = len(content.chunks)
-                if content.copied_from is not None:
-                    self.copies[version_id] = content.copied_from
+                continue
+            if content.is_growing and ingest_items.is_grown(
+                session, version_id, but=(job_id, ordinal)
+            ):
+                raise Unavailable(
+                    f"{content.source} is being ingested by another step; this one goes on after "
+                    "that."
+                )
+            assigned[ordinal] = version_id
+            if version_id not in self.chunk_counts:
+                written += len(content.chunks)
+            self.chunk_counts[version_id] = len(content.chunks)
+            if content.copied_from is not None:
+                self.copies[version_id] = content.copied_from
+        ingest_items.assign(session, job_id, assigned)
         if written:
             jobs.add_work(session, job_id, written)

@@ -32,6 +32,10 @@ _TOKEN: Final = re.compile(
     rb"|[\r\n]+|(\\)",
     re.DOTALL,
 )
+_ESCAPES: Final = re.compile(rb"(?:\\u-?[0-9]{1,5} ?\?){2,1000}")
+"""Unicode escapes one behind the other, as all of a text in Korean is, each with the usual sign for
+readers that know none."""
+_ESCAPED: Final = re.compile(rb"\\u(-?[0-9]{1,5})")
 _CODE_PAGES: Final = {
     0: "cp1252", 77: "mac_roman", 128: "cp932", 129: "cp949", 130: "johab",
     134: "gb18030", 136: "cp950",
@@ -141,6 +145,13 @@ class _Reader:
     def read(self, data: bytes) -> None:
         at = 0
         while (match := _TOKEN.match(data, at)) is not None:
+            if match[1] == b"u" and self._group.fallback_chars == 1 and not self._skip:
+                escapes = _ESCAPES.match(data, at)
+                if escapes is not None:
+                    at = escapes.end()
+                    self._flush()
+                    self._write_codes([int(code) for code in _ESCAPED.findall(escapes[0])])
+                    continue
             at = match.end()
             word, number, hexadecimal, symbol, brace, text, _ = match.groups()
             if text is not None:
@@ -310,14 +321,19 @@ class _Reader:
 
     def _write_unicode(self, value: int) -> None:
         self._flush()
-        code = value % 0x10000
-        if 0xD800 <= code < 0xDC00:
-            self._surrogate = chr(code)
-        else:
-            pair = self._surrogate + chr(code)
-            self._surrogate = ""
-            self._write(pair.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        self._write_codes([value])
         self._skip = self._group.fallback_chars
+
+    def _write_codes(self, values: list[int]) -> None:
+        """Units of UTF-16, as signed numbers or not; the first half of a pair waits."""
+        text = self._surrogate + "".join(chr(value % 0x10000) for value in values)
+        self._surrogate = ""
+        if "\ud800" <= text[-1] < "\udc00":
+            text, self._surrogate = text[:-1], text[-1]
+        if text:
+            if not text.isascii():
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            self._write(text)
 
     def _write_bytes(self, data: bytes) -> None:
         if self._skip:

@@ -141,7 +141,8 @@ _GUESSED = frozenset(
 )
 _HANGUL = re.compile(r"[가-힣]")
 _KANA = re.compile(r"[぀-ヿ]")
-_NO_CP932 = re.compile("[\uf8f0-\uf8f3]")
+NO_CP932: Final = re.compile("[\uf8f0-\uf8f3]")
+"""What the codec makes of bytes that are no characters of CP932."""
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _HIGH = re.compile(r"[^\x00-\x7f]")
 # More of them in a row than a Latin word has; with signs among them, fewer are too many.
@@ -276,7 +277,7 @@ def decode(
         decoded = _plainly(data)
     if decoded is not None:
         return decoded
-    if (nearest := _nearest(data)) is not None:
+    if (nearest := nearest_encoding(data)) is not None:
         codec, offset = nearest
         raise DocumentError(
             f"{name}: byte 0x{data[offset]:02x} at offset {offset:,} is damaged: the rest reads as "
@@ -471,7 +472,7 @@ def _whole(data: bytes, codec: str, *, start: int = 0, name: str, why: str) -> D
 def _text(data: bytes, codec: str) -> str:
     """Raises UnicodeDecodeError, also for bytes that CP932 hands on as private characters."""
     text = data.decode(codec)
-    if codec == "cp932" and (private := _NO_CP932.search(text)) is not None:
+    if codec == "cp932" and (private := NO_CP932.search(text)) is not None:
         at = len(text[: private.start()].encode(codec))
         raise UnicodeDecodeError(codec, data, at, at + 1, "no character")
     return text
@@ -607,7 +608,7 @@ def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None
     return _strict(data, codecs_[0], name=name, why="its escapes say so")
 
 
-def _nearest(data: bytes) -> tuple[str, int] | None:
+def nearest_encoding(data: bytes) -> tuple[str, int] | None:
     """The encoding in which all of the text but a few bytes makes sense, and the first of these."""
     bad = sum("\udc80" <= char <= "\udcff" for char in data.decode("utf-8", "surrogateescape"))
     if _is_damaged_utf8(data):
