@@ -639,13 +639,7 @@ def split(
 ) -> Iterator[Piece]:
     """The pieces in order. `token` needs the embedding model's tokenizer. With a window each piece
     fits into it, whatever size the splitter names."""
-    if (
-        splitter.type is SplitterType.TOKEN
-        and tokenizer is not None
-        and (window is None or splitter.size < window.tokens)
-    ):
-        # A piece may have more tokens than the same letters within the text.
-        window = _window_of(tokenizer, splitter.size)
+    window = _window_for(splitter, tokenizer, window)
     separators = code_separators(loaded.metadata.get(DocumentKey.PROGRAMMING_LANGUAGE))
     by_size = _spans_of(splitter, tokenizer, window, separators or _SEPARATORS)
     spans = _spans_of_document(loaded, splitter, by_size)
@@ -653,6 +647,19 @@ def split(
         spans = _fitting(spans, loaded.text, splitter, window)
     for span in spans:
         yield Piece(text=loaded.text[span.start : span.end], start=span.start, metadata=span.own)
+
+
+def _window_for(
+    splitter: Splitter, tokenizer: Tokenizer | None, window: Window | None
+) -> Window | None:
+    if (
+        splitter.type is SplitterType.TOKEN
+        and tokenizer is not None
+        and (window is None or splitter.size < window.tokens)
+    ):
+        # A piece may have more tokens than the same letters within the text.
+        return _window_of(tokenizer, splitter.size)
+    return window
 
 
 def _window_of(tokenizer: Tokenizer, size: int) -> Window:
@@ -676,6 +683,7 @@ def split_sections(
     """The pieces of a plain text that comes in sections, from the place `start` of it on; as those
     that `split` gives, but for where a section ends within a long paragraph. No more than some
     sections are held. The splitter `markdown` needs the whole text."""
+    window = _window_for(splitter, tokenizer, window)
     recent = _Recent()
     by_size = _spans_of(splitter, tokenizer, window, _SEPARATORS)
     spans = _spans_of_sections(_from(sections, start, recent), recent, splitter, by_size)
