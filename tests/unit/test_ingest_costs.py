@@ -386,6 +386,18 @@ PLAIN_FORMATS: dict[str, dict[str, Make]] = {
         "notes": lines("NOTE a\n\n", first="WEBVTT\n\n", last="00:01.000 --> 00:02.000\na"),
         "settings": lines(" a:b", first="WEBVTT\n\n00:01.000 --> 00:02.000", last="\na"),
     },
+    "SubStation Alpha": {
+        "lines": lines(
+            "Dialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,a\n",
+            first="[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, "
+            "Effect, Text\n",
+        ),
+        "overrides": lines(
+            "{\\i1}a",
+            first="[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, "
+            "Effect, Text\nDialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,",
+        ),
+    },
     "source code": {
         "functions": lines("def f():\n    pass\n\n"),
         "a long line": lines("a + "),
