@@ -12,6 +12,7 @@ import logging
 import lzma
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,8 +219,9 @@ def settings_ini(sentence: str, language: Language) -> Sample:
 def log(sentence: str, language: Language) -> Sample:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.formatter.converter = lambda _: (2026, 11, 2, 9, 0, 0, 0, 306, 0)  # type: ignore[union-attr, assignment]
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    formatter.converter = lambda _: time.struct_time((2026, 11, 2, 9, 0, 0, 0, 306, 0))
+    handler.setFormatter(formatter)
 
     def write(level: int, message: str) -> None:
         handler.emit(logging.LogRecord("x", level, "", 0, message, None, None))

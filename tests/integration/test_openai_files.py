@@ -77,8 +77,9 @@ def native(api_url: str) -> Iterator[httpx.Client]:
         yield native
 
 
-def upload(client: OpenAI, name: str, text: str, purpose: Any = "assistants") -> str:
-    return client.files.create(file=(name, text.encode()), purpose=purpose).id
+def upload(client: OpenAI, name: str, text: str | bytes, purpose: Any = "assistants") -> str:
+    content = text.encode() if isinstance(text, str) else text
+    return client.files.create(file=(name, content), purpose=purpose).id
 
 
 def put(client: OpenAI, store: str, name: str, text: str, **options: Any) -> str:
@@ -304,7 +305,7 @@ def test_files_of_one_name_are_several_and_each_goes_alone(client: OpenAI) -> No
 def test_a_batch_of_files_with_attributes_of_their_own(client: OpenAI) -> None:
     store = client.vector_stores.create()
     ids = [upload(client, f"{n}.txt", text) for n, text in enumerate((CATS, TRAINS))]
-    bad = upload(client, "picture.png", "\x89PNG not really")
+    bad = upload(client, "picture.png", b"\x89PNG\r\n\x1a\n of cats")
     static: Any = {"max_chunk_size_tokens": 100, "chunk_overlap_tokens": 20}
 
     batch = client.vector_stores.file_batches.create_and_poll(

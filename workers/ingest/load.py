@@ -170,7 +170,7 @@ def check_requested(name: str, format_: Format, options: LoadOptions) -> None:
     if option and option not in options.requested:
         raise DocumentError(
             f"{name}: {_OPTIONAL[option].format(format_.name)}. Ingest it with the option {option} "
-            f'(`"{option}": {{}}` in the job, `sluice ingest --{option}`), or leave it out.'
+            f'(`"{option}": {{}}` in the job, `--{option}` on the command line), or leave it out.'
         )
 
 
