@@ -11,6 +11,7 @@ import inspect
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -59,6 +60,15 @@ def _small_heap() -> None:
     """What modules and tests before have made is not looked at by each collection of garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _hub_released() -> None:
+    """A worker that runs in this process guards the connections of huggingface_hub, whose clients
+    tests use, too."""
+    hub_session = sys.modules.get("workers.models.hub_session")
+    if hub_session is not None:
+        hub_session.release_hub()
 
 
 @pytest.hookimpl(tryfirst=True)

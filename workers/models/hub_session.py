@@ -42,6 +42,15 @@ def guard_hub(settings: Settings) -> None:
             _installed = wanted
 
 
+def release_hub() -> None:
+    """The library makes its own connections again, for other users of it in this process."""
+    global _installed
+    with _lock:
+        if _installed is not None:
+            set_client_factory(default_client_factory)
+            _installed = None
+
+
 def _client(guard: Guard, named: frozenset[str]) -> httpx.Client:
     client = default_client_factory()
 
