@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -194,6 +195,9 @@ class _Child:
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
         self._received = bytearray()
+        # Nobody may have closed what is no longer used.
+        self._end = weakref.finalize(self, _end, self._process)
+        self._end.atexit = False  # of a fork it is not the child
         try:
             # The time that starting takes is not the document's.
             self.receive(time.monotonic() + _START_S, lambda: None)
@@ -237,10 +241,15 @@ class _Child:
         return _Ended(self._process.wait())
 
     def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._requests, self._answers):
+        self._end()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
             with suppress(OSError):
                 pipe.close()
 
