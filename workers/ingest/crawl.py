@@ -75,9 +75,13 @@ _OTHER_SUFFIXES: Final = (
     ".xlsb .xlsm .xlsx .xz .zip .zst"
 )
 _OTHER_FILES: Final = frozenset(_OTHER_SUFFIXES.split())
-# Without the suffixes of archives, which are no documents and are not unpacked here.
+# Without the suffixes of archives, which are no documents and are not unpacked here, and of
+# pictures and recordings, which a crawl leaves out.
 _DOCUMENT_SUFFIXES: Final = frozenset(
-    suffix for format_ in FORMATS.values() if format_.is_document for suffix in format_.suffixes
+    suffix
+    for format_ in FORMATS.values()
+    if format_.is_document and not format_.option
+    for suffix in format_.suffixes
 )
 _SHOWN: Final = 5
 
