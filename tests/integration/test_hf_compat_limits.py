@@ -25,10 +25,13 @@ def worker(ledger: Ledger) -> Iterator[Worker]:
         yield worker
 
 
+KEYS = {"ann": SecretStr("s3cret"), "bob": SecretStr("other")}
+
+
 @pytest.fixture(scope="module")
 def url(settings: Settings) -> Iterator[str]:
     changes = {
-        "api_keys": {"ann": SecretStr("s3cret"), "bob": SecretStr("other")},
+        "api_keys": KEYS,
         "max_file_bytes": 240 * KIB,
         "max_body_bytes": 100 * KIB,
         "queue_limit_steps": 2,
@@ -53,8 +56,12 @@ def test_without_a_key(key: str, url: str) -> None:
         assert error(answer, 401).startswith("Invalid credentials in Authorization header")
 
 
-def test_the_token_of_the_hubs_client_is_the_key(url: str, worker: Worker) -> None:
-    with InferenceClient(model=url + URL, token="other", timeout=30) as client:
+def test_the_token_of_the_hubs_client_is_the_key(settings: Settings, worker: Worker) -> None:
+    patient = settings.model_copy(update={"api_keys": KEYS})
+    with (
+        served(patient) as url,
+        InferenceClient(model=url + URL, token="other", timeout=30) as client,
+    ):
         output, job = worker.answer(lambda: client.summarization("A text."), SUMMARY)
     assert output.summary_text == "We open at nine."
     assert job.fair_key == "bob"
