@@ -9,6 +9,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -48,11 +49,20 @@ def _passages(document: RawDocument) -> Iterator[RawPassage]:
                 yield text, {PassageKey.PAGE: page + 1} if pages > 1 else {}
 
 
-def _open(document: RawDocument) -> Image.Image:
-    # How large a picture may be is a setting; Pillow's own bounds are of no use then.
+@contextmanager
+def _own_bounds() -> Iterator[None]:
+    """How large a picture may be is a setting here, and not what Pillow takes for too large."""
+    before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with warnings.catch_warnings():
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _open(document: RawDocument) -> Image.Image:
+    try:
+        with _own_bounds(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow thinks of the document
             return Image.open(io.BytesIO(document.content), formats=_FORMATS)
     except (UnidentifiedImageError, *_DAMAGE) as wrong:
@@ -71,7 +81,8 @@ def _page(document: RawDocument, picture: Image.Image, page: int) -> Image.Image
     """A page as it is to be seen: black on white where nothing is behind it, upright."""
     limit = document.settings.ocr_page_limit_pixels
     try:
-        picture.seek(page)
+        with _own_bounds():
+            picture.seek(page)
         if math.prod(picture.size) > limit:
             width, height = picture.size
             raise DocumentError(
