@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cli.stack.ports import free_ports
@@ -148,13 +149,14 @@ def disturbed(folder: Folder, *, kills: int, parts: Sequence[str] = ()) -> list[
     rng, done = folder.rng, []
     strikes = list(parts)
     rng.shuffle(strikes)
+
+    def reached(what: str, limit: int) -> bool:
+        return folder.count(what) >= limit
+
     for n in range(kills):
         what = rng.choice(("uploads", "jobs", "documents", "ended jobs"))
         limit = folder.count(what) + (rng.randint(1, 4) if what in ("uploads", "documents") else 1)
-        if not folder.killed(
-            lambda what=what, limit=limit: folder.count(what) >= limit,  # type: ignore[misc]
-            f"{limit} {what}, or the end",
-        ):
+        if not folder.killed(partial(reached, what, limit), f"{limit} {what}, or the end"):
             break
         done.append(f"the command at {limit} {what}")
         for part in strikes[n::kills]:

@@ -15,9 +15,11 @@ from tests.integration.event_stream import EventStream
 from tests.integration.fake_api import State, serving
 from tests.integration.ingestion import new_collection
 from tests.integration.job_runner import make_process
+from tests.integration.thread_worker import running_worker
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
+from workers.retrieval.embed import EMBEDDERS
 
 Finish = Callable[[str, dict[str, Any]], Claim]
 
@@ -58,6 +60,20 @@ def finish(ledger: Ledger, claim: Callable[[str], Claim]) -> Finish:
         return next_claim
 
     return run
+
+
+@pytest.fixture
+def toy_worker(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Process]:
+    """A worker at work beside the test, which knows the embedding model `toy/letters`."""
+    monkeypatch.setitem(EMBEDDERS, "toy", "tests.integration.toy_embedder:load")
+    with running_worker(
+        settings, threads=0, load_step_documents=50, embed_step_chunks=500
+    ) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")

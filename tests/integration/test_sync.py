@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -10,30 +9,17 @@ import pytest
 from sqlalchemy import text
 
 from cli.main import run
-from shared.config import Settings
-from shared.database.transaction import Ledger
 from sluice import Client, IngestOptions, SyncReport
 from tests.integration.cli_process import document
 from tests.integration.ingestion import live_texts, new_collection, stores_agree
-from tests.integration.thread_worker import running_worker
 from workers.attempts.process import Process
-from workers.retrieval.embed import EMBEDDERS
 
 Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def process(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Process]:
-    """A worker at work."""
-    monkeypatch.setitem(EMBEDDERS, "toy", "tests.integration.toy_embedder:load")
-    with running_worker(
-        settings, threads=0, load_step_documents=50, embed_step_chunks=500
-    ) as process:
-        yield process
+def process(toy_worker: Process) -> Process:
+    return toy_worker
 
 
 @pytest.fixture

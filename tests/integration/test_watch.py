@@ -15,17 +15,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from cli.main import run
-from shared.config import Settings
-from shared.database.transaction import Ledger
 from tests.e2e.processes import until
 from tests.integration.cli_process import ROOT
 from tests.integration.ingestion import live_texts, new_collection
-from tests.integration.thread_worker import running_worker
 from workers.attempts.process import Process
-from workers.retrieval.embed import EMBEDDERS
 
 
-class Door:
+class ApiPort:
     """A port that leads to the API while it is open; else connections are turned away."""
 
     def __init__(self, url: str) -> None:
@@ -85,17 +81,8 @@ class Door:
 
 
 @pytest.fixture
-def process(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Process]:
-    """A worker at work."""
-    monkeypatch.setitem(EMBEDDERS, "toy", "tests.integration.toy_embedder:load")
-    with running_worker(
-        settings, threads=0, load_step_documents=50, embed_step_chunks=500
-    ) as process:
-        yield process
+def process(toy_worker: Process) -> Process:
+    return toy_worker
 
 
 @pytest.fixture
@@ -139,8 +126,8 @@ def test_the_collection_follows_the_folder(
         until(lambda: live_texts(process, collection) == expected, f"it has {sorted(expected)}", 60)
 
     with (
-        closing(Door(api_url)) as door,
-        watching(tmp_path, collection, door.url) as (command, said),
+        closing(ApiPort(api_url)) as port,
+        watching(tmp_path, collection, port.url) as (command, said),
     ):
         follows(a="a", b="b")
         (docs / "c.md").write_text("created")
@@ -173,11 +160,11 @@ def test_the_collection_follows_the_folder(
         follows(**top, **deep)
 
         # The API is away for a while.
-        door.shut()
+        port.shut()
         (docs / "a.md").write_text("meanwhile")
-        until(lambda: door.turned_away, "it has missed the API", 60)
+        until(lambda: port.turned_away, "it has missed the API", 60)
         (docs / "h.md").write_text("and this")
-        door.is_open = True
+        port.is_open = True
         follows(a="meanwhile", b="renamed over", **deep, h="and this")
 
         # The folder itself becomes another one.

@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
@@ -102,29 +102,24 @@ def lines(
 
 
 def load_json(document: RawDocument) -> DocumentParts:
-    text, metadata = text_of(document)
-    options = document.options.json_
-    warnings: list[str] = []
-    passages = elements(
-        text,
-        name=document.name,
-        max_chars=document.max_chars,
-        warnings=warnings,
-        options=options,
-    )
-    return DocumentParts(passages=passages, metadata=metadata, warnings=warnings)
+    return _load(document, elements)
 
 
 def load_lines(document: RawDocument) -> DocumentParts:
+    return _load(document, lines)
+
+
+def _load(
+    document: RawDocument, read: Callable[..., Iterator[tuple[str, Metadata]]]
+) -> DocumentParts:
     text, metadata = text_of(document)
-    options = document.options.json_
     warnings: list[str] = []
-    passages = lines(
+    passages = read(
         text,
         name=document.name,
         max_chars=document.max_chars,
         warnings=warnings,
-        options=options,
+        options=document.options.json_,
     )
     return DocumentParts(passages=passages, metadata=metadata, warnings=warnings)
 
