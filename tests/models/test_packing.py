@@ -8,13 +8,22 @@ from torch import nn
 
 from tests.models import tiny
 from tests.models.tiny import TEXTS, asks, ids_of, rolling
-from workers.generation.backends.rolling.generator import PackedLinear, pack
+from workers.generation.backends.rolling.generator import PackedLinear, can_pack, pack
 
-pytestmark = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+packs = pytest.mark.skipif(
+    not can_pack(), reason="this processor multiplies no bfloat16, or torch has no oneDNN"
 )
 
 
+def test_where_the_processor_cannot_the_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = copy.deepcopy(tiny.tiny_llama()).bfloat16()
+    with rolling(model) as generator:
+        assert type(model.lm_head) is nn.Linear
+        assert len(ids_of(generator.start(asks(TEXTS[0], 12)))) == 12
+
+
+@packs
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_the_outputs_are_those_of_the_plain_layer(bias: bool, rows: int) -> None:
@@ -30,6 +39,7 @@ def test_the_outputs_are_those_of_the_plain_layer(bias: bool, rows: int) -> None
     assert packed.weight.dtype == torch.bfloat16
 
 
+@packs
 def test_only_plain_layers_in_bfloat16_are_replaced() -> None:
     class Own(nn.Linear):
         """A layer with a forward of its own, as quantized ones are."""
@@ -46,6 +56,7 @@ def test_only_plain_layers_in_bfloat16_are_replaced() -> None:
     ]
 
 
+@packs
 def test_a_model_in_bfloat16_is_packed_and_answers() -> None:
     model = copy.deepcopy(tiny.tiny_llama()).bfloat16()
     with rolling(model) as generator:

@@ -104,10 +104,19 @@ class PackedLinear(nn.Module):
         return out
 
 
+def can_pack() -> bool:
+    """Whether torch has these operators, and this processor what they need for bfloat16: AVX-512,
+    or AVX-NE-CONVERT."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
 def pack(model: nn.Module) -> int:
     """Replace, in place, the layers that gain by it; returns how many were replaced."""
-    is_available = torch.backends.mkldnn.is_available()
-    if not is_available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not can_pack():
         return 0
     packed = 0
     for parent in list(model.modules()):
