@@ -4,6 +4,7 @@
 killed can be started again on the same port and data (`start`). Nothing here knows of Sluice.
 """
 
+import fcntl
 import os
 import pwd
 import random
@@ -123,12 +124,14 @@ def start_postgres(folder: Path, *, durable: bool = False) -> Server:
     if user is not None:
         owner = _system_user(user)
         os.chown(data, owner.pw_uid, owner.pw_gid)
-    subprocess.run(
+    made = subprocess.run(
         [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
          "--locale=C.UTF-8", "--no-sync"],
-        check=True, capture_output=True, cwd=folder, user=user,
+        check=False, capture_output=True, text=True, cwd=folder, user=user,
         extra_groups=[] if user else None,
     )  # fmt: skip
+    if made.returncode:
+        raise RuntimeError(f"initdb: {made.stderr}")
     settings: dict[str, object] = {
         "port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "",
         "max_connections": 200,
@@ -203,11 +206,14 @@ def _package(name: str) -> Path:
 
 
 def _system_user(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        subprocess.run(["useradd", "-s", "/bin/bash", name], check=True, capture_output=True)
-        return pwd.getpwnam(name)
+    # One process at a time: two that ran useradd at once left one of two users.
+    with Path("/etc/passwd").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            subprocess.run(["useradd", "-s", "/bin/bash", name], check=True, capture_output=True)
+            return pwd.getpwnam(name)
 
 
 def _answers(port: int) -> bool:

@@ -3,6 +3,7 @@
 Their programs come from Python packages or the PATH; their data are under home.
 """
 
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -281,12 +282,17 @@ def _account(path: Path) -> Account | None:
 
 
 def _system_user() -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER]
-        subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-        return pwd.getpwnam(SYSTEM_USER)
+    # One stack at a time: two that ran useradd at once left one of two users.
+    with Path("/etc/passwd").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(SYSTEM_USER)
+        except KeyError:
+            command = ["useradd", "--system", "--no-create-home", "--shell", "/bin/false"]
+            subprocess.run(
+                [*command, SYSTEM_USER], check=True, capture_output=True, stdin=subprocess.DEVNULL
+            )
+            return pwd.getpwnam(SYSTEM_USER)
 
 
 def _make_traversable(path: Path, say: Callable[[str], None]) -> None:
