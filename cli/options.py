@@ -13,7 +13,6 @@ from click.shell_completion import CompletionItem
 from cli.connection import connection
 from cli.terminal.output import first_words, say
 from cli.values import column_names, name_and_value
-from shared.kinds.hf import TASKS
 from shared.providers import REFERENCE_FORMS, is_servable
 from sluice import Client, Retries
 
@@ -98,6 +97,8 @@ def _queues(client: Client, _: click.Context) -> Offers:
 def complete_hf_tasks(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
+    from shared.kinds.hf import TASKS  # imports SQLAlchemy, which most commands do without
+
     return [CompletionItem(name) for name in TASKS if name.startswith(incomplete)]
 
 

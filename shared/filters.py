@@ -12,7 +12,8 @@ a key of the metadata, also `$price`; `$$` at its beginning stands for one `$`, 
 key `$and`. Dots have no meaning.
 
 A filter means the same in Python (`MetadataFilter.matches`) and in PostgreSQL
-(`MetadataFilter.condition`); a vector store may return more chunks (`workers/retrieval/store.py`):
+(`shared/documents/filtering.py`); a vector store may return more chunks
+(`workers/retrieval/store.py`):
 
 - Values of different types are never equal, and neither is larger. The types are text, number,
   boolean and list: 2024 equals 2024.0 but not "2024", and true does not equal 1.
@@ -29,29 +30,13 @@ Nothing here reads a database.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Final
-from uuid import UUID
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
-from sqlalchemy import (
-    ColumnElement,
-    Numeric,
-    SQLColumnExpression,
-    String,
-    and_,
-    cast,
-    false,
-    func,
-    literal,
-    not_,
-    or_,
-    true,
-)
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from shared.bounds import (
     DEPTH_LIMIT,
@@ -65,7 +50,6 @@ from shared.bounds import (
     nfc,
     shown,
 )
-from shared.tables import Chunk, Document
 
 OWN_KEYS: Final = frozenset({"source", "document_id", "start_index"})
 """Keys that mean the chunk's own value if its metadata has no such key."""
@@ -177,10 +161,6 @@ class MetadataFilter:
                 yield condition
             elif not isinstance(condition, Not):
                 left += reversed(condition.conditions)
-
-    def condition(self) -> ColumnElement[bool]:
-        """The filter in SQL, never NULL, for statements that select from Chunk and Document."""
-        return _sql(self.root)
 
 
 def escaped(key: str) -> str:
@@ -416,89 +396,6 @@ def _typed(value: Any) -> tuple[str, Any] | None:
 def decimal(value: float) -> Decimal:
     """The number as JSON writes it, and so as JSONB stores it: 0.1 is exactly one tenth."""
     return Decimal(repr(value))
-
-
-# PostgreSQL
-
-
-def _sql(condition: Condition) -> ColumnElement[bool]:
-    match condition:
-        case AllOf():
-            return and_(true(), *map(_sql, condition.conditions))
-        case AnyOf():
-            return or_(false(), *map(_sql, condition.conditions))
-        case Not():
-            return not_(_sql(condition.condition))
-        case Comparison():
-            stored = _of_metadata(condition)
-            if condition.key not in OWN_KEYS:
-                return stored
-            return or_(stored, and_(not_(Chunk.meta.has_key(condition.key)), _of_own(condition)))
-
-
-def _of_metadata(comparison: Comparison) -> ColumnElement[bool]:
-    key, values = comparison.key, comparison.values
-    if comparison.operator is Operator.CONTAINS:
-        return Chunk.meta.contains(_json({key: [comparison.value]}))
-    stored = Chunk.meta.op("->", return_type=JSONB())(literal(key, String))
-    if comparison.operator is Operator.IN:
-        if len(values) == 1:
-            return Chunk.meta.contains(_json({key: comparison.value}))
-        # One array for any number of values, which PostgreSQL hashes.
-        return func.coalesce(stored == func.any(literal(list(values), ARRAY(JSONB))), false())
-    type_ = "string" if isinstance(comparison.value, str) else "number"
-    compare = ORDER[comparison.operator]
-    if type_ == "string":
-        text = Chunk.meta.op("->>", return_type=String())(literal(key, String))
-        holds = compare(text.collate("C"), literal(comparison.value, String))
-    else:
-        holds = compare(stored, _json(comparison.value))
-    return func.coalesce(and_(func.jsonb_typeof(stored) == type_, holds), false())
-
-
-def _json(value: Any) -> ColumnElement[Any]:
-    return literal(value, JSONB())
-
-
-def _of_own(comparison: Comparison) -> ColumnElement[bool]:
-    """The comparison with the chunk's own value, which is never NULL."""
-    if comparison.operator is Operator.CONTAINS:
-        return false()
-    if comparison.key == "start_index":
-        numbers = [
-            decimal(value) for value in comparison.values
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        ]  # fmt: skip
-        return _of_column(comparison.operator, cast(Chunk.start, Numeric), numbers)
-    texts = [value for value in comparison.values if isinstance(value, str)]
-    if comparison.key == "source":
-        return _of_column(comparison.operator, Document.source, texts)
-    if comparison.operator is Operator.IN:
-        return _of_column(comparison.operator, Document.id, [*filter(None, map(_uuid, texts))])
-    return _of_column(comparison.operator, cast(Document.id, String), texts)
-
-
-def _of_column(
-    comparator: Operator, column: SQLColumnExpression[Any], values: Sequence[Any]
-) -> ColumnElement[bool]:
-    if not values:
-        return false()
-    if comparator is Operator.IN:
-        return column.in_(values) if len(values) > 1 else column == values[0]
-    (value,) = values
-    if isinstance(value, str):
-        column = column.collate("C")
-    holds: ColumnElement[bool] = ORDER[comparator](column, value)
-    return holds
-
-
-def _uuid(text: str) -> UUID | None:
-    """The id in a text; None unless it is written in its usual form."""
-    try:
-        id_ = UUID(text)
-    except ValueError:
-        return None
-    return id_ if str(id_) == text else None
 
 
 # The field of a request

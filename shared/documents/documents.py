@@ -26,6 +26,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Session
 
 from shared.bounds import INT32_MAX, as_object, nfc
+from shared.documents import filtering
 from shared.errors import Conflict, NotFound
 from shared.filters import MetadataFilter
 from shared.tables import Chunk, Collection, Container, Document, Version
@@ -258,7 +259,7 @@ def _among_those(make: Callable[[], Chosen], where: MetadataFilter | None) -> Ch
         Document.collection_id == bindparam("collection_id"),
     )
     if where is not None:
-        query = query.where(where.condition())
+        query = query.where(filtering.condition(where))
     chunks = query.correlate(named).offset(0).lateral("found")
     return select(*chunks.c).select_from(named.join(chunks, true()))
 
@@ -288,7 +289,7 @@ def matching_chunks(
         .where(
             Document.collection_id == collection_id,
             Collection.erasing_at.is_(None),
-            where.condition(),
+            filtering.condition(where),
         )
     )
     for key in ("source", "document_id"):

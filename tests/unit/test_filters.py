@@ -18,6 +18,7 @@ from shared.bounds import (
     Scalar,
     nfc,
 )
+from shared.documents import filtering
 from shared.filters import MetadataFilter, escaped
 from shared.kinds.search import SearchInput, SearchOptions
 
@@ -163,14 +164,14 @@ def test_whatever_is_sent_is_read_or_refused(value: Any) -> None:
     except ValueError:
         return
     where.matches({"a": 1}, OWN)
-    where.condition()
+    filtering.condition(where)
     again = json.loads(json.dumps(where.json))
     assert MetadataFilter.read(again).root == where.root
 
 
 @pytest.mark.parametrize("key", ["a", "source", "document_id"])
 def test_texts_compare_by_code_points_whatever_the_locale_of_the_database_is(key: str) -> None:
-    compared = str(MetadataFilter.read({key: {"$gt": "Z"}}).condition())
+    compared = str(filtering.condition(MetadataFilter.read({key: {"$gt": "Z"}})))
     assert compared.count(' COLLATE "C") >') == (1 if key == "a" else 2)
 
 
