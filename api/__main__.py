@@ -13,6 +13,7 @@ from api.http.server import ApiServer
 from shared.addresses import is_loopback
 from shared.config import HttpSettings, load_settings, set_up_logging
 from shared.errors import ConfigurationError
+from shared.vector_stores import configured_store
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def main() -> int:
         settings = load_settings()
         settings.require_database_url()
         settings.require_redis_url()
+        configured_store(settings)
         check_exposure(settings)
         app = create_app(settings)
     except ConfigurationError as error:

@@ -25,6 +25,7 @@ import psycopg
 from bench.support.corpus import NoCorpus, pages
 from bench.support.stack import peaks_mib, running_stack
 from cli.stack.stackfile import Stack, find_stack
+from shared.vector_stores import store_of_urls
 from sluice import Client
 
 LIVE_CHUNKS = """
@@ -98,8 +99,8 @@ def progress(client: Client) -> int:
 
 def compare(stack: Stack, expected: int) -> bool:
     """Whether both stores have exactly the same chunks, as many as the job reports."""
-    host, _, port = stack.chroma_url.removeprefix("http://").partition(":")
-    collection = chromadb.HttpClient(host=host, port=int(port)).get_collection("faults")
+    (url,) = store_of_urls(stack.vectors_url).urls
+    collection = chromadb.HttpClient(host=url.host, port=url.port or 8000).get_collection("faults")
     vectors = set(collection.get(include=[])["ids"])
     with psycopg.connect(stack.database_url) as connection:
         chunks = {row[0] for row in connection.execute(LIVE_CHUNKS)}

@@ -123,7 +123,7 @@ def process_of(stack: Stack) -> Iterator[Process]:
         home=stack.home,
         database_url=SecretStr(stack.database_url),
         redis_url=SecretStr(stack.redis_url),
-        chroma_url=stack.chroma_url,
+        vectors_url=SecretStr(stack.vectors_url),
     )
     process = Process(settings, "bench")
     try:

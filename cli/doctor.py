@@ -21,12 +21,13 @@ import httpx
 from cli.connection import client_settings
 from cli.stack.ports import is_free
 from cli.stack.programs import api_address, cuda_devices, first_key
-from cli.stack.readiness import chroma_ready, database_ready, fetch, redis_ready, status_of
+from cli.stack.readiness import database_ready, fetch, redis_ready, status_of, store_ready
 from cli.stack.servers import PACKAGES, how_to_install, redis_program
 from cli.stack.stackfile import Stack, find_stack, stack_status
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import ConfigurationError
 from shared.providers import REFERENCE_FORMS, ModelServer, is_reference, provider_of
+from shared.vector_stores import VECTORS_URL, configured_store, store_of_urls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,9 +343,14 @@ def _servers(settings: Settings, stack: Stack | None) -> Iterator[DoctorCheck]:
     redis = stack.redis_url if stack else settings.redis_url and settings.require_redis_url()
     if redis:
         yield _reachable("redis", "SLUICE_REDIS_URL", redis_ready(redis))
-    chroma = stack.chroma_url if stack else settings.chroma_url
-    if chroma:
-        yield _reachable("chroma", "SLUICE_CHROMA_URL", chroma_ready(chroma))
+    try:
+        store = store_of_urls(stack.vectors_url) if stack else configured_store(settings)
+    except ConfigurationError as error:
+        fix = f"correct {VECTORS_URL}, or unset it: the local stack runs its own store"
+        yield DoctorCheck(name="vectors", ok=False, detail=error.message, fix=fix)
+        return
+    if store:
+        yield _reachable(store.type_.name, store.setting, store_ready(store))
 
 
 def _reachable(name: str, setting: str, reason: str | None) -> DoctorCheck:

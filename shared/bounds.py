@@ -224,7 +224,7 @@ _NO_PART_OF_NAMES: Final = (
 _EDGE: Final = rf"[^{_NO_PART_OF_NAMES} ._-]"
 COLLECTION_NAME = rf"^{_EDGE}(?:[^{_NO_PART_OF_NAMES}]{{0,126}}{_EDGE})?$"
 """Those of 3 to 63 characters in ASCII are the same in Chroma, so that any LangChain program can
-open the collection under its name (`workers/retrieval/chroma.py`)."""
+open the collection under its name (`workers/retrieval/stores/chroma.py`)."""
 
 
 # What errors show of values

@@ -104,6 +104,7 @@ class ConnectionSettings(RoleSettings):
     home: Path = Path("~/.sluice")
     database_url: SecretStr | None = None
     redis_url: SecretStr | None = None
+    vectors_url: SecretStr | None = None
     chroma_url: str | None = None
     storage_url: str | None = None
 
@@ -127,9 +128,6 @@ class ConnectionSettings(RoleSettings):
 
     def require_redis_url(self) -> str:
         return _required(self.redis_url, "SLUICE_REDIS_URL")
-
-    def require_chroma_url(self) -> str:
-        return _required(self.chroma_url, "SLUICE_CHROMA_URL")
 
     def storage(self) -> str:
         """Where uploads lie: an fsspec URL or a folder; the local stack's own unless set."""
@@ -678,10 +676,10 @@ def _list(value: object, pattern: re.Pattern[str], rule: str) -> object:
     return items
 
 
-def _required(value: SecretStr | str | None, name: str) -> str:
+def _required(value: SecretStr | None, name: str) -> str:
     if value is None:
         raise ConfigurationError(
             f"{name} is not set. Set it to a running server, or start everything on this "
             "machine with `sluice up`."
         )
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
+    return value.get_secret_value()

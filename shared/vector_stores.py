@@ -1,44 +1,280 @@
-"""The vector stores that can be used, one record each. How to add one: CONTRIBUTING.md."""
+"""The vector stores that can be used, one record each, and where the store of this deployment is.
+How to add one: CONTRIBUTING.md.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+SLUICE_VECTORS_URL names the store: its scheme says of which type it is. SLUICE_CHROMA_URL is an
+older name for a Chroma server, as `http://host:port`.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shared.config import ConnectionSettings
+from shared.errors import ConfigurationError
+
+VECTORS_URL = "SLUICE_VECTORS_URL"
+CHROMA_URL = "SLUICE_CHROMA_URL"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
+class StoreUrl:
+    """Where a store is. `str` and `repr` of it have no credentials."""
+
+    text: str = field(repr=False, compare=False)
+    """As it was written, with credentials."""
+    scheme: str
+    host: str = ""
+    port: int | None = None
+    path: str = ""
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    """The password, or the key, as in `qdrant://:KEY@host`."""
+    options: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """What stands behind the question mark."""
+
+    @classmethod
+    def read(cls, text: str) -> "StoreUrl":
+        """Of `scheme://user:password@host:port/path?name=value`; or of a scheme alone. Raises
+        ValueError, whose message does not show the text."""
+        text = text.strip()
+        scheme, separator, _ = text.partition("://")
+        if not separator:
+            return cls(text=text, scheme=text)
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            raise ValueError("is no URL") from None
+        return cls(
+            text=text,
+            scheme=scheme.lower(),
+            host=parts.hostname or "",
+            port=port,
+            path=unquote(parts.path),
+            user=unquote(parts.username or ""),
+            password=unquote(parts.password or ""),
+            options=dict(parse_qsl(parts.query)),
+        )
+
+    def __str__(self) -> str:
+        """The URL without credentials and options, for people; the ledger keeps it, too."""
+        if not (self.host or self.path):
+            return self.scheme
+        return f"{self.scheme}://{self.address}{self.path.rstrip('/')}"
+
+    @property
+    def is_secure(self) -> bool:
+        return self.scheme.endswith("+https")
+
+    @property
+    def address(self) -> str:
+        """`host:port`; the host alone if the URL has no port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+    @property
+    def http(self) -> str:
+        """The URL for HTTP, without credentials and without a slash at the end."""
+        return f"{'https' if self.is_secure else 'http'}://{self.address}"
+
+
+class Place(Enum):
+    """What a URL has behind its scheme: the value says it in words."""
+
+    SERVER = "a host"
+    FOLDER = "a whole path, such as /srv/vectors"
+    DATABASE = "nothing"
+
+
+Check = Callable[[StoreUrl, float], str | None]
+"""Whether a store is healthy, from its URL and a time limit in seconds: None if it is, otherwise
+the reason, without credentials. The API calls it, so it needs no library of the store."""
+
+
+def http_path(path: str) -> Check:
+    """A server that answers 200 at this path below its URL."""
+
+    def check(url: StoreUrl, timeout_s: float) -> str | None:
+        import httpx
+
+        auth = (url.user, url.password) if url.user else None
+        try:
+            # Requests between parts of one network must not go through a proxy.
+            answer = httpx.get(url.http + path, timeout=timeout_s, trust_env=False, auth=auth)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return f"{url}: {str(error) or type(error).__name__}"
+        return None if answer.status_code == 200 else f"{url} answers {answer.status_code}"
+
+    return check
+
+
+def writable_folder(url: StoreUrl, timeout_s: float) -> str | None:
+    """A folder of this machine."""
+    del timeout_s
+    if not Path(url.path).is_dir():
+        return f"{url}: there is no such folder here; make it (mkdir -p), or mount it"
+    return None if os.access(url.path, os.W_OK | os.X_OK) else f"{url}: may not be written to"
+
+
+def with_the_database(url: StoreUrl, timeout_s: float) -> None:
+    """The database of the ledger, which has a check of its own."""
+    del url, timeout_s
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StoreType:
     """A type of vector store for all parts of Sluice; only workers import the store itself."""
 
     name: str
-    url: Callable[[ConnectionSettings], str | None]
-    """The URL of its server; None if the settings have none."""
-    setting: str
-    """The name of the setting with the URL, for messages."""
-    health_path: str
-    """The path below the URL that answers 200 if the server is healthy."""
+    """As in `/readyz` and the doctor."""
+    schemes: tuple[str, ...]
+    """Of its URLs. A server that speaks HTTP has one that ends in `+https`, too."""
+    example: str
+    """A URL of one, for messages."""
     store: str
-    """A `VectorStore` (`workers/retrieval/store.py`) as `module:class`, made with the settings."""
-
-    def health_url(self, url: str) -> str:
-        return url.rstrip("/") + self.health_path
+    """A `VectorStore` (`workers/retrieval/store.py`) as `module:class`, made with the settings and
+    the text of a URL. The module imports the library of the store at its top."""
+    check: Check
+    places: tuple[Place, ...] = (Place.SERVER,)
+    port: int | None = None
+    """Of a URL without one, unless it is secure: then it is 443."""
+    extra: str | None = None
+    """The extra of the distribution that has its library; None if all workers have it."""
+    has_several_servers: bool = False
+    """Whether the setting may list several, with commas between them: a collection lives on one."""
 
 
 STORES: dict[str, StoreType] = {
     type_.name: type_
     for type_ in (
         StoreType(
-            "chroma",
-            lambda settings: settings.chroma_url,
-            "SLUICE_CHROMA_URL",
-            "/api/v2/heartbeat",
-            "workers.retrieval.chroma:Chroma",
+            name="chroma",
+            schemes=("chroma", "chroma+https"),
+            example="chroma://host:8000",
+            port=8000,
+            check=http_path("/api/v2/heartbeat"),
+            store="workers.retrieval.stores.chroma:Chroma",
         ),
     )
 }
-CHROMA = STORES["chroma"]
 
 
-def store_type(settings: ConnectionSettings) -> StoreType:
-    """The first type with a server in the settings."""
-    return next((type_ for type_ in STORES.values() if type_.url(settings)), CHROMA)
+@dataclass(frozen=True, kw_only=True)
+class ConfiguredStore:
+    """The store that the settings name."""
+
+    type_: StoreType
+    urls: tuple[StoreUrl, ...]
+    """One, or several if the type has several servers."""
+    setting: str
+    """The name of the setting with the URL, for messages."""
+
+    @property
+    def text(self) -> str:
+        """A value for SLUICE_VECTORS_URL, with credentials."""
+        return ",".join(url.text for url in self.urls)
+
+    def problem(self, timeout_s: float) -> str | None:
+        """None if the store is healthy, otherwise why not."""
+        reasons = [self.type_.check(url, timeout_s) for url in self.urls]
+        return "; ".join(reason for reason in reasons if reason is not None) or None
+
+
+def configured_store(settings: ConnectionSettings) -> ConfiguredStore | None:
+    """The store of this deployment, None if the settings name none. Raises ConfigurationError for
+    a URL that cannot be used; no message has credentials."""
+    old = None if settings.chroma_url is None else _of_chroma_url(settings.chroma_url)
+    if settings.vectors_url is None:
+        return old
+    new = store_of_urls(settings.vectors_url.get_secret_value())
+    if old is not None and old.urls != new.urls:
+        raise ConfigurationError(
+            f"{VECTORS_URL} and {CHROMA_URL} are both set and name different stores. Unset "
+            f"{CHROMA_URL}: it is the older name."
+        )
+    return new
+
+
+def require_store(settings: ConnectionSettings) -> ConfiguredStore:
+    """As `configured_store`. Raises ConfigurationError if the settings name none."""
+    store = configured_store(settings)
+    if store is None:
+        raise ConfigurationError(
+            f"{VECTORS_URL} is not set. Set it to a store, as one of {_examples()}; or start "
+            "everything on this machine with `sluice up`."
+        )
+    return store
+
+
+def store_of_urls(text: str) -> ConfiguredStore:
+    """The store of a value of SLUICE_VECTORS_URL. Raises ConfigurationError."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    types = [_type(item) for item in items]
+    if not types or any(type_ is not types[0] for type_ in types):
+        raise ConfigurationError(
+            f"{VECTORS_URL} must name one type of store, as one of {_examples()}."
+        )
+    if items[1:] and not types[0].has_several_servers:
+        raise ConfigurationError(
+            f"{VECTORS_URL} names {len(items)} stores; {types[0].name} has one, such as "
+            f"{types[0].example} (a comma in a password is written %2C)."
+        )
+    urls = tuple(_url(item, types[0]) for item in items)
+    if len({str(url) for url in urls}) < len(urls):
+        raise ConfigurationError(f"{VECTORS_URL} names a server twice; name it once.")
+    return ConfiguredStore(type_=types[0], urls=urls, setting=VECTORS_URL)
+
+
+def _of_chroma_url(text: str) -> ConfiguredStore:
+    type_ = STORES["chroma"]
+    scheme, _, rest = text.strip().partition("://")
+    new = {"http": "chroma", "https": "chroma+https"}.get(scheme.lower())
+    if new is None or not rest:
+        raise ConfigurationError(
+            f"{CHROMA_URL} must read http://host:8000 or https://host. For another store set "
+            f"{VECTORS_URL}."
+        )
+    url = _url(f"{new}://{rest}", type_, setting=CHROMA_URL, port=80)
+    return ConfiguredStore(type_=type_, urls=(url,), setting=CHROMA_URL)
+
+
+def _type(item: str) -> StoreType:
+    scheme, separator, _ = item.partition("://")
+    for type_ in STORES.values():
+        if scheme.lower() in type_.schemes:
+            return type_
+    # Without a scheme, the whole may be a secret.
+    what = f"begins with {scheme[:20]}://, which is no" if separator else "does not begin with a"
+    raise ConfigurationError(f"{VECTORS_URL} {what} type of store; write one of {_examples()}.")
+
+
+def _url(
+    text: str, type_: StoreType, *, setting: str = VECTORS_URL, port: int | None = None
+) -> StoreUrl:
+    """A URL of this type. That of a server has its port in the text, and no slash at the end."""
+    like = f"it must read like {type_.example}"
+    try:
+        url = StoreUrl.read(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{setting} {error}: {like}.") from None
+    path = url.path.rstrip("/")
+    place = Place.SERVER if url.host else Place.FOLDER if path else Place.DATABASE
+    if place not in type_.places or (place is Place.SERVER and path):
+        wanted = " or ".join(one.value for one in type_.places)
+        raise ConfigurationError(
+            f"{setting}: behind {url.scheme} stands {wanted}, and nothing more: {like}."
+        )
+    if place is not Place.SERVER:
+        return url
+    port = url.port or (443 if url.is_secure else port or type_.port)
+    credentials, at, _ = urlsplit(text).netloc.rpartition("@")
+    _, question, options = text.partition("?")
+    host = StoreUrl(text="", scheme="", host=url.host, port=port).address
+    return StoreUrl.read(f"{url.scheme}://{credentials}{at}{host}{question}{options}")
+
+
+def _examples() -> str:
+    return ", ".join(type_.example for type_ in STORES.values())

@@ -25,6 +25,7 @@ from shared.providers import (
     served_unless_named,
 )
 from shared.redis.bell import list_of
+from shared.vector_stores import configured_store, require_store
 from shared.vocabulary import Queue
 from workers.app import (
     CPU_QUEUES,
@@ -63,6 +64,7 @@ def main() -> int:
         settings = load_settings()
         set_up_logging(settings.log_level)
         settings.require_database_url()
+        configured_store(settings)
         if arguments.role == "beat":
             return _beat(settings, arguments)
         if arguments.role == "cpu":
@@ -100,9 +102,9 @@ def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
     from workers.retrieval.embed import import_embedder
     from workers.retrieval.store import import_store
 
-    settings.require_chroma_url()
+    store = require_store(settings)
     # Before the fork, so that the children share the libraries.
-    import_store(settings)
+    import_store(store.type_)
     import_embedder(settings.embedding_model)
     # A GPU is for the workers that are started for it.
     concurrency = arguments.concurrency or settings.worker_concurrency

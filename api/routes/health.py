@@ -32,7 +32,7 @@ from shared.database.engine import is_current
 from shared.jobs import queues, sweeps
 from shared.jobs.queues import KEEP_FACTOR, Depths, paused_since
 from shared.kinds.registry import KINDS
-from shared.vector_stores import store_type
+from shared.vector_stores import VECTORS_URL, configured_store
 from shared.vocabulary import Queue
 
 # Metrics for Prometheus, read from Postgres at each request.
@@ -128,23 +128,25 @@ class ReadinessChecks:
         self._lock = asyncio.Lock()
         self._view: ReadinessView | None = None
         self._until = 0.0
-        self._running: dict[str, asyncio.Future[str]] = {}
+        self._running: dict[ReadinessCheck, asyncio.Future[str]] = {}
+        store = configured_store(parts.settings)
+        name = "vectors" if store is None else store.type_.name
+        self._checks = {name if check is _vectors else key: check for key, check in CHECKS.items()}
 
     async def view(self) -> ReadinessView:
         async with self._lock:
             if self._view is None or time.monotonic() >= self._until:
-                names = list(CHECKS)
-                views = await asyncio.gather(*(self._run(name) for name in names))
-                checks = dict(zip(names, views, strict=True))
+                views = await asyncio.gather(*map(self._run, self._checks.values()))
+                checks = dict(zip(self._checks, views, strict=True))
                 ready = all(check.ok for check in checks.values())
                 self._view = ReadinessView(status="ready" if ready else "not ready", checks=checks)
                 self._until = time.monotonic() + self._parts.settings.readiness_keep_s
             return self._view
 
-    async def _run(self, name: str) -> CheckView:
-        running = self._running.get(name)
+    async def _run(self, check: ReadinessCheck) -> CheckView:
+        running = self._running.get(check)
         if running is None or running.done():
-            running = self._running[name] = _in_thread(CHECKS[name], self._parts)
+            running = self._running[check] = _in_thread(check, self._parts)
         try:
             async with asyncio.timeout(CHECK_S):
                 detail = await asyncio.shield(running)
@@ -194,12 +196,12 @@ def _redis(parts: Parts) -> str:
 
 
 def _vectors(parts: Parts) -> str:
-    type_ = store_type(parts.settings)
-    url = type_.url(parts.settings)
-    if url is None:
-        raise NotReady(f"{type_.setting} is not set")
-    answer = httpx.get(type_.health_url(url), timeout=CHECK_S / 2, trust_env=False)
-    answer.raise_for_status()
+    store = configured_store(parts.settings)
+    if store is None:
+        raise NotReady(f"{VECTORS_URL} is not set")
+    problem = store.problem(CHECK_S / 2)
+    if problem is not None:
+        raise NotReady(problem)
     return "answers"
 
 
@@ -274,7 +276,7 @@ def _words(error: Exception) -> str:
 CHECKS: dict[str, ReadinessCheck] = {
     "database": _database,
     "redis": _redis,
-    "chroma": _vectors,
+    "vectors": _vectors,  # under the name of the store's type
     "storage": _storage,
     "workers": _workers,
     "queues": _queues,

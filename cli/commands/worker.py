@@ -108,7 +108,7 @@ def _environment(settings: Settings) -> Mapping[str, str]:
     if stack is None:
         raise ConfigurationError(
             "A worker needs the addresses of the servers: set SLUICE_DATABASE_URL, "
-            "SLUICE_REDIS_URL, for cpu and hf SLUICE_STORAGE_URL, and for cpu SLUICE_CHROMA_URL. "
+            "SLUICE_REDIS_URL, for cpu and hf SLUICE_STORAGE_URL, and for cpu SLUICE_VECTORS_URL. "
             "Or start everything on this machine with `sluice up`; no stack runs under "
             f"{settings.home_path}."
         )

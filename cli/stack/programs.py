@@ -48,7 +48,7 @@ class ServerAddresses:
 
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
-    chroma_url: str
+    vectors_url: str = field(repr=False)
     api_host: str
     api_port: int
 
@@ -169,7 +169,8 @@ def _environment(settings: Settings, addresses: ServerAddresses) -> dict[str, st
         "SLUICE_HOME": str(settings.home_path),
         "SLUICE_DATABASE_URL": addresses.database_url,
         "SLUICE_REDIS_URL": addresses.redis_url,
-        "SLUICE_CHROMA_URL": addresses.chroma_url,
+        "SLUICE_VECTORS_URL": addresses.vectors_url,
+        "SLUICE_CHROMA_URL": "",
         "SLUICE_API_HOST": addresses.api_host,
         "SLUICE_API_PORT": str(addresses.api_port),
     }
@@ -182,7 +183,8 @@ def stack_environment(stack: Stack) -> dict[str, str]:
         "SLUICE_HOME": str(stack.home),
         "SLUICE_DATABASE_URL": stack.database_url,
         "SLUICE_REDIS_URL": stack.redis_url,
-        "SLUICE_CHROMA_URL": stack.chroma_url,
+        "SLUICE_VECTORS_URL": stack.vectors_url,
+        "SLUICE_CHROMA_URL": "",
     }
 
 

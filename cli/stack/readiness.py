@@ -6,7 +6,7 @@ takes 5 s at most.
 
 from typing import Any
 
-from shared.vector_stores import CHROMA
+from shared.vector_stores import ConfiguredStore
 
 TIMEOUT_S = 2.0
 
@@ -39,13 +39,13 @@ def redis_ready(url: str) -> str | None:
 
 
 def http_ready(url: str) -> str | None:
-    """For Chroma's heartbeat and the API's /healthz, which answer 200."""
+    """For the API's /healthz, which answers 200."""
     answer = fetch(url)
     return answer if isinstance(answer, str) else None
 
 
-def chroma_ready(url: str) -> str | None:
-    return http_ready(CHROMA.health_url(url))
+def store_ready(store: ConfiguredStore) -> str | None:
+    return store.problem(TIMEOUT_S)
 
 
 def worker_ready(api_url: str, name: str, pid: int, key: str | None) -> str | None:

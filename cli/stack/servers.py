@@ -19,10 +19,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cli.stack.launch import Account, launch_argv
-from cli.stack.readiness import chroma_ready, database_ready, redis_ready
+from cli.stack.readiness import TIMEOUT_S, database_ready, redis_ready
 from cli.stack.stackfile import Part, run_folder, write_private
 from shared.errors import ConfigurationError
 from shared.providers import PROVIDERS
+from shared.vector_stores import STORES, StoreUrl
 
 # Packages of each part, by the names of their modules. They are only looked for: importing some of
 # them takes seconds.
@@ -125,20 +126,20 @@ def chroma_part(home: Path, port: int) -> Part:
         name="chroma",
         # The same as its script `chroma`, which may not be on the PATH.
         argv=(sys.executable, "-P", "-c", RUN_CHROMA, *run),
-        ready=lambda _pid: chroma_ready(chroma_url(port)),
+        ready=lambda _pid: STORES["chroma"].check(StoreUrl.read(chroma_url(port)), TIMEOUT_S),
         # The default level writes six lines for each request.
         env=QUIET | {"RUST_LOG": "warn"},
         quiet_start=True,  # it prints a large logo and an advertisement
         port=port,
         # Not the user's working directory: Chroma would read a `.env` there.
         cwd=folder,
-        hint=f"To install Chroma, {how_to_install('local')}; or set SLUICE_CHROMA_URL to a Chroma "
-        f"server that you run. Its data are in {folder}; they can be built again from PostgreSQL.",
+        hint=f"To install Chroma, {how_to_install('local')}; or set SLUICE_VECTORS_URL to a "
+        f"store that you run. Its data are in {folder}; they can be built again from PostgreSQL.",
     )
 
 
 def chroma_url(port: int) -> str:
-    return f"http://127.0.0.1:{port}"
+    return f"chroma://127.0.0.1:{port}"
 
 
 def _quoted(path: Path) -> str:

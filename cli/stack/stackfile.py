@@ -186,7 +186,7 @@ class Stack:
     api_url: str
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
-    chroma_url: str
+    vectors_url: str = field(repr=False)
     parts: tuple[PartReport, ...]
 
 
@@ -240,6 +240,8 @@ def read_stack(home: Path) -> Stack | None:
         )
         for part in raw.pop("parts")
     )
+    if "chroma_url" in raw:  # of an earlier version, which `sluice down` may still have to end
+        raw["vectors_url"] = "chroma" + raw.pop("chroma_url").removeprefix("http")
     raw["state"], raw["home"] = StackState(raw["state"]), Path(raw["home"])
     return Stack(**raw, parts=parts)
 

@@ -1,6 +1,7 @@
 """The local stack as a whole, for `sluice up` and `sluice down`.
 
-`run_stack` prepares home, starts PostgreSQL, Redis and Chroma (each unless its URL is set),
+`run_stack` prepares home, starts PostgreSQL, Redis and Chroma (each unless its URL is set;
+Chroma unless any store is),
 migrates, starts the API, the workers and beat, and waits for a stop request: Ctrl-C or SIGTERM end
 all parts in order, a second Ctrl-C kills them. Call it in the main thread.
 """
@@ -21,7 +22,7 @@ from typing import Any, TextIO
 from cli.stack.logs import Console, LogStream
 from cli.stack.ports import free_ports, hold_api_port
 from cli.stack.programs import ServerAddresses, WorkerCounts, program_parts
-from cli.stack.readiness import chroma_ready, database_ready, redis_ready
+from cli.stack.readiness import database_ready, redis_ready, store_ready
 from cli.stack.servers import (
     chroma_part,
     chroma_url,
@@ -53,6 +54,7 @@ from cli.stack.stackfile import (
 from cli.stack.supervisor import Supervisor
 from shared.config import Settings
 from shared.errors import ConfigurationError, SluiceError
+from shared.vector_stores import configured_store
 
 # A background process
 
@@ -177,16 +179,17 @@ def make_plan(
         redis = redis_url(redis_port, password)
     else:
         redis = settings.require_redis_url()
-    if settings.chroma_url is None:
+    store = configured_store(settings)
+    if store is None:
         servers.append(chroma_part(home, chroma_port))
-        chroma = chroma_url(chroma_port)
+        vectors = chroma_url(chroma_port)
     else:
-        chroma = settings.chroma_url
+        vectors = store.text
 
     addresses = ServerAddresses(
         database_url=database,
         redis_url=redis,
-        chroma_url=chroma,
+        vectors_url=vectors,
         api_host=settings.api_host,
         api_port=api_port,
     )
@@ -216,8 +219,9 @@ def _require_configured_servers(settings: Settings) -> None:
         _require("SLUICE_DATABASE_URL", reason)
     if settings.redis_url is not None:
         _require("SLUICE_REDIS_URL", redis_ready(settings.require_redis_url()))
-    if settings.chroma_url is not None:
-        _require("SLUICE_CHROMA_URL", chroma_ready(settings.chroma_url))
+    store = configured_store(settings)
+    if store is not None:
+        _require(store.setting, store_ready(store))
 
 
 def _require(name: str, reason: str | None) -> None:
@@ -485,7 +489,7 @@ class _StackRun:
             api_url=plan.addresses.api_url,
             database_url=plan.addresses.database_url,
             redis_url=plan.addresses.redis_url,
-            chroma_url=plan.addresses.chroma_url,
+            vectors_url=plan.addresses.vectors_url,
             parts=tuple(self._supervisor.reports()),
         )
 

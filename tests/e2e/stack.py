@@ -22,6 +22,7 @@ from redis import Redis
 
 from cli.stack.launch import launch_argv
 from cli.stack.stackfile import PartReport, PartState, Stack, StackState, find_stack
+from shared.vector_stores import store_of_urls
 from sluice import Client, Retries
 from tests.e2e.processes import BackgroundCommand, CompletedCommand, until
 from workers.ingest import reader_child
@@ -269,7 +270,8 @@ class LiveStack:
 
     def vector_ids(self, collection: str) -> list[str]:
         """The ids of all vectors of a collection in Chroma."""
-        with httpx.Client(base_url=self.noted.chroma_url, timeout=60, trust_env=False) as chroma:
+        (url,) = store_of_urls(self.noted.vectors_url).urls
+        with httpx.Client(base_url=url.http, timeout=60, trust_env=False) as chroma:
             response = chroma.get(f"{CHROMA}/{collection}")
             if response.status_code == 404:
                 return []

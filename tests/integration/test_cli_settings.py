@@ -50,7 +50,7 @@ def leave_stack(home: Path, url: str) -> None:
         Stack(
             pid=own.pid, started_ticks=own.started_ticks, machine=machine(),
             state=StackState.READY, home=home, api_url=url, database_url="", redis_url="",
-            chroma_url="", parts=(),
+            vectors_url="", parts=(),
         )
     )  # fmt: skip
 

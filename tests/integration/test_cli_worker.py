@@ -34,7 +34,7 @@ def stack_of_this_process(home: Path) -> None:
         api_url="http://127.0.0.1:9",
         database_url="postgresql://nobody@127.0.0.1:9/stack",
         redis_url="redis://127.0.0.1:9/0",
-        chroma_url="http://127.0.0.1:9",
+        vectors_url="chroma://127.0.0.1:9",
         parts=(),
     )
     write_stack(stack)
@@ -69,7 +69,7 @@ def test_settings_that_are_missing_are_named_by_the_worker(monkeypatch: pytest.M
     monkeypatch.setenv("SLUICE_DATABASE_URL", "postgresql://nobody@127.0.0.1:9/none")
     code, err = ended("worker", "cpu")
     assert code == 2
-    assert err.startswith("error: SLUICE_CHROMA_URL is not set.")
+    assert err.startswith("error: SLUICE_VECTORS_URL is not set.")
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,11 @@ def test_it_joins_the_stack_that_runs_here(
     name = f"{role}-{process.pid}@{os.uname().nodename}"
     assert arguments == " ".join(["-P -m workers", role, "--name", name, *options])
     assert environment == [
-        "SLUICE_CHROMA_URL=http://127.0.0.1:9",
+        "SLUICE_CHROMA_URL=",
         "SLUICE_DATABASE_URL=postgresql://nobody@127.0.0.1:9/stack",
         f"SLUICE_HOME={home}",
         "SLUICE_REDIS_URL=redis://127.0.0.1:9/0",
+        "SLUICE_VECTORS_URL=chroma://127.0.0.1:9",
     ]
 
 

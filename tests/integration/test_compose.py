@@ -33,7 +33,7 @@ FIXED_IN_CONTAINERS = {"generation_device", "generation_flush_s"}
 """Each container has its own GPU; how often text is written down is no matter of the host."""
 NOT_OURS = {"HF_TOKEN"}
 """Read by libraries, not by Sluice."""
-OTHER_IN_CONTAINERS = {"OLLAMA_URL"}
+OTHER_IN_CONTAINERS = {"OLLAMA_URL", "VECTORS_URL"}
 """There the loopback is the container's own."""
 ROLES = {
     "worker-cpu": "cpu",
@@ -171,7 +171,7 @@ def test_environment_names_are_settings(name: str) -> None:
     environment = SERVICES[name]["environment"]
     assert set(environment) - NOT_OURS <= known
     # Anything not given here would be looked for on the container's own loopback.
-    assert {f"SLUICE_{what}_URL" for what in ("DATABASE", "REDIS", "CHROMA", "STORAGE")} <= set(
+    assert {f"SLUICE_{what}_URL" for what in ("DATABASE", "REDIS", "VECTORS", "STORAGE")} <= set(
         environment
     )
 

@@ -30,8 +30,8 @@ from shared.documents import collections, documents
 from shared.documents.documents import chunk_id
 from shared.filters import OWN_KEYS, MetadataFilter, escaped
 from shared.tables import Chunk, Document, Version
-from workers.retrieval.chroma import Chroma
 from workers.retrieval.store import VectorEntry
+from workers.retrieval.stores.chroma import Chroma
 
 EDGE = 2**53
 NUMBERS = [

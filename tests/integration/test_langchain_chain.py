@@ -1,7 +1,6 @@
 """A LangChain program on a collection of Sluice's: retriever | prompt | model | parser."""
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import chromadb
 import pytest
@@ -13,6 +12,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
 from examples.langchain_model import GeneratorChatModel
+from shared.vector_stores import require_store
 from tests.integration.ingestion import ingest, new_collection
 from tests.wire.behaviour import Wire
 from workers.attempts.process import Process
@@ -42,9 +42,9 @@ class OwnEmbeddings(Embeddings):
 def test_a_chain_answers_from_a_collection(process: Process, wire: Wire) -> None:
     name = new_collection(process)
     ingest(process, name, {"cats": "Cats sleep fifteen hours a day.", "trains": "Trains run."})
-    url = urlsplit(process.settings.require_chroma_url())
+    (url,) = require_store(process.settings).urls
     store = Chroma(
-        client=chromadb.HttpClient(host=str(url.hostname), port=url.port or 80),
+        client=chromadb.HttpClient(host=url.host, port=url.port or 80),
         collection_name=name,
         embedding_function=OwnEmbeddings(process),
     )

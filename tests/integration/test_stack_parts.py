@@ -6,19 +6,20 @@ import re
 import signal
 from pathlib import Path
 
-import httpx
 import psycopg
 import pytest
 from pydantic import SecretStr
 from redis import AuthenticationError, Redis
 
 from cli.stack.logs import LogStream
+from cli.stack.readiness import store_ready
 from cli.stack.servers import prepare
 from cli.stack.stackfile import PartReport, PartState, find_process, run_folder, session_members
 from cli.stack.supervisor import Supervisor, Timing
 from cli.stack.up import Plan, make_home, make_plan
 from shared.config import Settings
 from shared.errors import ConfigurationError
+from shared.vector_stores import store_of_urls
 
 PATIENCE_S = 120
 
@@ -89,7 +90,7 @@ def check_servers(plan: Plan) -> None:
         pytest.raises(AuthenticationError),
     ):
         stranger.ping()
-    assert httpx.get(f"{addresses.chroma_url}/api/v2/heartbeat").status_code == 200
+    assert store_ready(store_of_urls(addresses.vectors_url)) is None
 
 
 def test_the_servers_start_survive_kills_and_leave_nothing(stack_settings: Settings) -> None:

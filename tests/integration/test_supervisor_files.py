@@ -74,7 +74,7 @@ def make_stack(home: Path, pid: int, started_ticks: int) -> Stack:
         api_url="http://127.0.0.1:8000",
         database_url="postgresql://sluice:secret@127.0.0.1:20000/sluice",
         redis_url="redis://:secret@127.0.0.1:20001/0",
-        chroma_url="http://127.0.0.1:20002",
+        vectors_url="qdrant://:secret@127.0.0.1:20002",
         parts=(part,),
     )
 

@@ -2,12 +2,19 @@
 
 from collections.abc import Iterator
 
-import httpx
 import pytest
+from pydantic import SecretStr
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.vector_stores import STORES, StoreType
+from shared.vector_stores import (
+    STORES,
+    Place,
+    StoreType,
+    require_store,
+    store_of_urls,
+    with_the_database,
+)
 from tests.integration.ingestion import (
     CATS,
     TRAINS,
@@ -21,21 +28,19 @@ from tests.integration.job_runner import make_process
 from tests.integration.toy_store import Memory
 from tests.integration.vector_store_contract import VectorStoreContract
 from workers.attempts.process import Process
-from workers.retrieval.chroma import Chroma
-from workers.retrieval.store import VectorStore, import_store, make_store, store_of
+from workers.retrieval.store import VectorStore, import_store, store_of
+from workers.retrieval.stores.chroma import Chroma
 
 every_store = pytest.mark.parametrize("type_", STORES.values(), ids=list(STORES))
 
 
 @every_store
-def test_a_store_is_complete(type_: StoreType, settings: Settings) -> None:
-    url = type_.url(settings)
-    assert url is not None, f"the tests start no server for {type_.name}"
-    assert type_.setting.startswith("SLUICE_")
-    assert httpx.get(type_.health_url(url), trust_env=False).status_code == 200
-    assert isinstance(make_store(settings), VectorStore)
+def test_a_store_is_complete(type_: StoreType) -> None:
+    configured = store_of_urls(type_.example)
+    assert configured.type_ is type_
+    assert str(configured.urls[0]) == type_.example
     contracts = [contract.store_class for contract in VectorStoreContract.__subclasses__()]
-    assert import_store(settings) in contracts, f"{type_.store} has no subclass of the contract"
+    assert import_store(type_) in contracts, f"{type_.store} has no subclass of the contract"
 
 
 class TestChroma(VectorStoreContract):
@@ -43,7 +48,9 @@ class TestChroma(VectorStoreContract):
 
     @pytest.fixture
     def store(self, settings: Settings) -> VectorStore:
-        return Chroma(settings)
+        configured = require_store(settings)
+        assert configured.problem(timeout_s=10) is None
+        return Chroma(settings, configured.text)
 
 
 class TestMemory(VectorStoreContract):
@@ -51,7 +58,7 @@ class TestMemory(VectorStoreContract):
 
     @pytest.fixture
     def store(self, settings: Settings) -> VectorStore:
-        return Memory(settings)
+        return Memory(settings, "memory")
 
 
 @pytest.fixture
@@ -61,14 +68,15 @@ def process_with_toy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Process]:
     line = StoreType(
-        "memory",
-        lambda settings: None if settings.chroma_url else "memory:",
-        "SLUICE_CHROMA_URL",
-        "",
-        "tests.integration.toy_store:Memory",
+        name="memory",
+        schemes=("memory",),
+        example="memory",
+        places=(Place.DATABASE,),
+        check=with_the_database,
+        store="tests.integration.toy_store:Memory",
     )
     monkeypatch.setitem(STORES, line.name, line)
-    process = make_process(settings, chroma_url=None)
+    process = make_process(settings, chroma_url=None, vectors_url=SecretStr("memory"))
     yield process
     process.close()
 

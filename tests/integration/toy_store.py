@@ -12,8 +12,8 @@ from workers.retrieval.store import Match, MissingCollection, VectorEntry
 
 
 class Memory:
-    def __init__(self, settings: Settings) -> None:
-        del settings
+    def __init__(self, settings: Settings, url: str) -> None:
+        del settings, url
         self._collections: dict[str, dict[str, tuple[VectorEntry, Vectors]]] = {}
 
     def make(self, name: str, distance: str) -> None:

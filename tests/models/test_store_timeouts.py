@@ -8,7 +8,7 @@ import pytest
 
 from shared.config import Settings
 from shared.errors import Unavailable
-from workers.retrieval.chroma import Chroma
+from workers.retrieval.stores.chroma import Chroma
 
 IDENTITY = b'{"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}'
 
@@ -67,7 +67,7 @@ def serve() -> Iterator[Callable[..., str]]:
 
         threads.append(threading.Thread(target=accept))
         threads[-1].start()
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
+        return f"chroma://127.0.0.1:{server.getsockname()[1]}"
 
     yield start
     ended.set()
@@ -84,7 +84,7 @@ def test_no_call_waits_for_ever(
     serve: Callable[..., str], behave: Callable[[socket.socket, threading.Event], None], call: str
 ) -> None:
     url = serve(behave)
-    store = Chroma(Settings(_env_file=None, chroma_url=url, request_timeout_s=0.2))
+    store = Chroma(Settings(_env_file=None, request_timeout_s=0.2), url)
     calls: dict[str, Callable[[], object]] = {
         "make": lambda: store.make("documents", "cosine"),
         "delete": lambda: store.delete("documents", ["a"]),
@@ -92,5 +92,5 @@ def test_no_call_waits_for_ever(
         "drop": lambda: store.drop("documents"),
     }
 
-    with pytest.raises(Unavailable, match="SLUICE_CHROMA_URL"):
+    with pytest.raises(Unavailable, match="SLUICE_VECTORS_URL"):
         calls[call]()

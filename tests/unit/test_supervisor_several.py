@@ -12,7 +12,7 @@ from shared.config import Settings
 PLACES = ServerAddresses(
     database_url="postgresql://u@127.0.0.1:1/d",
     redis_url="redis://127.0.0.1:1/0",
-    chroma_url="http://127.0.0.1:1",
+    vectors_url="chroma://127.0.0.1:1",
     api_host="127.0.0.1",
     api_port=1,
 )

@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 
 from shared.bounds import Metadata
 from shared.config import Settings
-from shared.errors import Permanent
+from shared.errors import ConfigurationError, Permanent
 from shared.filters import MetadataFilter
-from shared.vector_stores import store_type
+from shared.vector_stores import StoreType, require_store
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
 
@@ -100,16 +100,26 @@ class VectorStore(Protocol):
         """Close the connections; the store is not used again."""
 
 
-def import_store(settings: Settings) -> Callable[[Settings], VectorStore]:
-    """The class of the store that the settings name. The parent of worker processes calls this
-    before it forks, so that they share the memory of its library."""
-    store: Callable[[Settings], VectorStore] = resolve_name(store_type(settings).store)
+def import_store(type_: StoreType) -> Callable[[Settings, str], VectorStore]:
+    """The class of a type of store. The parent of worker processes calls this before it forks, so
+    that they share the memory of its library. Raises ConfigurationError if that is missing."""
+    try:
+        store: Callable[[Settings, str], VectorStore] = resolve_name(type_.store)
+    except ModuleNotFoundError as error:
+        if type_.extra is None or (error.name or "").partition(".")[0] in ("shared", "workers"):
+            raise
+        raise ConfigurationError(
+            f"The vector store {type_.name} needs the package {error.name}, which is not "
+            f"installed. Install the extra {type_.extra} (in the folder of Sluice: pip install "
+            f"./client '.[{type_.extra}]')."
+        ) from error
     return store
 
 
 def make_store(settings: Settings) -> VectorStore:
     """The store that the settings name. Raises ConfigurationError if they name none."""
-    return import_store(settings)(settings)
+    configured = require_store(settings)
+    return import_store(configured.type_)(settings, configured.urls[0].text)
 
 
 def store_of(process: Process) -> VectorStore:

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -48,6 +47,7 @@ from shared.filters import (
     Operator,
     decimal,
 )
+from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
 from workers.retrieval.store import Match, MissingCollection, VectorEntry
 
@@ -78,25 +78,32 @@ def stored_name(name: str) -> str:
 
 
 class Chroma:
-    """A `VectorStore` on a Chroma server."""
+    """A `VectorStore` on a Chroma server. The user and the password of its URL are for a proxy in
+    front of it, by HTTP's Basic authentication."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._url = settings.require_chroma_url()
+    def __init__(self, settings: Settings, url: str) -> None:
+        self._url = StoreUrl.read(url)
         self._timeout_s = settings.request_timeout_s
         self._connect_timeout_s = settings.connect_timeout_s
         self._collections: dict[str, Collection] = {}
 
     @cached_property
     def _client(self) -> ClientAPI:
-        url = urlsplit(self._url)
-        secure = url.scheme == "https"
+        url = self._url
+        auth: dict[str, str] = {}
+        if url.user:
+            auth["chroma_client_auth_provider"] = (
+                "chromadb.auth.basic_authn.BasicAuthClientProvider"
+            )
+            auth["chroma_client_auth_credentials"] = f"{url.user}:{url.password}"
         # The same settings as `chromadb.HttpClient` makes.
         settings = ChromaSettings(
             anonymized_telemetry=False,
             chroma_api_impl="chromadb.api.fastapi.FastAPI",
-            chroma_server_host=url.hostname or "127.0.0.1",
-            chroma_server_http_port=url.port or (443 if secure else 80),
-            chroma_server_ssl_enabled=secure,
+            chroma_server_host=url.host,
+            chroma_server_http_port=url.port,
+            chroma_server_ssl_enabled=url.is_secure,
+            **auth,
         )
         return _Client(settings, self._timeout_s, self._connect_timeout_s)
 
@@ -244,7 +251,7 @@ class Chroma:
         except NotFoundError as error:
             raise MissingCollection(
                 f"Chroma has no collection {name!r}: its data was lost or belongs to another "
-                "server (SLUICE_CHROMA_URL). Delete the collection and ingest again."
+                f"server ({VECTORS_URL}). Delete the collection and ingest again."
             ) from error
         except (httpx.TransportError, httpx.HTTPStatusError, ConnectionError) as error:
             raise self._unavailable(error) from error
@@ -259,7 +266,7 @@ class Chroma:
             raise Permanent(f"Chroma refused: {error}") from error
 
     def _unavailable(self, error: Exception) -> Unavailable:
-        return Unavailable(f"Chroma at {self._url} (SLUICE_CHROMA_URL) failed: {error}")
+        return Unavailable(f"Chroma at {self._url} ({VECTORS_URL}) failed: {error}")
 
 
 class _Client(Client):
