@@ -30,6 +30,7 @@ from shared.documents import collections, documents
 from shared.documents.documents import chunk_id
 from shared.filters import OWN_KEYS, MetadataFilter, escaped
 from shared.tables import Chunk, Document, Version
+from shared.vector_stores import require_store
 from workers.retrieval.store import VectorEntry
 from workers.retrieval.stores.chroma import Chroma
 
@@ -124,7 +125,7 @@ class Library:
 
 @pytest.fixture(scope="module")
 def library(settings: Settings) -> Iterator[Library]:
-    store, name = Chroma(settings), f"test-{uuid4().hex[:12]}"
+    store, name = Chroma(settings, require_store(settings).text), f"test-{uuid4().hex[:12]}"
     store.make(name, "cosine")
     engine = make_engine(settings)
     with Session(engine) as session:

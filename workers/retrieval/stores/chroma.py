@@ -56,6 +56,7 @@ T = TypeVar("T")
 BATCH = 500
 COLLECTIONS_KEPT = 256
 PREFIX = "sluice:"
+_BASIC = "chromadb.auth.basic_authn.BasicAuthClientProvider"
 _PREFIXED = re.compile(rf"$|[$#]|chroma:|{PREFIX}")
 _SHADOWED = PREFIX + "shadowed:"
 """The prefix of a mark on a chunk whose user has a key with one of our names: filters then compare
@@ -90,12 +91,6 @@ class Chroma:
     @cached_property
     def _client(self) -> ClientAPI:
         url = self._url
-        auth: dict[str, str] = {}
-        if url.user:
-            auth["chroma_client_auth_provider"] = (
-                "chromadb.auth.basic_authn.BasicAuthClientProvider"
-            )
-            auth["chroma_client_auth_credentials"] = f"{url.user}:{url.password}"
         # The same settings as `chromadb.HttpClient` makes.
         settings = ChromaSettings(
             anonymized_telemetry=False,
@@ -103,7 +98,8 @@ class Chroma:
             chroma_server_host=url.host,
             chroma_server_http_port=url.port,
             chroma_server_ssl_enabled=url.is_secure,
-            **auth,
+            chroma_client_auth_provider=_BASIC if url.user else None,
+            chroma_client_auth_credentials=f"{url.user}:{url.password}" if url.user else None,
         )
         return _Client(settings, self._timeout_s, self._connect_timeout_s)
 
