@@ -212,17 +212,12 @@ class NamedModel(Base):
 
 
 class Collection(Base):
-    """A named set of documents with one embedding model and one dimension."""
+    """A named set of documents. Its active vector index says of which model its vectors are."""
 
     __tablename__ = "collections"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(unique=True)
-    embedding_model: Mapped[str]
-    dimension: Mapped[int | None]
-    distance: Mapped[str]
-    tuning: Mapped[dict[str, Any] | None]
-    """What was measured of both halves of hybrid search (`workers/retrieval/fusion.py`)."""
     display_name: Mapped[str | None]
     """Any text, as vector stores have it; `name` where there is none."""
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=sql("'{}'"))
@@ -238,6 +233,40 @@ class Collection(Base):
             "ix_collections_expires_after_days",
             "id",
             postgresql_where=sql("expires_after_days IS NOT NULL AND erasing_at IS NULL"),
+        ),
+    )
+
+
+class VectorIndex(Base):
+    """The vectors that one model gives for a collection: `shared/documents/indexes.py` is its only
+    writer."""
+
+    __tablename__ = "vector_indexes"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    collection_id: Mapped[UUID] = mapped_column(
+        ForeignKey("collections.id", ondelete="CASCADE"), index=True
+    )
+    embedding_model: Mapped[str]
+    dimension: Mapped[int | None]
+    """None until the model was first used, unless the client has fixed it."""
+    distance: Mapped[str]
+    stored_name: Mapped[str] = mapped_column(unique=True)
+    """What the store's own collection is called."""
+    server: Mapped[str | None]
+    """Of several servers of the store, the one that has it; None: the only one."""
+    state: Mapped[str]
+    """One of `shared.documents.indexes.IndexState`."""
+    tuning: Mapped[dict[str, Any] | None]
+    """What was measured of both halves of hybrid search (`workers/retrieval/fusion.py`)."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        Index(
+            "uq_vector_indexes_active",
+            "collection_id",
+            unique=True,
+            postgresql_where=sql("state = 'active'"),
         ),
     )
 

@@ -24,7 +24,7 @@ import numpy as np
 from psycopg.types.json import Jsonb
 
 from bench.support.corpus import pages
-from shared.documents import collections, lexical
+from shared.documents import collections, indexes, lexical
 from shared.documents.documents import chunk_id
 from shared.documents.lexical import Field
 from shared.tables import new_id
@@ -152,10 +152,10 @@ class Filling:
         with process.ledger.begin() as session:
             model = embedders_of(process).get().name
             collections.put(session, name, collections.Spec(embedding_model=model))
-            collection = collections.get(session, name)
-            collections.fix_dimension(session, collection.id, dimension)
-            self._id, distance = collection.id, collection.distance
-        store_of(process).make(name, distance)
+            collection, index = collections.get_with_index(session, name)
+            indexes.fix_dimension(session, index.id, dimension)
+        self._id = collection.id
+        store_of(process).make(index.stored_name, index.distance)
 
     def write(self, chunks: int) -> None:
         documents = chunks // DOCUMENT_CHUNKS

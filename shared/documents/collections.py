@@ -1,4 +1,4 @@
-"""Collections: named sets of documents with one embedding model and one dimension."""
+"""Collections: named sets of documents, whose vectors are those of one model (`indexes`)."""
 
 import re
 from collections.abc import Sequence
@@ -12,8 +12,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.bounds import COLLECTION_NAME, nfc
+from shared.documents import indexes
+from shared.documents.indexes import IndexState
 from shared.errors import Conflict, NotFound
-from shared.tables import Collection, Document, Version, new_id
+from shared.tables import Collection, Document, VectorIndex, Version, new_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +43,39 @@ class Summary:
 
 def put(session: Session, name: str, spec: Spec) -> bool:
     """Make a collection; True if it is new. Raises Conflict if it exists and is different."""
-    row = session.execute(
+    id_ = session.scalar(
         insert(Collection)
-        .values(
-            id=new_id(),
-            name=name,
-            embedding_model=spec.embedding_model,
-            dimension=spec.dimension,
-            distance=spec.distance,
-        )
+        .values(id=new_id(), name=name)
         .on_conflict_do_nothing()
         .returning(Collection.id)
-    ).first()
-    if row is not None:
+    )
+    if id_ is not None:
+        _add_index(session, id_, name, spec)
         return True
     old = session.scalars(select(Collection).where(Collection.name == name)).one()
     if old.erasing_at is not None:
         raise Conflict(f"Collection {name!r} is being erased; try again when that has ended.")
-    differs = old.embedding_model != spec.embedding_model or old.distance != spec.distance
-    if differs or (spec.dimension is not None and spec.dimension != old.dimension):
+    index = indexes.active(session, old.id)
+    differs = index.embedding_model != spec.embedding_model or index.distance != spec.distance
+    if differs or (spec.dimension is not None and spec.dimension != index.dimension):
         raise Conflict(
-            f"Collection {name!r} exists with model {old.embedding_model!r}, dimension "
-            f"{old.dimension} and distance {old.distance!r}; these cannot be changed. Use another "
-            "name, or delete the collection first."
+            f"Collection {name!r} exists with model {index.embedding_model!r}, dimension "
+            f"{index.dimension} and distance {index.distance!r}; these cannot be changed like "
+            "this. Use another name, or delete the collection first."
         )
     return False
+
+
+def _add_index(session: Session, collection_id: UUID, name: str, spec: Spec) -> None:
+    indexes.add(
+        session,
+        collection_id,
+        name,
+        embedding_model=spec.embedding_model,
+        dimension=spec.dimension,
+        distance=spec.distance,
+        state=IndexState.ACTIVE,
+    )
 
 
 def get(session: Session, name: str) -> Collection:
@@ -74,11 +84,31 @@ def get(session: Session, name: str) -> Collection:
         select(Collection).where(Collection.name == nfc(name), Collection.erasing_at.is_(None))
     ).first()
     if collection is None:
-        raise NotFound(
-            f"There is no collection {name!r}. Create it with `PUT /v1/collections/{name}` or "
-            f"`sluice collections create {name}`."
-        )
+        raise _no_collection(name)
     return collection
+
+
+def get_with_index(session: Session, name: str) -> tuple[Collection, VectorIndex]:
+    """The collection and its active index. Raises NotFound as `get`."""
+    row = session.execute(
+        select(Collection, VectorIndex)
+        .join(VectorIndex, _is_active_index())
+        .where(Collection.name == nfc(name), Collection.erasing_at.is_(None))
+    ).first()
+    if row is None:
+        raise _no_collection(name)
+    return row.Collection, row.VectorIndex
+
+
+def _is_active_index() -> ColumnElement[bool]:
+    return and_(VectorIndex.collection_id == Collection.id, VectorIndex.state == IndexState.ACTIVE)
+
+
+def _no_collection(name: str) -> NotFound:
+    return NotFound(
+        f"There is no collection {name!r}. Create it with `PUT /v1/collections/{name}` or "
+        f"`sluice collections create {name}`."
+    )
 
 
 def hold(session: Session, collection_id: UUID, *, alone: bool = False) -> None:
@@ -91,31 +121,6 @@ def hold(session: Session, collection_id: UUID, *, alone: bool = False) -> None:
     )
     if held is None:
         raise NotFound("The collection was erased.")
-
-
-def fix_dimension(session: Session, collection_id: UUID, dimension: int) -> int:
-    """Set the dimension if none is set yet; return the one that holds."""
-    session.execute(
-        update(Collection)
-        .where(Collection.id == collection_id, Collection.dimension.is_(None))
-        .values(dimension=dimension)
-    )
-    return (
-        session.execute(
-            select(Collection.dimension).where(Collection.id == collection_id)
-        ).scalar_one()
-        or dimension
-    )
-
-
-def tuning(session: Session, collection_id: UUID) -> Any:
-    """As `note_tuning` left it; None where nothing was noted, or the collection has gone."""
-    return session.scalar(select(Collection.tuning).where(Collection.id == collection_id))
-
-
-def note_tuning(session: Session, collection_id: UUID, tuning: dict[str, Any]) -> None:
-    """The last one that is measured counts."""
-    session.execute(update(Collection).where(Collection.id == collection_id).values(tuning=tuning))
 
 
 def page(session: Session, *, limit: int, after: str | None) -> list[Summary]:
@@ -138,7 +143,11 @@ def newest(session: Session, *, limit: int) -> list[tuple[str, datetime]]:
 
 
 def summary(session: Session, collection: Collection) -> Summary:
-    return _summaries(session, [collection])[0]
+    """Raises NotFound if it was erased at this moment."""
+    summaries = _summaries(session, [collection])
+    if not summaries:
+        raise _no_collection(collection.name)
+    return summaries[0]
 
 
 # Collections as vector stores of OpenAI's API: known by their ids, called as anybody likes.
@@ -160,9 +169,6 @@ def make_store(
     id_ = new_id()
     row = {
         "id": id_,
-        "embedding_model": spec.embedding_model,
-        "dimension": spec.dimension,
-        "distance": spec.distance,
         "display_name": display_name,
         "metadata": metadata,
         "expires_after_days": expires_after_days,
@@ -174,6 +180,7 @@ def make_store(
     for name in names:
         statement = insert(Collection).values(row | {"name": name}).on_conflict_do_nothing()
         if session.scalar(statement.returning(Collection.id)) is not None:
+            _add_index(session, id_, name, spec)
             break
     return session.scalars(select(Collection).where(Collection.id == id_)).one()
 
@@ -276,17 +283,19 @@ def _summaries(session: Session, collections: Sequence[Collection]) -> list[Summ
     )
     counts = {row[0]: tuple(row[1:]) for row in rows}
     none = (0, 0, 0)
+    active = indexes.active_of(session, [collection.id for collection in collections])
     return [
         Summary(
             id=collection.id,
             name=collection.name,
-            embedding_model=collection.embedding_model,
-            dimension=collection.dimension,
-            distance=collection.distance,
+            embedding_model=active[collection.id].embedding_model,
+            dimension=active[collection.id].dimension,
+            distance=active[collection.id].distance,
             documents=counts.get(collection.id, none)[0],
             chunks=counts.get(collection.id, none)[1],
             size_bytes=int(counts.get(collection.id, none)[2]),
             created_at=collection.created_at,
         )
         for collection in collections
+        if collection.id in active  # others were erased at this moment
     ]

@@ -20,8 +20,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from shared.bounds import as_object
-from shared.documents import lexical
+from shared.documents import indexes, lexical
 from shared.documents.documents import chunk_id
+from shared.documents.indexes import IndexPlace
 from shared.errors import DocumentError, Unavailable
 from shared.tables import Chunk, Collection, Document, Version, new_id
 
@@ -73,11 +74,11 @@ class ChunkRange:
 
 @dataclass(frozen=True, kw_only=True)
 class GarbageVersion:
-    """A version whose vectors are to be deleted from this collection of the vector store."""
+    """A version whose vectors are to be deleted from the store, in all indexes."""
 
     version_id: UUID
     chunk_count: int
-    collection: str
+    places: Sequence[IndexPlace]
 
     def chunk_ids(self) -> list[str]:
         return [chunk_id(self.version_id, n) for n in range(self.chunk_count)]
@@ -623,13 +624,17 @@ def _take_over(
 
 def garbage_where(session: Session, *where: Any, limit: int | None = None) -> list[GarbageVersion]:
     rows = session.execute(
-        select(Version.id, Version.chunk_count, Collection.name)
+        select(Version.id, Version.chunk_count, Collection.id)
         .join(Document, Document.id == Version.document_id)
         .join(Collection, Collection.id == Document.collection_id)
         .where(*where)
         .limit(limit)
-    )
-    return [GarbageVersion(version_id=i, chunk_count=n, collection=name) for i, n, name in rows]
+    ).all()
+    places = indexes.places_of(session, {collection_id for _, _, collection_id in rows})
+    return [
+        GarbageVersion(version_id=i, chunk_count=n, places=places.get(collection_id, ()))
+        for i, n, collection_id in rows
+    ]
 
 
 def _set_state(session: Session, version_id: UUID, state: VersionState) -> None:

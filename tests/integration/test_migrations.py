@@ -67,3 +67,51 @@ def test_names_that_were_taken_apart_are_composed(settings: Settings) -> None:
         ]  # fmt: skip
         connection.execute(text("DELETE FROM collections"))
     engine.dispose()
+
+
+def test_every_collection_has_the_index_that_it_was_itself(settings: Settings) -> None:
+    url = settings.require_database_url()
+    engine = make_engine(settings)
+    command.downgrade(migration_config(url), "0025")
+    with engine.begin() as connection:
+        for name, dimension, tuning in (("plain", None, None), ("출입", 384, '{"mean": 0.5}')):
+            connection.execute(
+                text("""
+                    INSERT INTO collections
+                        (id, name, embedding_model, dimension, distance, tuning)
+                    VALUES (:id, :name, 'm', :dimension, 'ip', CAST(:tuning AS jsonb))
+                """),
+                {"id": new_id(), "name": name, "dimension": dimension, "tuning": tuning},
+            )
+
+    upgrade(url)
+
+    columns = "i.embedding_model, i.dimension, i.distance, i.stored_name, i.state, i.tuning"
+    query = f"SELECT {columns} FROM vector_indexes i JOIN collections c ON c.id = i.collection_id"
+    rows = [
+        ("m", None, "ip", "plain", "active", None),
+        ("m", 384, "ip", "출입", "active", {"mean": 0.5}),
+    ]
+    with engine.begin() as connection:
+        assert connection.execute(text(f"{query} ORDER BY c.name")).all() == rows
+        connection.execute(
+            text("""
+                INSERT INTO vector_indexes
+                    (id, collection_id, embedding_model, distance, stored_name, state)
+                SELECT gen_random_uuid(), id, 'new', 'ip', name || '.2', 'building'
+                FROM collections
+            """)
+        )
+
+    command.downgrade(migration_config(url), "0025")
+
+    with engine.begin() as connection:
+        old = connection.execute(
+            text("SELECT embedding_model, dimension, distance, tuning FROM collections")
+        )
+        assert sorted(old.all(), key=str) == [
+            ("m", 384, "ip", {"mean": 0.5}), ("m", None, "ip", None),
+        ]  # fmt: skip
+        connection.execute(text("DELETE FROM collections"))
+    upgrade(url)
+    engine.dispose()

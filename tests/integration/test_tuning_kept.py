@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from shared.documents import collections
+from shared.documents import collections, indexes
 from shared.kinds import registry as kinds
 from tests.integration.ingestion import document_id, ingest, new_collection
 from tests.integration.job_runner import drain, embedders, submit
@@ -17,7 +17,7 @@ from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder
 from workers.retrieval.fusion import UNMEASURED, Tuning
 from workers.retrieval.lexical import LexicalResult, lexical_of
-from workers.retrieval.tuning import CollectionFacts, tuning_of
+from workers.retrieval.tuning import IndexFacts, tuning_of
 
 TOPICS = {
     "cats": "Cats sleep for most of the day. A cat sleeps fifteen hours. Kittens sleep longer.",
@@ -52,10 +52,9 @@ class Counted:
     encode_queries = encode
 
 
-def facts(process: Process, name: str) -> CollectionFacts:
+def facts(process: Process, name: str) -> IndexFacts:
     with process.ledger.read() as session:
-        row = collections.get(session, name)
-        return CollectionFacts(id=row.id, name=row.name, tuning=row.tuning)
+        return IndexFacts.of(*collections.get_with_index(session, name))
 
 
 def found(process: Process, collection_id: UUID) -> LexicalResult:
@@ -117,7 +116,7 @@ def test_what_another_version_kept_is_measured_again(
     name = new_collection(process)
     ingest(process, name, TOPICS, splitter=WHOLE)
     with process.ledger.begin() as session:
-        collections.note_tuning(session, facts(process, name).id, stored)
+        indexes.note_tuning(session, facts(process, name).index_id, stored)
 
     assert tuned(process, name, Counted()).chunks == 4
     assert facts(process, name).tuning["chunks"] == 4

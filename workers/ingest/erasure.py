@@ -9,14 +9,15 @@ from uuid import UUID
 from sqlalchemy import select
 
 from shared.database.transaction import Transaction
-from shared.documents import erasure, remote, versions
+from shared.documents import erasure, indexes, remote, versions
 from shared.documents.documents import parse_chunk_id
+from shared.documents.indexes import IndexPlace
 from shared.documents.versions import ChunkRange, GarbageVersion
 from shared.errors import Permanent, Unavailable
 from shared.jobs import sweeps
 from shared.jobs.steps import Record
 from shared.kinds.erase import EraseInput, EraseResult
-from shared.tables import Collection, Version
+from shared.tables import Version
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.indexing import purge
@@ -79,7 +80,7 @@ def _collect_slowly(
             return False
         end = min(first + SLICE_CHUNKS, version.chunk_count)
         part = ChunkRange(version_id=version.version_id, first=first, end=end)
-        store_of(process).delete(version.collection, part.chunk_ids())
+        _delete(process, version.places, part.chunk_ids())
         done[version.version_id] = first = end
     deleted = ROWS_AT_ONCE
     while deleted == ROWS_AT_ONCE:
@@ -101,37 +102,24 @@ class StrayVectors:
     """
 
     def __init__(self) -> None:
-        self._collection = ""
+        self._name = ""
         self._offset = 0
 
     def __call__(self, round_: Round) -> None:
         left, begun_anew = round_.limit_rows, False
         while left > 0 and round_.goes_on:
-            name = self._name(round_)
-            if name is None:
+            with round_.process.ledger.read() as session:
+                place = indexes.next_place(session, self._name, inclusive=self._offset > 0)
+            if place is None:
                 if begun_anew:
                     return
-                self._collection, self._offset, begun_anew = "", 0, True
+                self._name, self._offset, begun_anew = "", 0, True
                 continue
-            left -= max(1, self._look(round_.process, name, left))
+            left -= max(1, self._look(round_.process, place, left))
 
-    def _name(self, round_: Round) -> str | None:
-        """The collection that is looked at: the one that was begun, or the next by name."""
-        behind = (
-            Collection.name >= self._collection
-            if self._offset
-            else (Collection.name > self._collection)
-        )
-        with round_.process.ledger.read() as session:
-            return session.scalar(
-                select(Collection.name)
-                .where(behind, Collection.erasing_at.is_(None))
-                .order_by(Collection.name)
-                .limit(1)
-            )
-
-    def _look(self, process: Process, name: str, limit: int) -> int:
-        offset = self._offset if name == self._collection else 0
+    def _look(self, process: Process, place: IndexPlace, limit: int) -> int:
+        name = place.stored_name
+        offset = self._offset if name == self._name else 0
         ids = store_of(process).id_page(name, limit=limit, offset=offset)
         by_id = {id_: parsed[0] for id_ in ids if (parsed := parse_chunk_id(id_))}
         version_ids = set(by_id.values())
@@ -141,7 +129,7 @@ class StrayVectors:
         if stray:
             log.warning("%s vectors of %s have no version any more", len(stray), name)
             store_of(process).delete(name, stray)
-        self._collection = name
+        self._name = name
         self._offset = offset + len(ids) - len(stray) if len(ids) == limit else 0
         return len(ids)
 
@@ -156,20 +144,24 @@ def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> No
 
 def collect(process: Process, garbage: Iterable[GarbageVersion]) -> int:
     """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
-    by_collection: dict[str, list[GarbageVersion]] = {}
+    groups: dict[tuple[IndexPlace, ...], list[GarbageVersion]] = {}
     for version in garbage:
-        by_collection.setdefault(version.collection, []).append(version)
+        groups.setdefault(tuple(version.places), []).append(version)
     vectors = 0
-    for collection, group in by_collection.items():
+    for places, group in groups.items():
         ids = [id_ for version in group for id_ in version.chunk_ids()]
-        vectors += store_of(process).delete(collection, ids)
+        vectors += _delete(process, places, ids)
         with process.ledger.begin() as session:
             erasure.remove(session, [version.version_id for version in group])
     return vectors
 
 
-def delete_orphans(process: Process, collection: str, parts: Sequence[ChunkRange]) -> None:
-    """Delete the vectors of those parts whose version is gone or retired.
+def _delete(process: Process, places: Iterable[IndexPlace], ids: Sequence[str]) -> int:
+    return sum(store_of(process).delete(place.stored_name, ids) for place in places)
+
+
+def delete_orphans(process: Process, place: IndexPlace, parts: Sequence[ChunkRange]) -> None:
+    """Delete the vectors of those parts from an index whose version is gone or retired.
 
     Of a retired one as well: its rows may be removed by who has looked for its vectors before.
     """
@@ -177,15 +169,15 @@ def delete_orphans(process: Process, collection: str, parts: Sequence[ChunkRange
         current = versions.live_or_pending(session, {part.version_id for part in parts})
     ids = [id_ for part in parts if part.version_id not in current for id_ in part.chunk_ids()]
     if ids:
-        store_of(process).delete(collection, ids)
+        store_of(process).delete(place.stored_name, ids)
 
 
-def drop_unless_in_ledger(process: Process, name: str) -> None:
-    """Delete a collection of Chroma that the ledger does not have (any more)."""
+def drop_unless_in_ledger(process: Process, place: IndexPlace) -> None:
+    """Delete a collection of the store of which the ledger has no index (any more)."""
     with process.ledger.read() as session:
-        if session.scalar(select(Collection.id).where(Collection.name == name)) is not None:
+        if indexes.is_in_use(session, place):
             return
-    store_of(process).drop(name)
+    store_of(process).drop(place.stored_name)
 
 
 # The `erase` step: documents or a whole collection, out of both stores and of the lexical index,
@@ -231,14 +223,14 @@ def remove_documents(context: Context, document_ids: Sequence[UUID]) -> Removal:
     vectors = 0
     for version in retired:
         context.check()
-        vectors += store_of(process).delete(version.collection, version.chunk_ids())
+        vectors += _delete(process, version.places, version.chunk_ids())
     for collection_id in collection_ids:
         purge(process, collection_id, check=context.check)
 
     def delete_again() -> None:
         """What an embedding step wrote in between, whose rows are now gone."""
         for garbage in retired:
-            store_of(process).delete(garbage.collection, garbage.chunk_ids())
+            _delete(process, garbage.places, garbage.chunk_ids())
 
     def record(transaction: Transaction) -> None:
         erasure.delete_documents(transaction, hidden)
@@ -252,12 +244,17 @@ def _erase_collection(context: Context, name: str) -> Done:
     with process.ledger.begin() as session:
         collection_id = erasure.hide_collection(session, name)
         extent = erasure.extent_of_collection(session, collection_id)
-    vectors = store_of(process).drop(name)
+        places = indexes.places_of(session, [collection_id]).get(collection_id, [])
+    vectors = sum(store_of(process).drop(place.stored_name) for place in places)
 
     def record(transaction: Transaction) -> None:
         erasure.delete_collection(transaction, collection_id)
         # What an ingest job has made in between.
-        transaction.after_commit(lambda: drop_unless_in_ledger(process, name))
+        transaction.after_commit(drop_again)
+
+    def drop_again() -> None:
+        for place in places:
+            drop_unless_in_ledger(process, place)
 
     return _done(extent, vectors, record)
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from shared import files
 from shared.bounds import Metadata, as_object, nfc
 from shared.documents import collections, documents, ingest_items, versions
+from shared.documents.indexes import IndexPlace
 from shared.documents.ingest_items import OpenItem
 from shared.documents.remote import RemoteOrigin
 from shared.documents.versions import ChunkRange, Content
@@ -55,6 +56,9 @@ class IngestRequest:
 
     collection: str
     collection_id: UUID
+    index_id: UUID
+    """The active index when the step began."""
+    place: IndexPlace
     model: str
     splitter: Splitter
     options: LoadOptions
@@ -68,11 +72,13 @@ class IngestRequest:
     def of_job(cls, session: Session, job_id: UUID) -> "IngestRequest":
         """Raises NotFound if the collection has been erased meanwhile."""
         settings = ingest_items.settings_of(session, job_id)
-        collection = collections.get(session, settings["collection"])
+        collection, index = collections.get_with_index(session, settings["collection"])
         return cls(
             collection=collection.name,
             collection_id=collection.id,
-            model=collection.embedding_model,
+            index_id=index.id,
+            place=IndexPlace.of(index),
+            model=index.embedding_model,
             splitter=Splitter.model_validate(settings["splitter"]),
             options=LoadOptions.model_validate(
                 {key: value for key, value in settings.items() if key in LOAD_OPTIONS}

@@ -22,9 +22,18 @@ from sqlalchemy.orm import Session
 
 from shared import files
 from shared.database.transaction import Transaction
-from shared.documents import collections, containers, documents, ingest_items, remote, versions
+from shared.documents import (
+    collections,
+    containers,
+    documents,
+    indexes,
+    ingest_items,
+    remote,
+    versions,
+)
 from shared.documents.containers import NewContainer
 from shared.documents.documents import chunk_id
+from shared.documents.indexes import IndexPlace
 from shared.documents.ingest_items import (
     CutChunks,
     Duplicates,
@@ -39,7 +48,7 @@ from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
 from shared.kinds.ingest import TRANSCRIBE_STEP, IngestInput, SplitterType
-from shared.tables import Chunk, Collection, Job
+from shared.tables import Chunk, Job, VectorIndex
 from shared.urls import normal_url
 from shared.vocabulary import OPEN, Queue
 from workers.attempts.context import Context, Done, Handler
@@ -236,13 +245,14 @@ def write_vectors(
         return EmbeddingResult(truncations={}, postings=None)
     embedder = embedders_of(process).get(request.model, check=context.check)
     with process.ledger.begin() as session:
-        dimension = collections.fix_dimension(session, request.collection_id, embedder.dimension)
+        dimension = indexes.fix_dimension(session, request.index_id, embedder.dimension)
     if dimension != embedder.dimension:
         raise Permanent(
             f"Collection {request.collection!r} has {dimension} dimensions, but {request.model!r} "
             f"gives {embedder.dimension}. Ingest into a new collection."
         )
-    copied = _copied_vectors(context, request.collection, chunks)
+    place = request.place
+    copied = _copied_vectors(context, place, chunks)
     all_chunks, chunks = chunks, [chunk for chunk in chunks if _id(chunk) not in copied]
     texts = [chunk.text for chunk in chunks]
     truncations: dict[UUID, Truncation] = {}
@@ -260,12 +270,12 @@ def write_vectors(
         vectors = embedder.encode(texts, between=context.check)
         context.check()
         entries = [_entry(chunk, owners[chunk.version_id]) for chunk in chunks]
-        store_of(process).upsert(request.collection, entries, vectors)
+        store_of(process).upsert(place.stored_name, entries, vectors)
     if copied:
         twins = [chunk for chunk in all_chunks if _id(chunk) in copied]
         entries = [_entry(chunk, owners[chunk.version_id]) for chunk in twins]
         vectors = np.stack([copied[_id(chunk)] for chunk in twins])
-        store_of(process).upsert(request.collection, entries, vectors)
+        store_of(process).upsert(place.stored_name, entries, vectors)
     sizes = {version_id: document.chunk_count for version_id, document in owners.items()}
     return EmbeddingResult(
         truncations=truncations, postings=NewPostings(process, all_chunks, sizes)
@@ -273,7 +283,7 @@ def write_vectors(
 
 
 def _copied_vectors(
-    context: Context, collection: str, chunks: Sequence[Chunk]
+    context: Context, place: IndexPlace, chunks: Sequence[Chunk]
 ) -> dict[str, Vectors]:
     """The vectors that chunks with the same text have in an older version, by the ids of the new
     chunks, as far as the store has them."""
@@ -285,7 +295,7 @@ def _copied_vectors(
     }
     if not twins:
         return {}
-    vectors = store_of(context.process).vectors(collection, list(twins))
+    vectors = store_of(context.process).vectors(place.stored_name, list(twins))
     return {twins[id_]: vector for id_, vector in vectors.items()}
 
 
@@ -442,11 +452,11 @@ def plan(context: Context) -> Done:
     process = context.process
     input_ = context.input(IngestInput)
     with process.ledger.read() as session:
-        collection = collections.get(session, input_.collection)
+        collection, index = collections.get_with_index(session, input_.collection)
         sources = [source.model_dump() for source in input_.sources]
         uploads = files.of_sources(session, sources)
         names = source_names(session, collection.id, sources, uploads)
-    _make_in_store(process, collection)
+    _make_in_store(process, index)
 
     def record(session: Transaction) -> None:
         jobs.set_total(session, job_id, len(names), "documents")
@@ -463,20 +473,20 @@ def plan(context: Context) -> Done:
     return Done(children=children, record=record)
 
 
-def _make_in_store(process: Process, collection: Collection) -> None:
-    """Make the collection in the vector store. Raises NotFound if it was erased meanwhile.
+def _make_in_store(process: Process, index: VectorIndex) -> None:
+    """Make the collection of an index in the store. Raises NotFound if it was erased meanwhile.
 
     No transaction waits for the store, so an erasure may come in between. The collection is then
     deleted again.
     """
     with process.ledger.begin() as session:
-        collections.hold(session, collection.id)
-    store_of(process).make(collection.name, collection.distance)
+        collections.hold(session, index.collection_id)
+    store_of(process).make(index.stored_name, index.distance)
     try:
         with process.ledger.begin() as session:
-            collections.hold(session, collection.id)
+            collections.hold(session, index.collection_id)
     except NotFound:
-        drop_unless_in_ledger(process, collection.name)
+        drop_unless_in_ledger(process, IndexPlace.of(index))
         raise
 
 
@@ -776,14 +786,14 @@ def embed(context: Context) -> Done:
     with process.ledger.read() as session:
         request = IngestRequest.of_job(session, claim.job_id)
     # Vectors without a version must be deleted, also if this attempt is lost.
-    context.on_lost.append(lambda: delete_orphans(process, request.collection, parts))
+    context.on_lost.append(lambda: delete_orphans(process, request.place, parts))
     try:
         embedded = write_vectors(context, request, parts)
     except Permanent:
         if len(parts) == 1:
             raise
         return Done(children=[_embed_step([part]) for part in parts])  # one of them is the cause
-    delete_orphans(process, request.collection, parts)
+    delete_orphans(process, request.place, parts)
 
     def record(transaction: Transaction) -> None:
         versions.lock_documents_of(transaction, [part.version_id for part in parts])
@@ -800,7 +810,7 @@ def embed(context: Context) -> Done:
 
     def tidy(noted: Sequence[versions.EmbeddingOutcome]) -> None:
         if any(version.state in (None, VersionState.RETIRED) for version in noted):
-            delete_orphans(process, request.collection, parts)
+            delete_orphans(process, request.place, parts)
         collect_replaced(process, [version.replaced for version in noted if version.replaced])
         merge_soon(process, request.collection_id)
         with process.ledger.read_single() as session:

@@ -296,7 +296,7 @@ def _first_warnings(warnings: Sequence[str]) -> list[str]:
 def _result(context: Context, evaluation: Evaluation, outcomes: Outcomes) -> EvalResult:
     job_input = evaluation.input
     with context.process.ledger.read() as session:
-        model = collections.get(session, job_input.collection).embedding_model
+        _, index = collections.get_with_index(session, job_input.collection)
     values = np.array(outcomes.values, dtype=np.float64)  # None becomes NaN
     means, differences = estimate(
         values, resamples=context.process.settings.eval_resamples, between=context.check
@@ -313,7 +313,7 @@ def _result(context: Context, evaluation: Evaluation, outcomes: Outcomes) -> Eva
     ]
     return EvalResult(
         collection=job_input.collection,
-        embedding_model=model,
+        embedding_model=index.embedding_model,
         query_count=len(evaluation.queries),
         k=job_input.k,
         searches=figures,

@@ -34,7 +34,7 @@ from workers.retrieval.fusion import Floats, QueryFacts, fuse
 from workers.retrieval.lexical import LexicalResult, lexical_of
 from workers.retrieval.store import Match, MissingCollection, store_of
 from workers.retrieval.terms import terms
-from workers.retrieval.tuning import CollectionFacts, coverage_by, tuning_for_search
+from workers.retrieval.tuning import IndexFacts, coverage_by, tuning_for_search
 
 HYBRID_POOL = 50
 """How many of the best chunks of each half are scored by both, at least."""
@@ -195,12 +195,10 @@ class CollectionSearch:
         """Id -> whether the passage was live and matched the filter when it was looked up."""
         self._chunks: dict[str, ChunkView] = {}
         with process.ledger.read_single() as session:
-            collection = collections.get(session, name)
-            self._id, self._model = collection.id, collection.embedding_model
-            self._dimension = collection.dimension
-            self._facts = CollectionFacts(
-                id=collection.id, name=collection.name, tuning=collection.tuning
-            )
+            collection, self._index = collections.get_with_index(session, name)
+            self._id, self._model = collection.id, self._index.embedding_model
+            self._dimension = self._index.dimension
+            self._facts = IndexFacts.of(collection, self._index)
 
     def candidates(self, count: int) -> list[list[Candidate]]:
         """The candidates of each query, best first."""
@@ -513,7 +511,11 @@ class CollectionSearch:
     ) -> list[list[Match]]:
         try:
             return store_of(self._process).query(
-                self._name, vectors, limit=limit, where=self._options.filter, ids=ids
+                self._index.stored_name,
+                vectors,
+                limit=limit,
+                where=self._options.filter,
+                ids=ids,
             )
         except MissingCollection:
             if self._is_empty():
@@ -521,7 +523,7 @@ class CollectionSearch:
             raise
 
     def _vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        return store_of(self._process).vectors(self._name, ids) if ids else {}
+        return store_of(self._process).vectors(self._index.stored_name, ids) if ids else {}
 
     def _vectors_or_none(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """The vectors of chunks; empty if the store has no such collection any more, for then the

@@ -9,7 +9,7 @@ probability of being the answer among sampled chunks rises with the score of eac
 helps where there are few pairs.
 
 `measure` does no I/O: its arguments are chunks, and functions that make terms and vectors.
-`tuning_of` samples the chunks of a collection and stores the result with the collection. Measuring
+`tuning_of` samples the chunks of a collection and stores the result with its index. Measuring
 takes as long as a hundred searches. Only the first search in a collection that was never measured
 waits for it; later ones use the stored tuning, and a new one is measured after a search or at the
 end of an ingest job.
@@ -31,8 +31,10 @@ import numpy.typing as npt
 from sqlalchemy.exc import SQLAlchemyError
 from tokenizers import Tokenizer
 
-from shared.documents import collections, documents
+from shared.documents import collections, documents, indexes
+from shared.documents.indexes import IndexPlace
 from shared.errors import SluiceError
+from shared.tables import Collection, VectorIndex
 from workers.attempts.process import Process
 from workers.models.devices import Vectors, unit
 from workers.retrieval.embed import Embedder, embedders_of
@@ -208,17 +210,30 @@ def measure(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectionFacts:
-    """What of a collection tuning needs; `tuning` is the stored JSON."""
+class IndexFacts:
+    """What tuning needs of a collection and one of its indexes; `tuning` is the stored JSON."""
 
     id: UUID
+    """Of the collection."""
     name: str
+    index_id: UUID
+    place: IndexPlace
     tuning: Any
+
+    @classmethod
+    def of(cls, collection: Collection, index: VectorIndex) -> "IndexFacts":
+        return cls(
+            id=collection.id,
+            name=collection.name,
+            index_id=index.id,
+            place=IndexPlace.of(index),
+            tuning=index.tuning,
+        )
 
 
 def tuning_of(
     process: Process,
-    collection: CollectionFacts,
+    collection: IndexFacts,
     embedder: Embedder,
     result: LexicalResult,
     *,
@@ -240,12 +255,12 @@ def tuning_of(
         return stored
     try:
         with process.ledger.read() as session:
-            latest = Tuning.load(collections.tuning(session, collection.id))
+            latest = Tuning.load(indexes.tuning(session, collection.index_id))
         if not is_stale(latest, result.live_chunks):
             return latest or UNMEASURED
         tuning = _measure_collection(process, collection, embedder, result, check)
         with process.ledger.begin() as session:
-            collections.note_tuning(session, collection.id, tuning.dump())
+            indexes.note_tuning(session, collection.index_id, tuning.dump())
         return tuning
     finally:
         lock.release()
@@ -253,7 +268,7 @@ def tuning_of(
 
 def tuning_for_search(
     process: Process,
-    collection: CollectionFacts,
+    collection: IndexFacts,
     embedder: Embedder,
     result: LexicalResult,
     *,
@@ -282,14 +297,13 @@ def measure_ingested(
     Failures are logged."""
     try:
         with process.ledger.read() as session:
-            row = collections.get(session, name)
-            collection = CollectionFacts(id=row.id, name=row.name, tuning=row.tuning)
-            model = row.embedding_model
+            row, index = collections.get_with_index(session, name)
+        collection = IndexFacts.of(row, index)
         result = lexical_of(process).search(collection.id, "", limit=1)
         if result.live_chunks < chunks_least:
             return
         if is_stale(Tuning.load(collection.tuning), result.live_chunks):
-            embedder = embedders_of(process).get(model)
+            embedder = embedders_of(process).get(index.embedding_model)
             tuning_of(process, collection, embedder, result, check=lambda: None)
     except (SluiceError, SQLAlchemyError) as error:
         log.info("collection %s was not measured: %s", name, error)
@@ -304,13 +318,13 @@ class _Due:
 
 def _measure_collection(
     process: Process,
-    collection: CollectionFacts,
+    collection: IndexFacts,
     embedder: Embedder,
     result: LexicalResult,
     check: Callable[[], None],
 ) -> Tuning:
     ids = result.sample(SAMPLED_CHUNKS)
-    vectors = store_of(process).vectors(collection.name, ids)
+    vectors = store_of(process).vectors(collection.place.stored_name, ids)
     with process.ledger.read() as session:
         live = documents.live_chunks(session, collection.id, ids)
     sample = [

@@ -463,7 +463,11 @@ def _views(session: Session, rows: Sequence[Collection]) -> list[VectorStore]:
     counts = attachments.counts(session, numbers)
     used = collections.last_use(session, rows)
     now = session.scalar(select(func.now())) or datetime.now(UTC)
-    return [_view(row, summaries[row.id], counts[row.id], used[row.id], now) for row in rows]
+    return [
+        _view(row, summaries[row.id], counts[row.id], used[row.id], now)
+        for row in rows
+        if row.id in summaries  # others were erased at this moment
+    ]
 
 
 def _view(
