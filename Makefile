@@ -43,7 +43,7 @@ TWO := --processes 2
 STACKS := --processes 3
 
 test: $(DEV)
-	$(TESTS) tests/integration tests/models tests/gpu tests/unit $(FOUR)
+	$(TESTS) tests/unit tests/integration tests/models tests/gpu $(FOUR)
 	$(TESTS) tests/e2e $(STACKS)
 
 test-unit: $(DEV)

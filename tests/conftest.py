@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("same")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests come last: they are short, so that no process is alone with a long file then."""
+    items.sort(key=lambda item: item.path.parent.name == "unit")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _small_heap() -> None:
     """What modules and tests before have made is not looked at by each collection of garbage."""
@@ -88,6 +95,15 @@ def _own_environment() -> Iterator[None]:
         for name in os.environ:
             if name.startswith("SLUICE_"):
                 patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_once() -> Iterator[None]:
+    """Each client of httpx reads the certificates of all authorities, which takes 25 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        create = cache(httpx.create_ssl_context)
+        patch.setattr("httpx._transports.default.create_ssl_context", create)
         yield
 
 

@@ -25,6 +25,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+# To look for a CUDA device must not begin to use it: that cannot be forked.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 File = deque[int]
 """The indices of tests in one file, in the order of the session."""
 
