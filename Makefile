@@ -34,17 +34,16 @@ up: $(LOCAL)
 	@echo "The command is $(BIN)/sluice; in another terminal: source $(BIN)/activate"
 	@exec $(BIN)/sluice up
 
-TESTS := $(BIN)/python -m pytest
+TESTS := $(BIN)/python -m pytest -p tests.forks
 # Four processes on two cores: they wait for servers half of the time. The slow files come first, so
 # that no process is alone with one at the end.
-FOUR := -n 4 --dist loadfile --no-loadscope-reorder
-# The unit tests wait for little, and each process imports everything first (10 s of CPU time).
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+FOUR := --processes 4
+TWO := --processes 2
 # A stack for each of three; the file that ends its stack stays the last.
-STACKS := -n 3 --dist loadfile --no-loadscope-reorder
+STACKS := --processes 3
 
 test: $(DEV)
-	$(TESTS) tests/integration tests/models tests/gpu tests/unit $(FOUR)
+	$(TESTS) tests/unit tests/integration tests/models tests/gpu $(FOUR)
 	$(TESTS) tests/e2e $(STACKS)
 
 test-unit: $(DEV)

@@ -8,8 +8,6 @@ from contextlib import suppress
 
 from pydantic import SecretStr
 
-from api.app import create_app
-from api.http.server import ApiServer
 from shared.addresses import is_loopback
 from shared.config import HttpSettings, load_settings, set_up_logging
 from shared.errors import ConfigurationError
@@ -35,6 +33,10 @@ def main() -> int:
         settings.require_redis_url()
         configured_store(settings)
         check_exposure(settings)
+        # Imported here, which takes seconds: a wrong setting is named at once.
+        from api.app import create_app
+        from api.http.server import ApiServer
+
         app = create_app(settings)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -137,7 +137,10 @@ def start_postgres(folder: Path, *, durable: bool = False) -> Server:
         "max_connections": 200,
     }  # fmt: skip
     if not durable:
-        settings |= {"fsync": "off", "full_page_writes": "off"}
+        settings |= {
+            "fsync": "off", "full_page_writes": "off", "wal_level": "minimal",
+            "max_wal_senders": 0, "max_wal_size": "4GB", "checkpoint_timeout": "1h",
+        }  # fmt: skip
     argv = [str(binaries / "postgres"), "-D", str(data)]
     for name, value in settings.items():
         argv += ["-c", f"{name}={value}"]

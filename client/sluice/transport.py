@@ -24,6 +24,7 @@ import asyncio
 import logging
 import math
 import random
+import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -132,6 +133,9 @@ class Transport(ABC):
             "trust_env": parts.hostname not in _LOOPBACK,
             "follow_redirects": True,
         }
+        if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+            # To read the certificates of all authorities takes 25 ms, and nobody needs them here.
+            self._options["verify"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if limits is not None:
             self._options["limits"] = limits
 

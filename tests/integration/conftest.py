@@ -7,21 +7,28 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.config import Settings
+from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.database.transaction import Ledger
 from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
 from tests.integration.event_stream import EventStream
 from tests.integration.fake_api import State, serving
 from tests.integration.ingestion import new_collection
-from tests.integration.job_runner import make_process
+from tests.integration.job_runner import handlers, make_process
 from tests.integration.thread_worker import running_worker
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
-from workers.retrieval.embed import EMBEDDERS
+from workers.retrieval.embed import EMBEDDERS, import_embedder
 
 Finish = Callable[[str, dict[str, Any]], Claim]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What most tests import at first use is imported before processes are forked."""
+    if session.config.getoption("--processes", 0):
+        handlers()
+        import_embedder(DEFAULT_EMBEDDING_MODEL)
 
 
 @pytest.fixture

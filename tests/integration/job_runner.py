@@ -33,7 +33,7 @@ ROUTES = ("extractive", "ollama", "openai")
 QUICK = {
     "worker_concurrency": 1,
     "step_lease_s": 10,
-    "step_heartbeat_s": 0.02,
+    "step_heartbeat_s": 0.05,
     "retry_base_s": 0.01,
     "retry_cap_s": 0.02,
     "load_step_documents": 4,

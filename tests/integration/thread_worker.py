@@ -7,16 +7,19 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+from redis import Redis
 from sqlalchemy import func, insert
 
 from shared.config import Settings
+from shared.redis.bell import list_of
 from shared.tables import Worker
 from shared.vocabulary import Queue
 from tests.integration.job_runner import ROUTES, handlers, make_process
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 
-IDLE_S = 0.005
+IDLE_S = 0.1
+"""A thread that hears no ring looks for steps that have become due after so long."""
 CPU_QUEUES = [queue for queue in Queue if queue is not Queue.GENERATE]
 
 
@@ -43,14 +46,18 @@ def running_worker(
     faults: list[Exception] = []
 
     def work(queues: Sequence[Queue]) -> None:
-        while not over.is_set():
-            try:
-                has_run = sum(run_next(process, table, queue.value) for queue in queues)
-            except Exception as error:  # whoever waits for an answer must not wait for ever
-                faults.append(error)
-                has_run = False
-            if not has_run:
-                over.wait(IDLE_S)
+        lists = [list_of(queue) for queue in queues]
+        if Queue.GENERATE in queues:
+            lists += [list_of(Queue.GENERATE, route) for route in process.routes]
+        with Redis.from_url(settings.require_redis_url()) as redis:
+            while not over.is_set():
+                try:
+                    has_run = sum(run_next(process, table, queue.value) for queue in queues)
+                except Exception as error:  # whoever waits for an answer must not wait for ever
+                    faults.append(error)
+                    has_run = False
+                if not has_run:
+                    redis.blpop(lists, timeout=IDLE_S)
 
     running = [threading.Thread(target=work, args=(CPU_QUEUES,))]
     running += [threading.Thread(target=work, args=([Queue.GENERATE],)) for _ in range(threads)]
