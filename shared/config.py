@@ -113,6 +113,8 @@ class ConnectionSettings(RoleSettings):
     database_pool_connections: PositiveInt = 10
     database_statement_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 60
     database_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] | None = None
+    pgvector_index_above_mib: PositiveInt = 32
+    pgvector_index_timeout_s: PositiveFloat = 600
     events_limit_entries: PositiveInt = 1000
     events_keep_s: PositiveInt = 86_400
     events_keep_after_end_s: PositiveInt = 600

@@ -46,10 +46,32 @@ def make_engine(settings: ConnectionSettings, *, plans_once: bool = False) -> En
     if plans_once:
         connect_args["options"] += " -c plan_cache_mode=force_generic_plan"
         connect_args["prepare_threshold"] = 0
-    engine = create_engine(
-        psycopg_url(settings.require_database_url()),
-        pool_size=settings.database_pool_connections,
+    return _pooled(
+        settings.require_database_url(),
+        settings,
+        connect_args,
         max_overflow=settings.database_pool_connections,
+    )
+
+
+def make_portable_engine(url: str, settings: ConnectionSettings) -> Engine:
+    """A pooled engine for any database, perhaps behind a pooler that gives each transaction another
+    connection: it sets nothing for a session and prepares no statements. Callers set timeouts in
+    each transaction (`SET LOCAL`)."""
+    connect_args: dict[str, Any] = {
+        "connect_timeout": max(1, int(settings.connect_timeout_s)),
+        "prepare_threshold": None,
+    }
+    return _pooled(url, settings, connect_args, max_overflow=0)
+
+
+def _pooled(
+    url: str, settings: ConnectionSettings, connect_args: dict[str, Any], *, max_overflow: int
+) -> Engine:
+    engine = create_engine(
+        psycopg_url(url),
+        pool_size=settings.database_pool_connections,
+        max_overflow=max_overflow,
         pool_timeout=settings.request_timeout_s,
         pool_recycle=1800,
         hide_parameters=True,

@@ -1,6 +1,6 @@
 """Filters on metadata as SQL. What a filter means: `shared/filters.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -37,38 +37,50 @@ from shared.tables import Chunk, Document
 
 def condition(where: MetadataFilter) -> ColumnElement[bool]:
     """The filter in SQL, never NULL, for statements that select from Chunk and Document."""
-    return _condition(where.root)
+    return _condition(where.root, _of_chunk)
 
 
-def _condition(condition: Condition) -> ColumnElement[bool]:
+def condition_on(where: MetadataFilter, metadata: SQLColumnExpression[Any]) -> ColumnElement[bool]:
+    """The filter in SQL, never NULL, on a JSONB column that is not NULL and has the chunk's own
+    values beside its metadata: `{**own, **metadata}`, with keys and texts in NFC."""
+    return _condition(where.root, lambda comparison: _of_metadata(comparison, metadata))
+
+
+def _condition(
+    condition: Condition, compare: Callable[[Comparison], ColumnElement[bool]]
+) -> ColumnElement[bool]:
     match condition:
         case AllOf():
-            return and_(true(), *map(_condition, condition.conditions))
+            return and_(true(), *(_condition(part, compare) for part in condition.conditions))
         case AnyOf():
-            return or_(false(), *map(_condition, condition.conditions))
+            return or_(false(), *(_condition(part, compare) for part in condition.conditions))
         case Not():
-            return not_(_condition(condition.condition))
+            return not_(_condition(condition.condition, compare))
         case Comparison():
-            stored = _of_metadata(condition)
-            if condition.key not in OWN_KEYS:
-                return stored
-            return or_(stored, and_(not_(Chunk.meta.has_key(condition.key)), _of_own(condition)))
+            return compare(condition)
 
 
-def _of_metadata(comparison: Comparison) -> ColumnElement[bool]:
+def _of_chunk(comparison: Comparison) -> ColumnElement[bool]:
+    stored = _of_metadata(comparison, Chunk.meta)
+    if comparison.key not in OWN_KEYS:
+        return stored
+    return or_(stored, and_(not_(Chunk.meta.has_key(comparison.key)), _of_own(comparison)))
+
+
+def _of_metadata(comparison: Comparison, metadata: SQLColumnExpression[Any]) -> ColumnElement[bool]:
     key, values = comparison.key, comparison.values
     if comparison.operator is Operator.CONTAINS:
-        return Chunk.meta.contains(_json({key: [comparison.value]}))
-    stored = Chunk.meta.op("->", return_type=JSONB())(literal(key, String))
+        return metadata.contains(_json({key: [comparison.value]}))
+    stored = metadata.op("->", return_type=JSONB())(literal(key, String))
     if comparison.operator is Operator.IN:
         if len(values) == 1:
-            return Chunk.meta.contains(_json({key: comparison.value}))
+            return metadata.contains(_json({key: comparison.value}))
         # One array for any number of values, which PostgreSQL hashes.
         return func.coalesce(stored == func.any(literal(list(values), ARRAY(JSONB))), false())
     type_ = "string" if isinstance(comparison.value, str) else "number"
     compare = ORDER[comparison.operator]
     if type_ == "string":
-        text = Chunk.meta.op("->>", return_type=String())(literal(key, String))
+        text = metadata.op("->>", return_type=String())(literal(key, String))
         holds = compare(text.collate("C"), literal(comparison.value, String))
     else:
         holds = compare(stored, _json(comparison.value))
