@@ -119,6 +119,22 @@ def writable_folder(url: StoreUrl, timeout_s: float) -> str | None:
     return None if os.access(url.path, os.W_OK | os.X_OK) else f"{url}: may not be written to"
 
 
+def postgres_answers(url: StoreUrl, timeout_s: float) -> str | None:
+    """A PostgreSQL server; the database of the ledger has a check of its own."""
+    if not url.host:
+        return None
+    import psycopg
+
+    text = url.text.replace("postgres://", "postgresql://", 1)
+    try:
+        with psycopg.connect(text, connect_timeout=max(1, int(timeout_s))) as connection:
+            connection.execute("SELECT 1")
+    except psycopg.Error as error:
+        lines = str(error).strip().splitlines()
+        return f"{url}: {lines[0] if lines else type(error).__name__}"
+    return None
+
+
 def with_the_database(url: StoreUrl, timeout_s: float) -> None:
     """The database of the ledger, which has a check of its own."""
     del url, timeout_s
@@ -143,6 +159,8 @@ class StoreType:
     """Of a URL without one, unless it is secure: then it is 443."""
     extra: str | None = None
     """The extra of the distribution that has its library; None if all workers have it."""
+    has_database: bool = False
+    """Whether a server's URL ends in the name of a database."""
     has_several_servers: bool = False
     """Whether the setting may list several, with commas between them: a collection lives on one."""
 
@@ -157,6 +175,16 @@ STORES: dict[str, StoreType] = {
             port=8000,
             check=http_path("/api/v2/heartbeat"),
             store="workers.retrieval.stores.chroma:Chroma",
+        ),
+        StoreType(
+            name="pgvector",
+            schemes=("postgres", "postgresql"),
+            example="postgres",
+            places=(Place.DATABASE, Place.SERVER),
+            port=5432,
+            has_database=True,
+            check=postgres_answers,
+            store="workers.retrieval.stores.pgvector:PgVector",
         ),
     )
 }
@@ -262,7 +290,8 @@ def _url(
         raise ConfigurationError(f"{setting} {error}: {like}.") from None
     path = url.path.rstrip("/")
     place = Place.SERVER if url.host else Place.FOLDER if path else Place.DATABASE
-    if place not in type_.places or (place is Place.SERVER and path):
+    has_path = place is Place.SERVER and path != ""
+    if place not in type_.places or (has_path and not type_.has_database):
         wanted = " or ".join(one.value for one in type_.places)
         raise ConfigurationError(
             f"{setting}: behind {url.scheme} stands {wanted}, and nothing more: {like}."
@@ -273,7 +302,8 @@ def _url(
     credentials, at, _ = urlsplit(text).netloc.rpartition("@")
     _, question, options = text.partition("?")
     host = StoreUrl(text="", scheme="", host=url.host, port=port).address
-    return StoreUrl.read(f"{url.scheme}://{credentials}{at}{host}{question}{options}")
+    path = urlsplit(text).path.rstrip("/")
+    return StoreUrl.read(f"{url.scheme}://{credentials}{at}{host}{path}{question}{options}")
 
 
 def _examples() -> str:

@@ -31,8 +31,9 @@ from shared.documents.documents import chunk_id
 from shared.filters import OWN_KEYS, MetadataFilter, escaped
 from shared.tables import Chunk, Document, Version
 from shared.vector_stores import require_store
-from workers.retrieval.store import VectorEntry
+from workers.retrieval.store import VectorEntry, VectorStore
 from workers.retrieval.stores.chroma import Chroma
+from workers.retrieval.stores.pgvector import LEDGER, PgVector
 
 EDGE = 2**53
 NUMBERS = [
@@ -57,7 +58,7 @@ ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 class Library:
     """Chunks of one document in both stores, which are its only ones; nothing is committed."""
 
-    def __init__(self, session: Session, store: Chroma, name: str) -> None:
+    def __init__(self, session: Session, store: VectorStore, name: str) -> None:
         spec = collections.Spec(embedding_model="m")
         collections.put(session, name, spec)
         self.collection_id: UUID = collections.get(session, name).id
@@ -123,15 +124,20 @@ class Library:
         return expected
 
 
-@pytest.fixture(scope="module")
-def library(settings: Settings) -> Iterator[Library]:
-    store, name = Chroma(settings, require_store(settings).text), f"test-{uuid4().hex[:12]}"
+@pytest.fixture(scope="module", params=["chroma", "postgres"])
+def library(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Library]:
+    is_chroma = request.param == "chroma"
+    store: VectorStore = (
+        Chroma(settings, require_store(settings).text) if is_chroma else PgVector(settings, LEDGER)
+    )
+    name = f"test-{uuid4().hex[:12]}"
     store.make(name, "cosine")
     engine = make_engine(settings)
     with Session(engine) as session:
         yield Library(session, store, name)
     engine.dispose()
     store.drop(name)
+    store.close()
 
 
 def is_equal(one: Any, other: Any) -> bool:
