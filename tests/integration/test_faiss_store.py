@@ -1,0 +1,429 @@
+"""The store FAISS with several processes, killed ones, damaged files and full disks."""
+
+import fcntl
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.config import Settings
+from shared.errors import ConfigurationError, Permanent, Unavailable
+from tests.integration.vector_store_contract import along, entry, reads
+from workers.models.devices import Vectors
+from workers.retrieval.store import MissingCollection
+from workers.retrieval.stores import faiss
+from workers.retrieval.stores.faiss import Faiss, folder_name
+
+NAME = "papers"
+
+
+def make_store(folder: str | Path, **changes: float) -> Faiss:
+    settings = Settings(_env_file=None).model_copy(update=changes)
+    return Faiss(settings, f"faiss://{folder}")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Faiss]:
+    store = make_store(tmp_path)
+    store.make(NAME, "cosine")
+    yield store
+    store.close()
+
+
+def unit_vectors(count: int, dimension: int = 16, *, seed: int = 1) -> Vectors:
+    vectors = np.random.default_rng(seed).standard_normal((count, dimension), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write(store: Faiss, ids: Sequence[str]) -> None:
+    store.upsert(NAME, [entry(id_) for id_ in ids], unit_vectors(len(ids)))
+
+
+def all_ids(store: Faiss) -> list[str]:
+    return store.id_page(NAME, limit=10**6, offset=0)
+
+
+def run_program(program: Callable[..., object], *args: object) -> None:
+    """Call one of the functions below in a process of its own, which has but one thread and so may
+    fork."""
+    code = f"import sys, {__name__} as tests; tests.{program.__name__}(*map(eval, sys.argv[1:]))"
+    subprocess.run(
+        [sys.executable, "-c", code, *map(repr, args)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        check=True,
+    )
+
+
+@contextmanager
+def forked(work: Callable[[], object]) -> Iterator[int]:
+    """A child that does this work; it is waited for at the end, unless it is killed before."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    yield child
+    assert os.waitpid(child, 0)[1] in (0, signal.SIGKILL)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "../other", "/tmp/x", "a/b", "Papers", "PAPERS", ".dropped-1", "~x", "\0"]
+)
+def test_no_name_leads_out_of_the_folder(store: Faiss, tmp_path: Path, name: str) -> None:
+    write(store, ["a"])
+    store.make(name, "cosine")
+    store.upsert(name, [entry("b")], along(0))
+    assert store.id_page(name, limit=9, offset=0) == ["b"]
+    assert (tmp_path / folder_name(name)).parent == tmp_path
+    assert len(list(tmp_path.iterdir())) == 2
+    assert store.drop(name) == 1
+    assert all_ids(store) == ["a"]
+
+
+# Searches
+
+
+def test_searches_are_exact_also_after_a_restart(store: Faiss, tmp_path: Path) -> None:
+    vectors = unit_vectors(5000)
+    entries = [entry(f"id-{n}", {"n": n, "third": n % 3 == 0}) for n in range(5000)]
+    store.upsert(NAME, entries, vectors)
+    store.delete(NAME, [f"id-{n}" for n in range(0, 5000, 10)])
+    queries = unit_vectors(7, seed=2)
+    again = make_store(tmp_path)
+    for where, fits in (
+        (None, [n for n in range(5000) if n % 10]),
+        (reads({"third": True}), [n for n in range(5000) if n % 10 and n % 3 == 0]),
+        (reads({"n": {"$gte": 4990}}), list(range(4991, 5000))),
+    ):
+        rows = again.query(NAME, queries, limit=20, where=where)
+        scores = queries @ vectors[fits].T
+        for row, exact in zip(rows, scores, strict=True):
+            best = np.argsort(-exact)[:20]
+            assert [match.id for match in row] == [f"id-{fits[n]}" for n in best]
+            assert [match.score for match in row] == pytest.approx(exact[best], abs=1e-5)
+    again.close()
+
+
+def test_what_a_filter_matched_is_known_of_new_chunks_too(store: Faiss) -> None:
+    where = reads({"city": "caf\u00e9"})
+
+    def found() -> set[str]:
+        ((*matches,),) = store.query(NAME, along(0), limit=9, where=where)
+        return {match.id for match in matches}
+
+    store.upsert(NAME, [entry("a", {"city": "cafe\u0301"}), entry("b")], along(0, 1))
+    assert found() == {"a"}
+    store.upsert(NAME, [entry("b", {"city": "caf\u00e9"}), entry("c")], along(0, 1))
+    assert found() == {"a", "b"}
+    store.delete(NAME, ["a"])
+    assert found() == {"b"}
+
+
+def test_vectors_of_another_model_are_refused(store: Faiss) -> None:
+    store.upsert(NAME, [entry("a")], along(0))
+    with pytest.raises(Permanent, match="rebuild papers"):
+        store.upsert(NAME, [entry("b")], unit_vectors(1))
+    with pytest.raises(Permanent, match="3 numbers, not of 16"):
+        store.query(NAME, unit_vectors(1), limit=1, where=None)
+    assert all_ids(store) == ["a"]
+
+
+# Several processes
+
+
+def test_what_another_process_wrote_is_found_at_once(store: Faiss, tmp_path: Path) -> None:
+    other = make_store(tmp_path)
+    for n in range(20):
+        store.upsert(NAME, [entry(f"a-{n}")], along(0))
+        other.upsert(NAME, [entry(f"b-{n}")], along(1))
+        assert len(other.query(NAME, along(0), limit=99, where=None)[0]) == 2 * n + 2
+        assert len(all_ids(store)) == 2 * n + 2
+    assert other.delete(NAME, ["a-0"]) == 1
+    assert "a-0" not in store.vectors(NAME, ["a-0", "a-1"])
+    assert store.drop(NAME) == 39
+    with pytest.raises(MissingCollection, match="rebuild papers"):
+        other.query(NAME, along(0), limit=1, where=None)
+    with pytest.raises(MissingCollection):
+        other.upsert(NAME, [entry("c")], along(0))
+    store.make(NAME, "cosine")
+    assert all_ids(other) == []
+    other.close()
+
+
+def write_and_read(folder: str) -> None:
+    faiss.DEAD_ROWS = 30  # compacts often
+    writers, writes = 3, 40
+
+    def work(writer: int) -> None:
+        store = make_store(folder)
+        for n in range(writes):
+            ids = [f"{writer}-{n}-{m}" for m in range(5)]
+            write(store, ids)
+            assert store.vectors(NAME, ids).keys() == set(ids)
+            if n % 2:
+                assert store.delete(NAME, ids) == 5
+        (Path(folder) / f".ended-{writer}").touch()
+
+    def read() -> None:
+        store = make_store(folder)
+        while len(list(Path(folder).glob(".ended-*"))) < writers:
+            rows = store.query(NAME, unit_vectors(2), limit=5, where=None)
+            assert all(match.score < 1.001 for row in rows for match in row)
+            store.vectors(NAME, [match.id for row in rows for match in row])
+
+    with ExitStack() as children:
+        for writer in range(writers):
+            children.enter_context(forked(partial(work, writer)))
+        for _ in range(2):
+            children.enter_context(forked(read))
+    expected = {f"{w}-{n}-{m}" for w in range(writers) for n in range(0, writes, 2) for m in range(5)}
+    ids = all_ids(make_store(folder))
+    assert set(ids) == expected
+    assert len(ids) == len(expected)
+
+
+def test_processes_write_and_read_at_the_same_time(store: Faiss, tmp_path: Path) -> None:
+    run_program(write_and_read, str(tmp_path))
+    assert len(all_ids(store)) == 300
+
+
+def test_who_waits_too_long_for_others_tries_again_later(store: Faiss, tmp_path: Path) -> None:
+    hasty = make_store(tmp_path, request_timeout_s=0.05)
+    with (tmp_path / NAME / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="SLUICE_REQUEST_TIMEOUT_S"):
+            hasty.upsert(NAME, [entry("a")], along(0))
+        assert hasty.query(NAME, along(0), limit=1, where=None) == [[]]  # readers do not wait
+    hasty.upsert(NAME, [entry("a")], along(0))
+    assert all_ids(store) == ["a"]
+    hasty.close()
+
+
+def search_beside_torch(folder: str) -> None:
+    import torch
+
+    def work() -> None:
+        torch.set_num_threads(2)
+        store = make_store(folder)
+        square = torch.rand(300, 300)
+        with ThreadPoolExecutor(1) as thread:
+            for _ in range(20):
+                query = partial(store.query, NAME, unit_vectors(30), limit=5, where=None)
+                answer = thread.submit(query)
+                square = (square @ square).softmax(dim=1)
+                assert len(query()) == len(answer.result()) == 30
+
+    with forked(work), forked(work):
+        work()
+
+
+def test_it_runs_beside_torch_in_threads_and_forked_processes(
+    store: Faiss, tmp_path: Path
+) -> None:
+    write(store, [f"id-{n}" for n in range(3000)])
+    run_program(search_beside_torch, str(tmp_path))
+
+
+# Killed processes
+
+
+def kill_writers(folder: str) -> None:
+    faiss.DEAD_ROWS = 40  # compacts often
+    for seed in range(20):
+        moment = random.Random(seed)
+        name = f"{NAME}-{seed}"
+        make_store(folder).make(name, "cosine")
+        reading, writing = os.pipe()
+
+        def work(name: str, acknowledge: int) -> None:
+            store = make_store(folder)
+            for n in count():
+                ids = [f"{n}-{m}" for m in range(50)]
+                store.upsert(name, [entry(id_) for id_ in ids], unit_vectors(50))
+                os.write(acknowledge, f"w {n}\n".encode())
+                if n % 2:
+                    store.delete(name, ids)
+                    os.write(acknowledge, f"d {n}\n".encode())
+
+        with forked(partial(work, name, writing)) as child, open(reading) as acknowledged:
+            os.close(writing)
+            lines = [acknowledged.readline() for _ in range(moment.randrange(1, 30))]
+            time.sleep(moment.random() / 100)  # to somewhere in the middle of a write
+            os.kill(child, signal.SIGKILL)
+            lines += acknowledged.readlines()
+        check_acknowledged(folder, name, {line.strip() for line in lines})
+
+
+def check_acknowledged(folder: str, name: str, lines: set[str]) -> None:
+    store = make_store(folder)
+    stored = set(store.id_page(name, limit=10**6, offset=0))
+    last = max(int(line[2:]) for line in lines)
+    for n in range(last + 2):
+        ids = {f"{n}-{m}" for m in range(50)}
+        if f"d {n}" in lines:
+            assert not ids & stored
+        elif n < last or (f"w {n}" in lines and n % 2 == 0):
+            assert ids <= stored
+        else:  # the process was killed while it wrote or deleted them
+            assert ids & stored in (set(), ids)
+    (row,) = store.query(name, unit_vectors(1), limit=10**6, where=None)
+    assert {match.id for match in row} == stored
+    store.upsert(name, [entry("new")], unit_vectors(1))
+    assert set(make_store(folder).id_page(name, limit=10**6, offset=0)) == stored | {"new"}
+
+
+def test_a_process_killed_while_it_writes_loses_nothing(tmp_path: Path) -> None:
+    run_program(kill_writers, str(tmp_path))
+
+
+def test_a_write_that_ends_at_any_byte_is_there_or_not(store: Faiss, tmp_path: Path) -> None:
+    log = tmp_path / NAME / "log-1"
+    write(store, ["a", "b"])
+    lengths = [log.stat().st_size]
+    write(store, ["c"])
+    lengths.append(log.stat().st_size)
+    store.delete(NAME, ["a"])
+    content = log.read_bytes()
+    states = [["a", "b"], ["a", "b", "c"], ["b", "c"]]
+    for end in range(lengths[0], len(content) + 1):
+        state = states[sum(end >= length for length in (lengths[1], len(content)))]
+        for tail in (b"", bytes(7), bytes(5000)):  # a power cut may leave zeros
+            log.write_bytes(content[:end] + tail)
+            again = make_store(tmp_path)
+            assert all_ids(again) == state, end
+            again.upsert(NAME, [entry("new")], unit_vectors(1))
+            assert all_ids(again) == [*state, "new"]
+            again.close()
+
+
+def test_a_compaction_that_was_killed_is_done_again(store: Faiss, tmp_path: Path) -> None:
+    folder = tmp_path / NAME
+    write(store, [f"id-{n}" for n in range(2000)])
+    shutil.copytree(folder, tmp_path / "old")
+    assert store.delete(NAME, [f"id-{n}" for n in range(1500)]) == 1500
+    files = {"lock", "log-2", "vectors-2"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert (folder / "log-2").stat().st_size < (tmp_path / "old" / "log-1").stat().st_size / 2
+    # Killed before the old files were removed: they count no more, and hinder nobody.
+    for name in ("log-1", "vectors-1"):
+        shutil.copy(tmp_path / "old" / name, folder / name)
+    again = make_store(tmp_path)
+    assert len(all_ids(again)) == 500
+    write(again, ["new"])
+    assert {path.name for path in folder.iterdir()} == files
+    # Killed before the new generation counted.
+    (folder / "vectors-3").write_bytes(b"half")
+    (folder / "log.new").write_bytes(b"half")
+    assert len(all_ids(again)) == 501
+    write(again, [f"new-{n}" for n in range(10)])
+    assert {path.name for path in folder.iterdir()} == files
+    assert len(all_ids(store)) == 511
+    again.close()
+
+
+def test_a_drop_that_was_killed_is_finished_by_the_next(store: Faiss, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / NAME, tmp_path / ".dropped-0")
+    store.make("other", "cosine")
+    assert not (tmp_path / ".dropped-0").exists()
+
+
+# Damage, full disks, folders that cannot be used
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "position"),
+    [("vectors-1", 0), ("vectors-1", 2000 * 64 - 1), ("log-1", 0), ("log-1", 150), ("log-1", -1),
+     ("log-1", -6), ("log-1", -300), ("log-1", 12)],
+)  # fmt: skip
+def test_a_byte_that_changed_is_damage_that_is_told(
+    store: Faiss, tmp_path: Path, file: str, position: int
+) -> None:
+    write(store, [f"id-{n}" for n in range(2000)])
+    flip(tmp_path / NAME / file, position)
+    again = make_store(tmp_path)
+    refused = pytest.raises(Permanent, match=r"damaged: .* `sluice collections rebuild papers`")
+    with refused:
+        again.query(NAME, unit_vectors(1), limit=1, where=None)
+    with refused:
+        write(again, ["new"])
+    with refused:
+        again.delete(NAME, ["id-0"])
+    again.drop(NAME)
+    again.make(NAME, "cosine")
+    write(again, ["new"])
+    assert all_ids(again) == ["new"]
+    again.close()
+
+
+def test_a_file_that_is_lost_or_shorter_is_damage(store: Faiss, tmp_path: Path) -> None:
+    write(store, ["a", "b"])
+    vectors = tmp_path / NAME / "vectors-1"
+    with vectors.open("rb+") as file:
+        file.truncate(64)
+    with pytest.raises(Permanent, match="shorter"):
+        store.query(NAME, unit_vectors(1), limit=1, where=None)
+    vectors.unlink()
+    with pytest.raises(Permanent, match="no vectors-1"):
+        store.query(NAME, unit_vectors(1), limit=1, where=None)
+    (tmp_path / NAME / "log-1").unlink()
+    with pytest.raises(MissingCollection):
+        store.query(NAME, unit_vectors(1), limit=1, where=None)
+
+
+def fill_the_disk(folder: str) -> None:
+    """As far as the process may write: files of this size."""
+    store = make_store(folder)
+    for limit in (20_000, 2**24 + 100):
+        before = all_ids(store)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        with pytest.raises(Unavailable, match="no space left for .*SLUICE_VECTORS_URL"):
+            for n in count():
+                ids = [f"{limit}-{n}-{m}" for m in range(300)]
+                write(store, ids)
+                before += ids
+        assert all_ids(store) == all_ids(make_store(folder)) == before
+        assert len(store.query(NAME, unit_vectors(1), limit=9, where=None)[0]) == 9
+        assert store.delete(NAME, before[:1]) == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        write(store, ["new"])
+        assert all_ids(make_store(folder)) == [*before[1:], "new"]
+
+
+def test_a_full_disk_loses_nothing(store: Faiss, tmp_path: Path) -> None:
+    write(store, [f"id-{n}" for n in range(20)])
+    run_program(fill_the_disk, str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_used_names_the_setting(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        with pytest.raises(ConfigurationError, match="SLUICE_VECTORS_URL"):
+            make_store(folder).make(NAME, "cosine")
