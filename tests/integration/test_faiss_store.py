@@ -197,7 +197,9 @@ def write_and_read(folder: str) -> None:
             children.enter_context(forked(partial(work, writer)))
         for _ in range(2):
             children.enter_context(forked(read))
-    expected = {f"{w}-{n}-{m}" for w in range(writers) for n in range(0, writes, 2) for m in range(5)}
+    expected = {
+        f"{w}-{n}-{m}" for w in range(writers) for n in range(0, writes, 2) for m in range(5)
+    }
     ids = all_ids(make_store(folder))
     assert set(ids) == expected
     assert len(ids) == len(expected)
@@ -238,9 +240,7 @@ def search_beside_torch(folder: str) -> None:
         work()
 
 
-def test_it_runs_beside_torch_in_threads_and_forked_processes(
-    store: Faiss, tmp_path: Path
-) -> None:
+def test_it_runs_beside_torch_in_threads_and_forked_processes(store: Faiss, tmp_path: Path) -> None:
     write(store, [f"id-{n}" for n in range(3000)])
     run_program(search_beside_torch, str(tmp_path))
 
@@ -266,7 +266,7 @@ def kill_writers(folder: str) -> None:
                     store.delete(name, ids)
                     os.write(acknowledge, f"d {n}\n".encode())
 
-        with forked(partial(work, name, writing)) as child, open(reading) as acknowledged:
+        with forked(partial(work, name, writing)) as child, os.fdopen(reading) as acknowledged:
             os.close(writing)
             lines = [acknowledged.readline() for _ in range(moment.randrange(1, 30))]
             time.sleep(moment.random() / 100)  # to somewhere in the middle of a write
@@ -403,17 +403,22 @@ def fill_the_disk(folder: str) -> None:
     for limit in (20_000, 2**24 + 100):
         before = all_ids(store)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        with pytest.raises(Unavailable, match="no space left for .*SLUICE_VECTORS_URL"):
-            for n in count():
-                ids = [f"{limit}-{n}-{m}" for m in range(300)]
-                write(store, ids)
-                before += ids
+        with pytest.raises(Unavailable, match=r"no space left for .*SLUICE_VECTORS_URL"):
+            write_on(store, before)
         assert all_ids(store) == all_ids(make_store(folder)) == before
         assert len(store.query(NAME, unit_vectors(1), limit=9, where=None)[0]) == 9
         assert store.delete(NAME, before[:1]) == 1
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         write(store, ["new"])
         assert all_ids(make_store(folder)) == [*before[1:], "new"]
+
+
+def write_on(store: Faiss, ids: list[str]) -> None:
+    """Write until it fails; `ids` gets what was acknowledged."""
+    for n in count():
+        more = [f"{len(ids)}-{n}-{m}" for m in range(300)]
+        write(store, more)
+        ids += more
 
 
 def test_a_full_disk_loses_nothing(store: Faiss, tmp_path: Path) -> None:

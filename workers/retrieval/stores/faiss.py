@@ -301,9 +301,7 @@ class Faiss:
             collection.compact()
         except OSError as error:
             # What was written is safe, and searches are right: it is done again at the next write.
-            log.warning(
-                "%s (SLUICE_VECTORS_URL) was not compacted: %s", collection.folder, error
-            )
+            log.warning("%s (SLUICE_VECTORS_URL) was not compacted: %s", collection.folder, error)
         else:
             self._forget(name)
 
@@ -718,7 +716,7 @@ def _search(
 def _generation(folder: Path) -> int | None:
     """The number of the newest generation; None if there is no collection."""
     try:
-        names = os.listdir(folder)
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return None
     return max((int(name[4:]) for name in names if re.fullmatch(r"log-[0-9]+", name)), default=None)
@@ -729,9 +727,9 @@ def _remove_old(folder: Path, generation: int) -> None:
     has an old log open learns of the new one when the old one is gone, so nothing may be written to
     the new one before."""
     own = {"lock", f"log-{generation}", f"vectors-{generation}"}
-    others = sorted(name for name in os.listdir(folder) if name not in own)
-    for name in others:  # logs before vectors
-        (folder / name).unlink(missing_ok=True)
+    for path in sorted(folder.iterdir()):  # logs before vectors
+        if path.name not in own:
+            path.unlink(missing_ok=True)
 
 
 def _is_at(file: int, path: Path) -> bool:
