@@ -186,6 +186,15 @@ STORES: dict[str, StoreType] = {
             check=postgres_answers,
             store="workers.retrieval.stores.pgvector:PgVector",
         ),
+        StoreType(
+            name="faiss",
+            schemes=("faiss",),
+            example="faiss:///srv/vectors",
+            places=(Place.FOLDER,),
+            check=writable_folder,
+            extra="faiss",
+            store="workers.retrieval.stores.faiss:Faiss",
+        ),
     )
 }
 

@@ -19,12 +19,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from shared.config import Settings
+from shared.database.transaction import Ledger
 from shared.errors import ConfigurationError, Permanent, Unavailable
+from shared.kinds import registry as kinds
+from tests.integration.ingestion import (
+    CATS,
+    TRAINS,
+    ingest,
+    new_collection,
+    pages,
+    search,
+    stores_agree,
+    vector_ids,
+)
+from tests.integration.job_runner import drain, make_process, submit
 from tests.integration.vector_store_contract import along, entry, reads
+from workers.attempts.process import Process
 from workers.models.devices import Vectors
-from workers.retrieval.store import MissingCollection
+from workers.retrieval.store import MissingCollection, store_of
 from workers.retrieval.stores import faiss
 from workers.retrieval.stores.faiss import Faiss, folder_name
 
@@ -432,3 +447,59 @@ def test_a_folder_that_cannot_be_used_names_the_setting(tmp_path: Path) -> None:
     for folder in (file, file / "below"):
         with pytest.raises(ConfigurationError, match="SLUICE_VECTORS_URL"):
             make_store(folder).make(NAME, "cosine")
+
+
+# Jobs
+
+
+@pytest.fixture
+def process(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    tmp_path: Path,
+) -> Iterator[Process]:
+    url = SecretStr(f"faiss://{tmp_path}/vectors")
+    process = make_process(settings, chroma_url=None, vectors_url=url)
+    yield process
+    process.close()
+
+
+def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -> None:
+    collection = new_collection(process)
+    texts = {"cats": CATS, "trains": TRAINS, "walls": pages("wall", 40)}
+    assert ingest(process, collection, texts, metadata={"floor": 1})[0] == {"added": 3}
+    assert isinstance(store_of(process), Faiss)
+    assert search(process, collection, "When does a train leave?", k=1)[0].source == "trains"
+    assert ingest(process, collection, {"cats": TRAINS}, metadata={"floor": 2})[0] == {
+        "replaced": 1
+    }
+    stores_agree(process, collection)
+    submit(process, kinds.ERASE, {"collection": collection})
+    drain(process)
+    assert not vector_ids(process, collection)
+
+
+def test_a_filter_that_fits_few_passages_finds_all_of_them(process: Process) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, {"walls": pages("wall", 150)}, metadata={"floor": 1})
+    ingest(process, collection, {"cats": CATS}, metadata={"floor": 2})
+    for type_ in ("similarity", "mmr", "hybrid"):
+        options = {"type": type_, "filter": {"floor": {"$gt": 1}}}
+        hits = search(process, collection, "Which walls matter?", k=9, search=options)
+        assert {hit.source for hit in hits} == {"cats"}
+        assert "".join(hit.text for hit in hits).count("ats sleep") == 1
+    hits = search(
+        process, collection, "cats", k=20, search={"type": "similarity", "filter": {"floor": 1}}
+    )
+    assert {hit.source for hit in hits} == {"walls"}
+    assert len(hits) == 20
+
+
+def test_collections_that_are_damaged_say_what_to_do(process: Process, tmp_path: Path) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, {"cats": CATS})
+    flip(tmp_path / "vectors" / collection / "vectors-1", 0)
+    again = make_store(tmp_path / "vectors")
+    with pytest.raises(Permanent, match=f"sluice collections rebuild {collection}"):
+        again.query(collection, unit_vectors(1, 384), limit=1, where=None)
+    again.close()

@@ -1,6 +1,7 @@
 """Every vector store does what the protocol says; a new one is a module and a line."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -31,6 +32,7 @@ from tests.integration.vector_store_contract import VectorStoreContract
 from workers.attempts.process import Process
 from workers.retrieval.store import VectorStore, import_store, store_of
 from workers.retrieval.stores.chroma import Chroma
+from workers.retrieval.stores.faiss import Faiss
 
 every_store = pytest.mark.parametrize("type_", STORES.values(), ids=list(STORES))
 
@@ -52,6 +54,16 @@ class TestChroma(VectorStoreContract):
         configured = require_store(settings)
         assert configured.problem(timeout_s=10) is None
         return Chroma(settings, configured.text)
+
+
+class TestFaiss(VectorStoreContract):
+    store_class = Faiss
+
+    @pytest.fixture
+    def store(self, settings: Settings, tmp_path: Path) -> Iterator[VectorStore]:
+        store = Faiss(settings, f"faiss://{tmp_path}")
+        yield store
+        store.close()
 
 
 class TestMemory(VectorStoreContract):
