@@ -60,8 +60,8 @@ class TestFaiss(VectorStoreContract):
     store_class = Faiss
 
     @pytest.fixture
-    def store(self, settings: Settings, tmp_path: Path) -> Iterator[VectorStore]:
-        store = Faiss(settings, f"faiss://{tmp_path}")
+    def store(self, tmp_path: Path) -> Iterator[VectorStore]:
+        store = Faiss(Settings(_env_file=None), f"faiss://{tmp_path}")
         yield store
         store.close()
 

@@ -28,6 +28,7 @@ and a pickle may run any program when it is read.
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import mmap
 import os
@@ -377,7 +378,7 @@ class _Collection:
         self._is_live: _Mask = np.zeros(0, dtype=np.bool_)
         self._mapped_bytes = 0
         self._map: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
-        self._fitting: OrderedDict[bytes, _Mask] = OrderedDict()
+        self._fitting: OrderedDict[str, _Mask] = OrderedDict()
         """Filter -> which of the first rows match it."""
 
     def close(self) -> None:
@@ -491,7 +492,7 @@ class _Collection:
     def _matching(self, where: MetadataFilter) -> _Mask:
         """Which rows match a filter, of those that belong to a chunk. Rows never change, so what is
         known of the first ones is kept."""
-        key = orjson.dumps(where.json, option=orjson.OPT_SORT_KEYS)
+        key = json.dumps(where.json, sort_keys=True)
         known = self._fitting.pop(key, np.zeros(0, dtype=np.bool_))
         new = np.zeros(self.rows - len(known), dtype=np.bool_)
         for row in (np.flatnonzero(self._is_live[len(known) : self.rows]) + len(known)).tolist():
@@ -512,7 +513,6 @@ class _Collection:
             [
                 Match(id=self._ids[row], score=score)
                 for row, score in zip(row_rows, row_scores, strict=True)
-                if row >= 0
             ]
             for row_rows, row_scores in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
@@ -707,7 +707,8 @@ def _search(
         _faiss.swig_ptr(rows),
         selector,
     )
-    return scores, rows
+    order = np.lexsort((rows, -scores), axis=1)  # equal scores in the order of writing
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 # Files
