@@ -61,7 +61,8 @@ def store(tmp_path: Path) -> Iterator[Faiss]:
 
 def unit_vectors(count: int, dimension: int = 16, *, seed: int = 1) -> Vectors:
     vectors = np.random.default_rng(seed).standard_normal((count, dimension), dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def write(store: Faiss, ids: Sequence[str]) -> None:
@@ -243,9 +244,9 @@ def search_beside_torch(folder: str) -> None:
     def work() -> None:
         torch.set_num_threads(2)
         store = make_store(folder)
-        square = torch.rand(300, 300)
+        square = torch.rand(200, 200)
         with ThreadPoolExecutor(1) as thread:
-            for _ in range(20):
+            for _ in range(5):
                 query = partial(store.query, NAME, unit_vectors(30), limit=5, where=None)
                 answer = thread.submit(query)
                 square = (square @ square).softmax(dim=1)
@@ -323,13 +324,13 @@ def test_a_write_that_ends_at_any_byte_is_there_or_not(store: Faiss, tmp_path: P
     states = [["a", "b"], ["a", "b", "c"], ["b", "c"]]
     for end in range(lengths[0], len(content) + 1):
         state = states[sum(end >= length for length in (lengths[1], len(content)))]
-        for tail in (b"", bytes(7), bytes(5000)):  # a power cut may leave zeros
-            log.write_bytes(content[:end] + tail)
-            again = make_store(tmp_path)
-            assert all_ids(again) == state, end
-            again.upsert(NAME, [entry("new")], unit_vectors(1))
-            assert all_ids(again) == [*state, "new"]
-            again.close()
+        tail = (b"", bytes(7), bytes(5000))[end % 3]  # a power cut may leave zeros
+        log.write_bytes(content[:end] + tail)
+        again = make_store(tmp_path)
+        assert all_ids(again) == state, end
+        again.upsert(NAME, [entry("new")], unit_vectors(1))
+        assert all_ids(again) == [*state, "new"]
+        again.close()
 
 
 def test_a_compaction_that_was_killed_is_done_again(store: Faiss, tmp_path: Path) -> None:
@@ -424,8 +425,8 @@ def fill_the_disk(folder: str) -> None:
         assert len(store.query(NAME, unit_vectors(1), limit=9, where=None)[0]) == 9
         assert store.delete(NAME, before[:1]) == 1
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        write(store, ["new"])
-        assert all_ids(make_store(folder)) == [*before[1:], "new"]
+        write(store, [f"new-{limit}"])
+        assert all_ids(make_store(folder)) == [*before[1:], f"new-{limit}"]
 
 
 def write_on(store: Faiss, ids: list[str]) -> None:
