@@ -76,6 +76,8 @@ GROWTH_BYTES = 2**24
 written of it takes no space on the disk."""
 LOCK_POLL_S = 0.01
 
+_REBUILD = "`sluice collections rebuild NAME` writes the collection anew from Postgres."
+
 _Mask = NDArray[np.bool_]
 _sync = getattr(os, "fdatasync", os.fsync)
 
@@ -318,14 +320,13 @@ class Faiss:
         except _Damaged as error:
             raise Permanent(
                 f"The files of collection {name!r} in {self._folder(name)} (SLUICE_VECTORS_URL) "
-                f"are damaged: {error}. `sluice collections rebuild {name}` writes them anew from "
-                "Postgres."
+                f"are damaged: {error}. {_REBUILD}"
             ) from error
         except FileNotFoundError as error:
             raise MissingCollection(
                 f"{self._root} (SLUICE_VECTORS_URL) has no collection {name!r}: its files were "
                 "removed, or the setting names another folder. "
-                f"`sluice collections rebuild {name}` writes them anew from Postgres."
+                f"{_REBUILD}"
             ) from error
         except OSError as error:
             where = f"{self._root} (SLUICE_VECTORS_URL)"
@@ -522,7 +523,7 @@ class _Collection:
             raise Permanent(
                 f"{self.folder} (SLUICE_VECTORS_URL) has vectors of {self.dimension:,} numbers, "
                 f"not of {vectors.shape[1]:,}: they are of another embedding model. "
-                f"`sluice collections rebuild {self.head['name']}` makes them anew."
+                f"{_REBUILD}"
             )
 
     # Writing: the caller has the lock
