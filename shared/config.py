@@ -561,6 +561,14 @@ class SearchSettings(RoleSettings):
     """So many passages a cross-encoder reads for each query; as many as are asked for, if more."""
 
 
+class RebuildSettings(RoleSettings):
+    """Jobs that make the vectors of a collection anew."""
+
+    rebuild_step_s: PositiveFloat = 5
+    rebuild_pause_s: Annotated[float, Field(gt=0, le=3600)] = 30
+    retired_index_keep_s: Annotated[float, Field(gt=0, le=3_000_000_000)] = 604_800
+
+
 class EvalSettings(RoleSettings):
     """Jobs that measure searches."""
 
@@ -601,6 +609,7 @@ class Settings(
     IngestSettings,
     WebSettings,
     SearchSettings,
+    RebuildSettings,
     EvalSettings,
     BatchSettings,
     LexicalSettings,

@@ -259,6 +259,12 @@ class VectorIndex(Base):
     """One of `shared.documents.indexes.IndexState`."""
     tuning: Mapped[dict[str, Any] | None]
     """What was measured of both halves of hybrid search (`workers/retrieval/fusion.py`)."""
+    job_id: Mapped[UUID | None]
+    """The job that builds it, or has built it; it may be gone by retention."""
+    paused_until: Mapped[datetime | None]
+    """Until then nothing becomes live in the collection, so that what is built can catch up."""
+    kept_until: Mapped[datetime | None]
+    """When it is dropped, being retired."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
@@ -268,7 +274,30 @@ class VectorIndex(Base):
             unique=True,
             postgresql_where=sql("state = 'active'"),
         ),
+        Index(
+            "uq_vector_indexes_building",
+            "collection_id",
+            unique=True,
+            postgresql_where=sql("state = 'building'"),
+        ),
     )
+
+
+class VectorIndexVersion(Base):
+    """Which vectors of a version are in an index that is not active; of the active one,
+    `versions.embedded` says it.
+
+    Not tied to versions by a foreign key: who builds an index would wait for each erasure. A row
+    that outlives its version does no harm, and goes with its index.
+    """
+
+    __tablename__ = "vector_index_versions"
+
+    index_id: Mapped[UUID] = mapped_column(
+        ForeignKey("vector_indexes.id", ondelete="CASCADE"), primary_key=True
+    )
+    version_id: Mapped[UUID] = mapped_column(primary_key=True)
+    embedded: Mapped[Any] = mapped_column(INT4MULTIRANGE)
 
 
 class Attachment(Base):
@@ -371,7 +400,7 @@ class Version(Base):
     """The part of its metadata that came with the request; None where that was not noted."""
     chunk_count: Mapped[int]
     embedded: Mapped[Any] = mapped_column(INT4MULTIRANGE, server_default=sql("'{}'"))
-    """The ordinals whose vectors are in Chroma."""
+    """The ordinals whose vectors are in the active index of the collection."""
     lexical_fields: Mapped[int] = mapped_column(SmallInteger, server_default=sql("0"))
     """Bits of the fields (`shared.documents.lexical.Field`) of which its postings count."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -40,7 +40,7 @@ from shared.vocabulary import ENDED, OPEN, Lane, State
 from workers.attempts.process import Process
 from workers.attempts.retry import lost_worker, settle_failure
 from workers.attempts.runner import Handlers
-from workers.ingest.erasure import Garbage, StrayVectors
+from workers.ingest.erasure import Garbage, StrayVectors, drop_indexes
 from workers.ingest.indexing import LexicalUpkeep
 from workers.rounds import Item, Round
 
@@ -483,7 +483,11 @@ class Sweeper:
             },
         )
         slow: list[Mapping[str, SweepPart]] = [
-            {"garbage": Garbage(), "stray vectors": StrayVectors()},
+            {
+                "garbage": Garbage(),
+                "stray vectors": StrayVectors(),
+                "vector indexes": drop_indexes,
+            },
             Retention().parts,
             {"storage": delete_doomed},
             {"inspection": Inspection()},

@@ -387,6 +387,32 @@ class Tasks(Calls[J], Generic[J]):
             self.notify(warning)
         return result
 
+    async def rebuild_collection(
+        self,
+        name: str,
+        *,
+        model: str | None = None,
+        rollback: bool = False,
+        min_overlap: float | None = None,
+        min_recall: float | None = None,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> J:
+        """Make the vectors of a collection anew, by another model or by its own; with `rollback`,
+        go back to those before. The collection is searched and filled meanwhile.
+
+        Returns the `rebuild` job: succeeded, or with `wait=False` as it was submitted. Raises
+        `JobFailed`, also below `min_overlap` or `min_recall`, and nothing has changed then.
+        """
+        job_input: dict[str, Any] = {"collection": name, "rollback": rollback}
+        options = {"model": model, "min_overlap": min_overlap, "min_recall": min_recall}
+        job_input |= {key: value for key, value in options.items() if value is not None}
+        job = await self.submit_untyped("rebuild", job_input)
+        if not wait:
+            return job
+        job = await self.wait(job.id, timeout_s=timeout_s)
+        return job.require_success()
+
     async def _result(
         self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
@@ -593,6 +619,7 @@ class Client:
     collection = _blocking(Tasks.collection)
     collections = _blocking_iterator(Tasks.collections)
     delete_collection = _blocking(Tasks.delete_collection)
+    rebuild_collection = _blocking(Tasks.rebuild_collection)
     documents = _blocking_iterator(Tasks.documents)
     document = _blocking(Tasks.document)
     chunks = _blocking_iterator(Tasks.chunks)

@@ -16,7 +16,18 @@ Lane = Literal["interactive", "normal", "bulk"]
 
 
 KindName = Literal[
-    "ingest", "embed", "search", "rag", "chat", "complete", "hf", "model", "erase", "eval", "batch"
+    "ingest",
+    "embed",
+    "search",
+    "rag",
+    "chat",
+    "complete",
+    "hf",
+    "model",
+    "erase",
+    "rebuild",
+    "eval",
+    "batch",
 ]
 
 
@@ -480,6 +491,20 @@ class JudgedQuery(TypedDict):
     answers: NotRequired[list[str]]
 
 
+class RebuildInput(TypedDict):
+    """`model` is the collection's own unless it is given. Below `min_overlap` or `min_recall` the
+    job fails before anything has changed.
+    """
+
+    collection: str
+    model: NotRequired[str | None]
+    rollback: NotRequired[bool]
+    queries: NotRequired[list[JudgedQuery]]
+    k: NotRequired[int]
+    min_overlap: NotRequired[float | None]
+    min_recall: NotRequired[float | None]
+
+
 class EvalInput(TypedDict):
     """The queries are given as they are, or as an upload with one such object a line."""
 
@@ -697,6 +722,35 @@ class EraseResult(TypedDict):
     vectors: int
 
 
+class IndexComparison(TypedDict):
+    """What both indexes gave before the switch, as means over the queries.
+
+    `overlap` is the share of the old index's best `k` chunks that the new one has as well; null
+    where the old index could not be asked. `recall` is the share of what is relevant that is among
+    the best `k`: of judged queries what their judgements name, else the chunk that the sentence is
+    from.
+    """
+
+    queries: int
+    are_judged: bool
+    k: int
+    overlap: float | None
+    recall: float | None
+    recall_before: float | None
+
+
+class RebuildResult(TypedDict):
+    """`chunks` is how many the collection has."""
+
+    collection: str
+    embedding_model: str
+    embedding_model_before: str
+    dimension: int | None
+    chunks: int
+    comparison: IndexComparison | None
+    rollback_until: str | None
+
+
 class Estimate(TypedDict):
     """A mean over the queries, with its 95 % bootstrap interval."""
 
@@ -832,6 +886,11 @@ class EraseJob(JobFields):
     input: EraseInput
 
 
+class RebuildJob(JobFields):
+    kind: Literal["rebuild"]
+    input: RebuildInput
+
+
 class EvalJob(JobFields):
     kind: Literal["eval"]
     input: EvalInput
@@ -852,6 +911,7 @@ NewJob = (
     | HfJob
     | ModelJob
     | EraseJob
+    | RebuildJob
     | EvalJob
     | BatchJob
 )
@@ -904,6 +964,11 @@ class Submit(Protocol):
     def __call__(
         self, kind: Literal["erase"], input: EraseInput, **options: Unpack[SubmitOptions]
     ) -> "ClientJob[EraseResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["rebuild"], input: RebuildInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[RebuildResult]": ...
 
     @overload
     def __call__(
@@ -963,6 +1028,11 @@ class AsyncSubmit(Protocol):
     def __call__(
         self, kind: Literal["erase"], input: EraseInput, **options: Unpack[SubmitOptions]
     ) -> Coroutine[Any, Any, "AsyncClientJob[EraseResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["rebuild"], input: RebuildInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[RebuildResult]"]: ...
 
     @overload
     def __call__(

@@ -60,8 +60,9 @@ def put(session: Session, name: str, spec: Spec) -> bool:
     if differs or (spec.dimension is not None and spec.dimension != index.dimension):
         raise Conflict(
             f"Collection {name!r} exists with model {index.embedding_model!r}, dimension "
-            f"{index.dimension} and distance {index.distance!r}; these cannot be changed like "
-            "this. Use another name, or delete the collection first."
+            f"{index.dimension} and distance {index.distance!r}. `sluice collections rebuild "
+            f"{name} --model MODEL` changes the model; else use another name, or delete the "
+            "collection first."
         )
     return False
 

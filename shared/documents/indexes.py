@@ -2,21 +2,31 @@
 
 A collection has one active index at a time. Who searches reads it once, and embeds the query and
 asks the store by that one only. What is erased is deleted from all indexes of a collection.
+
+Another index is built beside it, from Postgres, until it has all that the active one has; then it
+takes its place in one transaction (`switch`). Who notes vectors of the active index, by which
+versions become live, holds a lock until its commit (`hold_active`) that excludes this.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import count
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.errors import NotFound
-from shared.tables import VectorIndex, new_id
+from shared.errors import Conflict, NotFound, Unavailable
+from shared.tables import Job, VectorIndex, VectorIndexVersion, new_id
+from shared.vocabulary import OPEN, State
+
+
+class IndexChanged(Unavailable):
+    """The collection is just getting another vector index; these chunks are embedded after that."""
 
 
 class IndexState(StrEnum):
@@ -151,3 +161,367 @@ def tuning(session: Session, index_id: UUID) -> Any:
 def note_tuning(session: Session, index_id: UUID, tuning: dict[str, Any]) -> None:
     """The last one that is measured counts."""
     session.execute(update(VectorIndex).where(VectorIndex.id == index_id).values(tuning=tuning))
+
+
+# Another index takes the place of the active one.
+
+
+def hold_active(session: Session, collection_id: UUID, index_id: UUID) -> None:
+    """Let no other index become active before the commit. Taken before any lock of a document.
+
+    Raises IndexChanged if this one is not active any more, or if it is to take in nothing now.
+    """
+    _lock(session, collection_id, shared=True)
+    row = session.execute(
+        select(VectorIndex.state, _is_paused()).where(VectorIndex.id == index_id)
+    ).first()
+    if row is not None and (row[0] != IndexState.ACTIVE or row[1]):
+        raise IndexChanged
+
+
+def is_paused(session: Session, index_id: UUID) -> bool:
+    """Whether an index takes in nothing at the moment."""
+    return bool(session.scalar(select(_is_paused()).where(VectorIndex.id == index_id)))
+
+
+def _is_paused() -> ColumnElement[bool]:
+    return func.coalesce(VectorIndex.paused_until > func.now(), False)
+
+
+def pause(session: Session, collection_id: UUID, *, for_s: float) -> None:
+    """Let the active index take in nothing for a while: what it takes in now is waited for."""
+    _lock(session, collection_id, shared=False)
+    session.execute(
+        update(VectorIndex)
+        .where(VectorIndex.collection_id == collection_id, VectorIndex.state == IndexState.ACTIVE)
+        .values(paused_until=func.now() + timedelta(seconds=for_s))
+    )
+
+
+def _lock(session: Session, collection_id: UUID, *, shared: bool) -> None:
+    lock = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+    session.execute(
+        text(f"SELECT {lock}(hashtextextended(:name, 0))"), {"name": f"index of {collection_id}"}
+    )
+
+
+def begin(
+    session: Session,
+    collection_id: UUID,
+    name: str,
+    job_id: UUID,
+    *,
+    embedding_model: str,
+    distance: str,
+) -> VectorIndex:
+    """The index that a job is to build: the one that it has begun, or that another job has left
+    unfinished, or a new one. Raises Conflict while another job builds one. The collection must be
+    held."""
+    _lock(session, collection_id, shared=False)
+    index = building(session, collection_id)
+    if index is not None and index.job_id != job_id:
+        _require_ended(session, index)
+        if index.embedding_model != embedding_model or index.distance != distance:
+            _give_up(session, VectorIndex.id == index.id)
+            index = None
+        else:
+            index.job_id = job_id
+    if index is None:
+        index = add(
+            session,
+            collection_id,
+            name,
+            embedding_model=embedding_model,
+            dimension=None,
+            distance=distance,
+            state=IndexState.BUILDING,
+        )
+        index.job_id = job_id
+    session.flush()
+    return index
+
+
+def begin_rollback(session: Session, collection_id: UUID, job_id: UUID) -> VectorIndex:
+    """The index that was active before, which a job is to bring up to date. Raises NotFound if it
+    is not kept any more, Conflict while another job builds one. The collection must be held."""
+    _lock(session, collection_id, shared=False)
+    index = building(session, collection_id)
+    if index is not None:
+        if index.job_id == job_id:
+            return index
+        _require_ended(session, index)
+        _give_up(session, VectorIndex.id == index.id)
+    index = session.scalars(
+        select(VectorIndex)
+        .where(VectorIndex.collection_id == collection_id, is_kept())
+        .order_by(VectorIndex.kept_until.desc(), VectorIndex.id.desc())
+        .limit(1)
+    ).first()
+    if index is None:
+        raise NotFound(
+            "The collection has no index to go back to: none was replaced, or it is not kept any "
+            "more (SLUICE_RETIRED_INDEX_KEEP_S). Rebuild it with the model that you want."
+        )
+    index.state, index.job_id = IndexState.BUILDING.value, job_id
+    session.flush()
+    return index
+
+
+def is_kept() -> ColumnElement[bool]:
+    """Whether an index is retired and complete enough to go back to."""
+    return and_(
+        VectorIndex.state == IndexState.RETIRED,
+        VectorIndex.kept_until > func.now(),
+        exists().where(VectorIndexVersion.index_id == VectorIndex.id),
+    )
+
+
+def building(session: Session, collection_id: UUID) -> VectorIndex | None:
+    return session.scalars(
+        select(VectorIndex).where(
+            VectorIndex.collection_id == collection_id, VectorIndex.state == IndexState.BUILDING
+        )
+    ).first()
+
+
+def _require_ended(session: Session, index: VectorIndex) -> None:
+    state = session.scalar(select(Job.state).where(Job.id == index.job_id))
+    if state in OPEN:
+        raise Conflict(
+            f"Job {index.job_id} rebuilds this collection. Wait for its end, or cancel it."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lack:
+    """Ordinals of a version of which an index lacks the vectors."""
+
+    document_id: UUID
+    version_id: UUID
+    first: int
+    end: int
+
+
+_LACKS: Final = text("""
+    SELECT d.id AS document_id, v.id AS version_id, lower(r.lack) AS first, upper(r.lack) AS behind
+    FROM documents d
+    JOIN versions v ON v.document_id = d.id AND v.state IN ('live', 'pending')
+    LEFT JOIN vector_index_versions i ON i.index_id = :index_id AND i.version_id = v.id
+    CROSS JOIN LATERAL unnest(v.embedded - coalesce(i.embedded, '{}'::int4multirange)) r (lack)
+    WHERE d.collection_id = :collection_id AND d.id > :after
+    ORDER BY d.id, v.id, r.lack LIMIT :limit
+""")
+_NO_ID: Final = UUID(int=0)
+
+
+def lacks(session: Session, index: VectorIndex, *, after: UUID | None, limit: int) -> list[Lack]:
+    """What an index lacks of that which the active one has, by documents behind that one."""
+    rows = session.execute(
+        _LACKS,
+        {
+            "index_id": index.id,
+            "collection_id": index.collection_id,
+            "after": after or _NO_ID,
+            "limit": limit,
+        },
+    )
+    return [
+        Lack(
+            document_id=row.document_id, version_id=row.version_id, first=row.first, end=row.behind
+        )
+        for row in rows
+    ]
+
+
+def count_lacking(session: Session, index: VectorIndex) -> int:
+    """Of how many chunks an index lacks the vectors that the active one has."""
+    count_ = session.scalar(
+        text("""
+            SELECT coalesce(sum(upper(r.lack) - lower(r.lack)), 0)
+            FROM documents d
+            JOIN versions v ON v.document_id = d.id AND v.state IN ('live', 'pending')
+            LEFT JOIN vector_index_versions i ON i.index_id = :index_id AND i.version_id = v.id
+            CROSS JOIN LATERAL unnest(
+                v.embedded - coalesce(i.embedded, '{}'::int4multirange)) r (lack)
+            WHERE d.collection_id = :collection_id
+        """),
+        {"index_id": index.id, "collection_id": index.collection_id},
+    )
+    return int(count_ or 0)
+
+
+def note(session: Session, index_id: UUID, parts: Sequence[tuple[UUID, int, int]]) -> None:
+    """Note that an index has the vectors of these chunks: (version, first, end)."""
+    session.execute(
+        text("""
+            INSERT INTO vector_index_versions AS i (index_id, version_id, embedded)
+            SELECT :index_id, p.id, range_agg(int4range(p.first, p.behind))
+            FROM unnest(CAST(:ids AS uuid[]), CAST(:firsts AS int[]), CAST(:ends AS int[]))
+                p (id, first, behind)
+            GROUP BY p.id
+            ON CONFLICT (index_id, version_id)
+                DO UPDATE SET embedded = i.embedded + excluded.embedded
+        """),
+        {
+            "index_id": index_id,
+            "ids": [version_id for version_id, _, _ in parts],
+            "firsts": [first for _, first, _ in parts],
+            "ends": [end for _, _, end in parts],
+        },
+    )
+
+
+def forget(session: Session, index_id: UUID, parts: Sequence[tuple[UUID, int]]) -> None:
+    """Note that an index lacks the vectors of these chunks: (version, ordinal)."""
+    session.execute(
+        text("""
+            UPDATE vector_index_versions i SET embedded = i.embedded - p.lost
+            FROM (
+                SELECT id, range_agg(int4range(ordinal, ordinal + 1)) AS lost
+                FROM unnest(CAST(:ids AS uuid[]), CAST(:ordinals AS int[])) l (id, ordinal)
+                GROUP BY id
+            ) p
+            WHERE i.index_id = :index_id AND i.version_id = p.id
+        """),
+        {
+            "index_id": index_id,
+            "ids": [version_id for version_id, _ in parts],
+            "ordinals": [ordinal for _, ordinal in parts],
+        },
+    )
+
+
+def noted(
+    session: Session, index_id: UUID, *, after: UUID | None, limit: int
+) -> list[tuple[UUID, int, int]]:
+    """What is noted to be in an index that is not active, (version, first, end), of some versions
+    behind that one."""
+    rows = session.execute(
+        text("""
+            SELECT p.version_id, lower(r.part) AS first, upper(r.part) AS behind
+            FROM (
+                SELECT version_id, embedded FROM vector_index_versions
+                WHERE index_id = :index_id AND version_id > :after
+                ORDER BY version_id LIMIT :limit
+            ) p CROSS JOIN LATERAL unnest(p.embedded) r (part)
+            ORDER BY p.version_id
+        """),
+        {"index_id": index_id, "after": after or _NO_ID, "limit": limit},
+    )
+    return [(row.version_id, row.first, row.behind) for row in rows]
+
+
+def kept_until(session: Session, collection_id: UUID) -> datetime | None:
+    """How long one can go back to the index before; None if that cannot be done."""
+    return session.scalar(
+        select(func.max(VectorIndex.kept_until)).where(
+            VectorIndex.collection_id == collection_id, is_kept()
+        )
+    )
+
+
+def switch(session: Session, index_id: UUID, *, keep_s: float) -> VectorIndex | None:
+    """Make a built index active, and retire the one that was. Returns the new one; None, and
+    nothing has changed, if it still lacks vectors. The collection must be held.
+
+    From here on `versions.embedded` is about the new one, which has all that it says; of the old
+    one it is kept what that was, so that one can go back to it for `keep_s` seconds. One of the
+    same model is not gone back to: there is a reason why it was built again.
+    """
+    session.execute(text("SET LOCAL statement_timeout = 0"))
+    index = session.get_one(VectorIndex, index_id)
+    _lock(session, index.collection_id, shared=False)
+    session.refresh(index)
+    if index.state != IndexState.BUILDING:
+        raise Conflict("Another job has taken over the index that this one was building.")
+    if lacks(session, index, after=None, limit=1):
+        return None
+    old = active(session, index.collection_id)
+    values = {"new": index.id, "old": old.id, "collection_id": index.collection_id}
+    if old.embedding_model != index.embedding_model:
+        session.execute(
+            text("""
+                INSERT INTO vector_index_versions (index_id, version_id, embedded)
+                SELECT :old, v.id, v.embedded
+                FROM documents d JOIN versions v ON v.document_id = d.id
+                WHERE d.collection_id = :collection_id AND v.state IN ('live', 'pending')
+                    AND NOT isempty(v.embedded)
+                ON CONFLICT DO NOTHING
+            """),
+            values,
+        )
+    session.execute(text("DELETE FROM vector_index_versions WHERE index_id = :new"), values)
+    old.state, old.paused_until = IndexState.RETIRED.value, None
+    old.kept_until = session.scalar(select(func.now() + timedelta(seconds=keep_s)))
+    session.flush()
+    index.state, index.kept_until = IndexState.ACTIVE.value, None
+    session.flush()
+    return index
+
+
+def retire_unfinished(session: Session, *, keep_s: float) -> None:
+    """Give up the indexes whose jobs have ended without making them active: at once if the job was
+    cancelled, and those of failed ones, which may be run again, after some time."""
+    job = (
+        select(Job.id)
+        .where(
+            Job.id == VectorIndex.job_id,
+            or_(
+                Job.state.in_(OPEN),
+                and_(
+                    Job.state == State.FAILED,
+                    Job.finished_at > func.now() - timedelta(seconds=keep_s),
+                ),
+            ),
+        )
+        .exists()
+    )
+    _give_up(session, and_(VectorIndex.state == IndexState.BUILDING, ~job))
+
+
+def _give_up(session: Session, which: ColumnElement[bool]) -> None:
+    """Retire indexes that are being built. One that was active before is kept as long as it was to
+    be."""
+    session.execute(
+        update(VectorIndex)
+        .where(which)
+        .values(
+            state=IndexState.RETIRED.value,
+            kept_until=func.coalesce(VectorIndex.kept_until, func.now()),
+        )
+        .execution_options(synchronize_session="fetch")
+    )
+
+
+def drop_kept(session: Session, collection_id: UUID) -> int:
+    """Let the retired indexes of a collection go now; returns how many there are."""
+    dropped = session.scalars(
+        update(VectorIndex)
+        .where(VectorIndex.collection_id == collection_id, VectorIndex.state == IndexState.RETIRED)
+        .values(kept_until=func.now())
+        .returning(VectorIndex.id)
+    ).all()
+    return len(dropped)
+
+
+def due(session: Session, *where: ColumnElement[bool], limit: int) -> Sequence[VectorIndex]:
+    """Retired indexes whose time is up: nobody goes back to them any more."""
+    return session.scalars(
+        select(VectorIndex)
+        .where(
+            VectorIndex.state == IndexState.RETIRED,
+            VectorIndex.kept_until <= func.now(),
+            *where,
+        )
+        .order_by(VectorIndex.id)
+        .limit(limit)
+    ).all()
+
+
+def remove(session: Session, index_id: UUID) -> None:
+    """Forget a retired index, once its vectors are gone."""
+    session.execute(
+        delete(VectorIndex).where(
+            VectorIndex.id == index_id, VectorIndex.state == IndexState.RETIRED
+        )
+    )

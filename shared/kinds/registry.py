@@ -11,12 +11,13 @@ from shared.kinds.ingest import INGEST
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.model import MODEL
 from shared.kinds.rag import RAG
+from shared.kinds.rebuild import REBUILD
 from shared.kinds.search import SEARCH
 from shared.vocabulary import Queue
 
 __all__ = [
     "BATCH", "CHAT", "COMPLETE", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG",
-    "SEARCH",
+    "REBUILD", "SEARCH",
     "WEBHOOK", "step_types",
 ]  # fmt: skip
 
@@ -32,6 +33,7 @@ KINDS: dict[str, Kind] = {
         HF,
         MODEL,
         ERASE,
+        REBUILD,
         EVAL,
         BATCH,
     )

@@ -92,6 +92,11 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         {"action": "delete", "name": "ollama/a"},
     ],
     kinds.ERASE: [{"collection": "handbook"}, {"document_ids": [ID]}],
+    kinds.REBUILD: [
+        {"collection": "handbook"},
+        {"collection": "handbook", "model": "some/model", "queries": [JUDGED], "min_recall": 0.5},
+        {"collection": "handbook", "rollback": True},
+    ],
     kinds.EVAL: [
         {"collection": "handbook", "queries": [JUDGED]},
         {"collection": "handbook", "file_id": ID, "searches": [{}] * 16, "k": 100},
@@ -190,6 +195,9 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.ERASE, {}, "either"),
     (kinds.ERASE, {"collection": "handbook", "document_ids": [ID]}, "either"),
     (kinds.ERASE, {"document_ids": []}, "document_ids"),
+    (kinds.REBUILD, {"collection": "handbook", "model": "m", "rollback": True}, "either"),
+    (kinds.REBUILD, {"collection": "handbook", "min_overlap": 2}, "min_overlap"),
+    (kinds.REBUILD, {"collection": "handbook", "queries": [JUDGED] * 1001}, "queries"),
     (kinds.EVAL, {"collection": "handbook"}, "either queries or file_id"),
     (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED], "file_id": ID}, "either"),
     (kinds.EVAL, {"collection": "handbook", "file_id": "judged.jsonl"}, "file_id"),

@@ -17,7 +17,7 @@ from shared.errors import Permanent, Unavailable
 from shared.jobs import sweeps
 from shared.jobs.steps import Record
 from shared.kinds.erase import EraseInput, EraseResult
-from shared.tables import Version
+from shared.tables import VectorIndex, Version
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.indexing import purge
@@ -266,6 +266,32 @@ def _done(
 ) -> Done:
     result = EraseResult(documents=extent.documents, chunks=extent.chunks, vectors=vectors)
     return Done(result=result.model_dump(), record=record)
+
+
+# Indexes that nobody needs any more
+
+
+def drop_indexes(round_: Round) -> None:
+    """The part of the sweeper that drops indexes: replaced ones after their time, and those whose
+    jobs have ended without making them active."""
+    process = round_.process
+    with process.ledger.begin() as session:
+        indexes.retire_unfinished(session, keep_s=process.settings.retired_index_keep_s)
+        due = indexes.due(session, limit=round_.limit_rows)
+    for index in due:
+        if not round_.goes_on:
+            return
+        try:
+            drop_index(process, index)
+        except Exception as error:
+            round_.blame(Item(kind="vector index", id=index.id), error)
+
+
+def drop_index(process: Process, index: VectorIndex) -> None:
+    """Vectors first, the row last, so that nothing is forgotten."""
+    store_of(process).drop(index.stored_name)
+    with process.ledger.begin() as session:
+        indexes.remove(session, index.id)
 
 
 # Documents of earlier jobs that a site or a folder no longer has

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from shared import files
 from shared.bounds import Metadata, as_object, nfc
-from shared.documents import collections, documents, ingest_items, versions
+from shared.documents import collections, documents, indexes, ingest_items, versions
 from shared.documents.indexes import IndexPlace
 from shared.documents.ingest_items import OpenItem
 from shared.documents.remote import RemoteOrigin
@@ -59,6 +59,8 @@ class IngestRequest:
     index_id: UUID
     """The active index when the step began."""
     place: IndexPlace
+    is_paused: bool
+    """Whether that takes in nothing at the moment."""
     model: str
     splitter: Splitter
     options: LoadOptions
@@ -78,6 +80,7 @@ class IngestRequest:
             collection_id=collection.id,
             index_id=index.id,
             place=IndexPlace.of(index),
+            is_paused=indexes.is_paused(session, index.id),
             model=index.embedding_model,
             splitter=Splitter.model_validate(settings["splitter"]),
             options=LoadOptions.model_validate(

@@ -83,6 +83,8 @@ from workers.retrieval.store import VectorEntry, store_of
 from workers.retrieval.tuning import measure_ingested
 from workers.retrieval.vocabulary import script_name, unknown_scripts
 
+PAUSE_S = 0.5
+"""How long an embedding step waits while another index is about to become active."""
 _WARNINGS_OF_STEP = 4
 
 # Failed steps: their sources fail, and the job goes on; and the end of the job
@@ -269,11 +271,11 @@ def write_vectors(
     if chunks:
         vectors = embedder.encode(texts, between=context.check)
         context.check()
-        entries = [_entry(chunk, owners[chunk.version_id]) for chunk in chunks]
+        entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in chunks]
         store_of(process).upsert(place.stored_name, entries, vectors)
     if copied:
         twins = [chunk for chunk in all_chunks if _id(chunk) in copied]
-        entries = [_entry(chunk, owners[chunk.version_id]) for chunk in twins]
+        entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in twins]
         vectors = np.stack([copied[_id(chunk)] for chunk in twins])
         store_of(process).upsert(place.stored_name, entries, vectors)
     sizes = {version_id: document.chunk_count for version_id, document in owners.items()}
@@ -303,7 +305,8 @@ def _id(chunk: Chunk) -> str:
     return chunk_id(chunk.version_id, chunk.ordinal)
 
 
-def _entry(chunk: Chunk, document: VersionDocument) -> VectorEntry:
+def entry_of(chunk: Chunk, document: VersionDocument) -> VectorEntry:
+    """What the store has of a chunk, beside its vector."""
     return VectorEntry(
         id=_id(chunk),
         text=chunk.text,
@@ -781,10 +784,12 @@ def embed(context: Context) -> Done:
     """Write the vectors of the chunks of the step, and make complete versions live."""
     claim, process = context.claim, context.process
     parts = parts_of(claim)
-    if claim.attempt > 1 and len(parts) > 1:
+    if claim.counted_attempt > 1 and len(parts) > 1:
         return Done(children=[_embed_step([part]) for part in parts])
     with process.ledger.read() as session:
         request = IngestRequest.of_job(session, claim.job_id)
+    if request.is_paused:
+        return Done(again_in_s=PAUSE_S)
     # Vectors without a version must be deleted, also if this attempt is lost.
     context.on_lost.append(lambda: delete_orphans(process, request.place, parts))
     try:
@@ -796,6 +801,8 @@ def embed(context: Context) -> Done:
     delete_orphans(process, request.place, parts)
 
     def record(transaction: Transaction) -> None:
+        # Vectors of an index that was replaced meanwhile are no vectors of the collection.
+        indexes.hold_active(transaction, request.collection_id, request.index_id)
         versions.lock_documents_of(transaction, [part.version_id for part in parts])
         if embedded.postings is not None:
             embedded.postings.write_parts(transaction, request.collection_id)

@@ -1,0 +1,97 @@
+"""The kind `rebuild`: another vector index takes the place of a collection's own, made from the
+text in Postgres.
+
+Of another model it is how a collection changes its model; of the same one it repairs what the
+store has lost. Searches go on meanwhile, with one index or the other.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from sqlalchemy.orm import Session
+
+from shared.bounds import CollectionName, ModelName
+from shared.documents import collections
+from shared.kinds.eval import JudgedQuery
+from shared.kinds.kind import Kind, StepType
+from shared.vocabulary import KeyScope, Lane, Queue, Shape
+
+STEP = "rebuild"
+QUERIES_LIMIT = 1000
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RebuildInput(Shape):
+    """`model` is the collection's own unless it is given. Below `min_overlap` or `min_recall` the
+    job fails before anything has changed."""
+
+    collection: CollectionName
+    model: ModelName | None = None
+    rollback: bool = False
+    """Go back to the index that was active before, brought up to date."""
+    queries: Annotated[list[JudgedQuery], Field(fail_fast=True, max_length=QUERIES_LIMIT)] = []
+    """Asked of both indexes before the switch; sentences of the documents where there are none."""
+    k: Annotated[int, Field(ge=1, le=100)] = 10
+    min_overlap: Share | None = None
+    min_recall: Share | None = None
+
+    @model_validator(mode="after")
+    def _goes_one_way(self) -> "RebuildInput":
+        if self.rollback and self.model is not None:
+            raise ValueError("give either model or rollback: the index before has its own model")
+        return self
+
+
+class IndexComparison(Shape):
+    """What both indexes gave before the switch, as means over the queries.
+
+    `overlap` is the share of the old index's best `k` chunks that the new one has as well; null
+    where the old index could not be asked. `recall` is the share of what is relevant that is among
+    the best `k`: of judged queries what their judgements name, else the chunk that the sentence is
+    from.
+    """
+
+    queries: int
+    are_judged: bool
+    k: int
+    overlap: float | None
+    recall: float | None
+    recall_before: float | None
+
+
+class RebuildResult(Shape):
+    """`chunks` is how many the collection has."""
+
+    collection: str
+    embedding_model: str
+    embedding_model_before: str
+    dimension: int | None
+    chunks: int
+    comparison: IndexComparison | None
+    """Null of a collection without text."""
+    rollback_until: datetime | None
+    """How long the index before is kept."""
+
+
+def _note_model(session: Session, inputs: Sequence[dict[str, Any]]) -> None:
+    """Notes the model of those that name none."""
+    for input_ in inputs:
+        if input_.get("model") is None and not input_.get("rollback"):
+            _, index = collections.get_with_index(session, input_["collection"])
+            input_["model"] = index.embedding_model
+
+
+REBUILD = Kind(
+    name="rebuild",
+    scope=KeyScope.WRITE,
+    summary="make the vectors of a collection anew, also of another model",
+    input=RebuildInput,
+    result=RebuildResult,
+    steps=[StepType(name=STEP, queue=Queue.EMBED, handler="workers.ingest.rebuild:REBUILD")],
+    example={"collection": "handbook", "model": "intfloat/multilingual-e5-small"},
+    resolve=_note_model,
+    lane=Lane.BULK,
+)

@@ -1,0 +1,398 @@
+"""The steps of a `rebuild` job: fill another vector index, compare it, make it active.
+
+The index is filled from Postgres, document by document, in passes: one finds what became live
+during the one before. Where little is left, both indexes are compared; then ingestion waits for
+some seconds, while the rest is filled and the index takes the place of the active one. A step ends
+after SLUICE_REBUILD_STEP_S, or as soon as one of a better lane waits; the next one goes on behind
+its cursor. What was noted to be in the index is not embedded again, whatever was killed.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+
+from shared.bounds import shown
+from shared.documents import collections, documents, indexes, versions
+from shared.documents.documents import ChunkView, chunk_id
+from shared.documents.indexes import IndexPlace, Lack
+from shared.documents.versions import ChunkRange
+from shared.errors import Cancelled, NotFound, Permanent
+from shared.jobs import claims, jobs, steps
+from shared.jobs.steps import NewStep
+from shared.kinds.eval import JudgedQuery
+from shared.kinds.rebuild import STEP, IndexComparison, RebuildInput, RebuildResult
+from shared.kinds.search import Hit
+from shared.tables import Collection, VectorIndex
+from shared.vocabulary import Queue
+from workers.attempts.context import Context, Done, Handler
+from workers.ingest.erasure import delete_orphans, drop_unless_in_ledger
+from workers.ingest.steps import entry_of
+from workers.retrieval.embed import embedders_of
+from workers.retrieval.lexical import lexical_of
+from workers.retrieval.measures import judge
+from workers.retrieval.store import MissingCollection, store_of
+from workers.retrieval.tuning import SAMPLED_CHUNKS, SampledChunk, pseudo_queries
+
+UNIT = "chunks"
+CLOSING_CHUNKS: Final = 1000
+"""A pass that finds no more than this is the last one before ingestion waits."""
+PASSES: Final = 4
+"""Or after so many: ingestion may be faster than a rebuild."""
+SEARCHES_END_S: Final = 600.0
+"""How long an index stays that nobody can go back to: searches that have begun still read it."""
+LACKS_AT_ONCE: Final = 500
+
+
+def rebuild(context: Context) -> Done:
+    input_ = context.input(RebuildInput)
+    process, claim = context.process, context.claim
+    with process.ledger.begin() as session:
+        collection, active = collections.get_with_index(session, input_.collection)
+        if active.job_id == claim.job_id:  # an attempt before has done all
+            return _done(context, collection, active, claim.payload)
+        collections.hold(session, collection.id)
+        if input_.rollback:
+            index = indexes.begin_rollback(session, collection.id, claim.job_id)
+        else:
+            index = indexes.begin(
+                session,
+                collection.id,
+                collection.name,
+                claim.job_id,
+                embedding_model=input_.model or active.embedding_model,
+                distance=active.distance,
+            )
+    work = _Rebuild(context, input_, collection, active, index)
+    try:
+        return work.run(claim.payload)
+    except MissingCollection as error:
+        with process.ledger.read() as session:
+            collections.get(session, input_.collection)  # it may have been erased
+        raise Permanent(
+            f"The store has lost the new vectors of {input_.collection!r} while they were made. "
+            "Cancel this job and rebuild the collection again."
+        ) from error
+
+
+def _next(payload: Mapping[str, Any]) -> Done:
+    return Done(children=[NewStep(name=STEP, queue=Queue.EMBED, payload=dict(payload))])
+
+
+class _Rebuild:
+    """One step of a rebuild. Its payload has `after`, the document behind which it goes on, `turn`,
+    the number of the pass, `found`, what this pass has found so far, and then `comparison`."""
+
+    def __init__(
+        self,
+        context: Context,
+        input_: RebuildInput,
+        collection: Collection,
+        active: VectorIndex,
+        index: VectorIndex,
+    ) -> None:
+        self._context = context
+        self._process = context.process
+        self._input = input_
+        self._collection = collection
+        self._active = active
+        self._index = index
+        self._place = IndexPlace.of(index)
+        self._ends = time.monotonic() + context.process.settings.rebuild_step_s
+
+    def run(self, payload: Mapping[str, Any]) -> Done:
+        if not payload:
+            self._begin()
+            payload = {"turn": 0 if self._input.rollback else 1, "found": 0, "after": None}
+        payload = {**payload, "before": self._active.embedding_model}
+        if "comparison" in payload:
+            return self._close(payload)
+        after = UUID(payload["after"]) if payload["after"] else None
+        turn, found = payload["turn"], payload["found"]
+        if turn == 0:
+            after = self._check(after)
+        else:
+            after, count = self._fill(after, is_repeated=turn > 1)
+            found += count
+        if after is not None:
+            return _next(payload | {"after": str(after), "found": found})
+        if turn == 0 or (found > CLOSING_CHUNKS and turn < PASSES):
+            return _next(payload | {"after": None, "turn": turn + 1, "found": 0})
+        comparison = self._compare()
+        self._require_quality(comparison)
+        return _next(payload | {"comparison": comparison and comparison.model_dump(mode="json")})
+
+    def _begin(self) -> None:
+        """Make the index in the store, and note how much there is to do. Raises NotFound if the
+        collection was erased."""
+        embedder = embedders_of(self._process).get(
+            self._index.embedding_model, check=self._context.check
+        )
+        if not self._input.rollback:
+            store_of(self._process).make(self._place.stored_name, self._index.distance)
+        try:
+            with self._process.ledger.begin() as session:
+                collections.hold(session, self._collection.id)
+                dimension = indexes.fix_dimension(session, self._index.id, embedder.dimension)
+                lacking = indexes.count_lacking(session, self._index)
+                jobs.set_total(session, self._context.claim.job_id, lacking, UNIT)
+        except NotFound:
+            drop_unless_in_ledger(self._process, self._place)
+            raise
+        if dimension != embedder.dimension:
+            raise Permanent(
+                f"The index has {dimension} dimensions, but {self._index.embedding_model!r} now "
+                f"gives {embedder.dimension}. Put the model back, or rebuild with another one."
+            )
+
+    def _must_yield(self) -> bool:
+        if time.monotonic() > self._ends:
+            return True
+        with self._process.ledger.read_single() as session:
+            return claims.is_behind(session, self._context.claim)
+
+    # Filling
+
+    def _fill(self, after: UUID | None, *, is_repeated: bool) -> tuple[UUID | None, int]:
+        """Embed what the index lacks, as far as the time of the step goes. Returns the document
+        behind which the next step goes on, None at the end; and of how many chunks it was."""
+        count = 0
+        while True:
+            page, after_page = self._page(after)
+            if not page:
+                return None, count
+            self._embed(page, is_repeated=is_repeated)
+            count += sum(part.end - part.first for part in page)
+            after = after_page
+            # A document may lack more than a page; it is the first one of the next step as well.
+            if self._must_yield():
+                return after or UUID(int=0), count
+
+    def _page(self, after: UUID | None) -> tuple[list[ChunkRange], UUID | None]:
+        """The next chunks that are to be embedded, and the document before the last of theirs."""
+        with self._process.ledger.read() as session:
+            lacks = indexes.lacks(session, self._index, after=after, limit=LACKS_AT_ONCE)
+        room = self._process.settings.embed_step_chunks
+        parts: list[ChunkRange] = []
+        last: Lack | None = None
+        for lack in lacks:
+            if room <= 0:
+                break
+            if last is not None and lack.document_id != last.document_id:
+                after = last.document_id
+            last = lack
+            end = min(lack.end, lack.first + room)
+            parts.append(ChunkRange(version_id=lack.version_id, first=lack.first, end=end))
+            room -= end - lack.first
+        return parts, after
+
+    def _embed(self, parts: Sequence[ChunkRange], *, is_repeated: bool) -> None:
+        context, process = self._context, self._process
+        context.check()
+        with process.ledger.read() as session:
+            chunks = [chunk for part in parts for chunk in versions.chunks_of(session, part)]
+            owners = versions.documents_of(session, {part.version_id for part in parts})
+        chunks = [chunk for chunk in chunks if chunk.version_id in owners]
+        context.on_lost.append(lambda: delete_orphans(process, self._place, parts))
+        if chunks:
+            embedder = embedders_of(process).get(self._index.embedding_model, check=context.check)
+            vectors = embedder.encode([chunk.text for chunk in chunks], between=context.check)
+            context.check()
+            entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in chunks]
+            store_of(process).upsert(self._place.stored_name, entries, vectors)
+        # Who erases a version that is in none of the indexes yet finds nothing there to delete.
+        delete_orphans(process, self._place, parts)
+        count = sum(part.end - part.first for part in parts)
+        with process.ledger.begin() as session:
+            if not steps.hold(session, context.claim):
+                raise Cancelled
+            indexes.note(session, self._index.id, [(p.version_id, p.first, p.end) for p in parts])
+            if is_repeated:
+                jobs.extend_total(session, context.claim.job_id, count)
+            jobs.advance(session, context.claim.job_id, count)
+        context.on_lost.pop()
+
+    def _check(self, after: UUID | None) -> UUID | None:
+        """Ask the store whether it still has what was noted of an index that one goes back to, as
+        far as the time of the step goes. Returns the version behind which the next step goes on,
+        None at the end. Raises Permanent if all of the index is lost."""
+        while True:
+            self._context.check()
+            with self._process.ledger.read() as session:
+                noted = indexes.noted(session, self._index.id, after=after, limit=LACKS_AT_ONCE)
+            if not noted:
+                return None
+            lost: list[tuple[UUID, int]] = []
+            page: list[tuple[UUID, int]] = []
+            for n, (version_id, first, end) in enumerate(noted):
+                page += [(version_id, ordinal) for ordinal in range(first, end)]
+                is_last = n == len(noted) - 1
+                if page and (is_last or len(page) >= self._process.settings.embed_step_chunks):
+                    self._context.check()
+                    stored = self._stored_ids([chunk_id(*chunk) for chunk in page])
+                    lost += [chunk for chunk in page if chunk_id(*chunk) not in stored]
+                    page = []
+            if lost:
+                with self._process.ledger.begin() as session:
+                    indexes.forget(session, self._index.id, lost)
+                    jobs.extend_total(session, self._context.claim.job_id, len(lost))
+            after = noted[-1][0]
+            if self._must_yield():
+                return after
+
+    def _stored_ids(self, ids: Sequence[str]) -> set[str]:
+        try:
+            return set(store_of(self._process).vectors(self._place.stored_name, ids))
+        except MissingCollection as error:
+            raise Permanent(
+                f"The store has lost the index that {self._input.collection!r} would go back to. "
+                f"Rebuild it: its model was {self._index.embedding_model!r}."
+            ) from error
+
+    # Comparing
+
+    def _compare(self) -> IndexComparison | None:
+        """Ask both indexes. None if there are no queries and none can be made."""
+        queries, answers = self._queries()
+        if not queries:
+            return None
+        k = self._input.k
+        rows = self._best(self._index, queries, k)
+        assert rows is not None
+        before = self._best(self._active, queries, k)
+        overlap = None
+        if before is not None:
+            shares = [
+                len(_ids(new) & _ids(old)) / max(len(new), len(old), 1)
+                for new, old in zip(rows, before, strict=True)
+            ]
+            overlap = round(float(np.mean(shares)), 4)
+        return IndexComparison(
+            queries=len(queries),
+            are_judged=bool(self._input.queries),
+            k=k,
+            overlap=overlap,
+            recall=self._recall(answers, rows),
+            recall_before=None if before is None else self._recall(answers, before),
+        )
+
+    def _queries(self) -> tuple[list[str], list[JudgedQuery]]:
+        if self._input.queries:
+            return [judged.query for judged in self._input.queries], self._input.queries
+        result = lexical_of(self._process).search(self._collection.id, "", limit=1)
+        ids = result.sample(SAMPLED_CHUNKS)
+        with self._process.ledger.read() as session:
+            live = documents.live_chunks(session, self._collection.id, ids)
+        sample = [SampledChunk(id=id_, text=live[id_].text) for id_ in ids if id_ in live]
+        pairs = pseudo_queries(sample)
+        return [pair.query for pair in pairs], [
+            JudgedQuery(query=pair.query, relevant=[sample[pair.chunk].id]) for pair in pairs
+        ]
+
+    def _best(
+        self, index: VectorIndex, queries: Sequence[str], k: int
+    ) -> list[list[ChunkView]] | None:
+        """The best live chunks of each query; None if the store has lost the index."""
+        embedder = embedders_of(self._process).get(index.embedding_model, check=self._context.check)
+        vectors = embedder.encode_queries(queries, between=self._context.check)
+        if index.id != self._index.id and index.dimension != embedder.dimension:
+            return None
+        try:
+            rows = store_of(self._process).query(index.stored_name, vectors, limit=k, where=None)
+        except MissingCollection:
+            if index.id == self._index.id:
+                raise
+            return None
+        ids = list(dict.fromkeys(match.id for row in rows for match in row))
+        with self._process.ledger.read() as session:
+            live = documents.live_chunks(session, self._collection.id, ids)
+        return [[live[match.id] for match in row if match.id in live] for row in rows]
+
+    def _recall(self, queries: Sequence[JudgedQuery], rows: Sequence[Sequence[ChunkView]]) -> float:
+        shares = []
+        for query, row in zip(queries, rows, strict=True):
+            judged = judge(query, [_hit(chunk) for chunk in row])
+            relevant = sum(grade > 0 for grade in judged.grades.values())
+            shares.append(len(judged.places) / max(relevant, 1))
+        return round(float(np.mean(shares)), 4)
+
+    def _require_quality(self, comparison: IndexComparison | None) -> None:
+        """Raises Permanent below the bounds of the job."""
+        for name, bound in (
+            ("overlap", self._input.min_overlap),
+            ("recall", self._input.min_recall),
+        ):
+            value = None if comparison is None else getattr(comparison, name)
+            if bound is not None and (value is None or value < bound):
+                is_ = "is not known" if value is None else f"is {value:g}"
+                raise Permanent(
+                    f"The {name}@{self._input.k} of the new vectors {is_}, and min_{name} is "
+                    f"{bound:g}: {shown(self._collection.name)} stays as it was. What was built is "
+                    "used if you rebuild it again with the same model and a lower bound."
+                )
+
+    # The switch
+
+    def _close(self, payload: Mapping[str, Any]) -> Done:
+        """Let ingestion wait, fill what is left, and make the index active."""
+        settings, collection_id = self._process.settings, self._collection.id
+        is_other = self._active.embedding_model != self._index.embedding_model
+        keep_s = settings.retired_index_keep_s if is_other else SEARCHES_END_S
+        while True:
+            self._context.check()
+            with self._process.ledger.begin() as session:
+                indexes.pause(session, collection_id, for_s=settings.rebuild_pause_s)
+            after: UUID | None = None
+            while True:
+                page, after = self._page(after)
+                if not page:
+                    break
+                self._embed(page, is_repeated=True)
+                with self._process.ledger.begin() as session:
+                    indexes.pause(session, collection_id, for_s=settings.rebuild_pause_s)
+            with self._process.ledger.begin() as session:
+                if not steps.hold(session, self._context.claim):
+                    raise Cancelled
+                collections.hold(session, collection_id)
+                index = indexes.switch(session, self._index.id, keep_s=keep_s)
+            if index is not None:
+                return _done(self._context, self._collection, index, payload)
+
+
+def _ids(row: Sequence[ChunkView]) -> set[str]:
+    return {chunk.id for chunk in row}
+
+
+def _hit(chunk: ChunkView) -> Hit:
+    return Hit(
+        chunk_id=chunk.id,
+        document_id=str(chunk.document_id),
+        source=chunk.source,
+        text=chunk.text,
+        start=chunk.start,
+        score=0.0,
+    )
+
+
+def _done(
+    context: Context, collection: Collection, index: VectorIndex, payload: Mapping[str, Any]
+) -> Done:
+    """The result of the job, whose index is active."""
+    with context.process.ledger.read() as session:
+        kept_until = indexes.kept_until(session, collection.id)
+        chunks = collections.summary(session, collection).chunks
+    result = RebuildResult(
+        collection=collection.name,
+        embedding_model=index.embedding_model,
+        embedding_model_before=payload.get("before", index.embedding_model),
+        dimension=index.dimension,
+        chunks=chunks,
+        comparison=payload.get("comparison"),
+        rollback_until=kept_until,
+    )
+    return Done(result=result.model_dump(mode="json"))
+
+
+REBUILD = Handler(run=rebuild)
