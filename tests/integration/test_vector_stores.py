@@ -29,6 +29,7 @@ from tests.integration.ingestion import (
 from tests.integration.job_runner import make_process
 from tests.integration.toy_store import Memory
 from tests.integration.vector_store_contract import VectorStoreContract
+from tests.servers import Server, start_chroma
 from workers.attempts.process import Process
 from workers.retrieval.store import VectorStore, import_store, store_of
 from workers.retrieval.stores.chroma import Chroma
@@ -48,12 +49,27 @@ def test_a_store_is_complete(type_: StoreType) -> None:
 
 class TestChroma(VectorStoreContract):
     store_class = Chroma
+    server: Server
 
     @pytest.fixture
     def store(self, settings: Settings) -> VectorStore:
         configured = require_store(settings)
         assert configured.problem(timeout_s=10) is None
         return Chroma(settings, configured.text)
+
+    @pytest.fixture
+    def own_store(self, settings: Settings, tmp_path: Path) -> Iterator[VectorStore]:
+        self.server = start_chroma(tmp_path / "chroma")
+        url = self.server.url.replace("http", "chroma", 1)
+        store = Chroma(settings, url)
+        yield store
+        store.close()
+        self.server.stop()
+
+    def restart(self, store: VectorStore) -> VectorStore:
+        self.server.kill()
+        self.server.start()
+        return store
 
 
 class TestFaiss(VectorStoreContract):

@@ -1,6 +1,8 @@
 """What any vector store has to do: a class of tests for each implementation to inherit."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -32,8 +34,19 @@ def between(share: float) -> Vectors:
     return np.array([share, (1 - share**2) ** 0.5, 0], dtype=np.float32)
 
 
+RECALL = 0.99
+
+
+def random_vectors(count: int, *, seed: int = 0) -> Vectors:
+    """Unit vectors of 384 dimensions, as of the default embedding model."""
+    vectors: Vectors = np.random.default_rng(seed).standard_normal((count, 384), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
 class VectorStoreContract:
-    """Subclasses have a fixture `store`, of the class `store_class`."""
+    """Subclasses have a fixture `store`, of the class `store_class`. One whose store has a server
+    or a folder has `restart` as well, and `own_store` where `store` is on the session's server."""
 
     store_class: ClassVar[type[VectorStore]]
 
@@ -208,3 +221,135 @@ class VectorStoreContract:
         assert store.id_page(name, limit=1, offset=0) == []
         store.make(name, "cosine")
         assert self.ids(store, name) == []
+
+    # Many vectors, as of a model. Seeds are fixed.
+
+    def test_hits_are_those_of_exact_search(self, store: VectorStore, name: str) -> None:
+        vectors, queries = random_vectors(2000), random_vectors(40, seed=1)
+        store.upsert(name, [entry(f"id-{n}", {"part": n % 5}) for n in range(2000)], vectors)
+        assert self.recall(store, name, vectors, queries) >= RECALL
+        assert self.recall(store, name, vectors, queries, part=3) >= RECALL
+
+    def recall(
+        self,
+        store: VectorStore,
+        name: str,
+        vectors: Vectors,
+        queries: Vectors,
+        *,
+        part: int | None = None,
+    ) -> float:
+        """The share of the ten best of each query by exact search that the store finds; of the
+        chunks `id-n` with n % 5 == `part` alone. The scores have to be exact."""
+        where = None if part is None else reads({"part": part})
+        rows = store.query(name, queries, limit=10, where=where)
+        found = 0
+        for row, exact in zip(rows, queries @ vectors.T, strict=True):
+            if part is not None:
+                exact = np.where(np.arange(len(exact)) % 5 == part, exact, -2)
+            numbers = [int(match.id.removeprefix("id-")) for match in row]
+            assert len(set(numbers)) == 10
+            assert [match.score for match in row] == pytest.approx(exact[numbers], abs=1e-3)
+            assert all(np.diff([match.score for match in row]) <= 1e-6)
+            found += len(set(numbers) & {int(n) for n in np.argsort(-exact)[:10]})
+        return found / (10 * len(queries))
+
+    def test_what_is_erased_is_found_by_nothing(self, store: VectorStore, name: str) -> None:
+        vectors = random_vectors(600)
+        ids = [f"id-{n}" for n in range(600)]
+        store.upsert(name, [entry(id_, {"n": n}) for n, id_ in enumerate(ids)], vectors)
+        erased, kept = ids[::2], set(ids[1::2])
+        assert store.delete(name, erased) == 300
+        assert store.vectors(name, erased) == {}
+        assert set(store.id_page(name, limit=1000, offset=0)) == kept
+        # Each of the erased is the nearest to its own vector.
+        for row in store.query(name, vectors[::2][:50], limit=600, where=None):
+            assert {match.id for match in row} <= kept
+        (row,) = store.query(name, vectors[:1], limit=9, where=reads({"n": 0}))
+        assert row == []
+        (row,) = store.query(name, vectors[:1], limit=9, where=None, ids=erased)
+        assert row == []
+
+    def test_what_is_replaced_has_nothing_of_what_was_before(
+        self, store: VectorStore, name: str
+    ) -> None:
+        ids = [f"id-{n}" for n in range(500)]
+        old, new = random_vectors(500), random_vectors(500, seed=1)
+        store.upsert(name, [entry(id_, {"of": "old", "old": 1, "tags": ["x"]}) for id_ in ids], old)
+        store.upsert(name, [entry(id_, {"of": "new"}) for id_ in ids[:250]], new[:250])
+        store.upsert(name, [entry(id_, {"of": "new"}) for id_ in ids[250:]], new[250:])
+        assert len(store.id_page(name, limit=1000, offset=0)) == 500
+        wheres: list[Metadata] = [{"of": "old"}, {"old": 1}, {"tags": {"$contains": "x"}}]
+        for where in wheres:
+            assert store.query(name, old[:3], limit=9, where=reads(where)) == [[], [], []]
+        rows = store.query(name, new[:50], limit=1, where=reads({"of": "new"}))
+        assert [row[0].id for row in rows] == ids[:50]
+        assert [row[0].score for row in rows] == pytest.approx([1] * 50, abs=1e-3)
+        for n, row in enumerate(store.query(name, old[:50], limit=1, where=None)):
+            assert row[0].score < 0.9, f"the vector that id-{n} had is still there"
+        stored = store.vectors(name, ids)
+        assert np.stack([stored[id_] for id_ in ids]) == pytest.approx(new, abs=1e-3)
+
+    def restart(self, store: VectorStore) -> VectorStore | None:
+        """End the server of a store and start it again on the same data, or close a folder and open
+        it again: the store from then on. None where there is neither server nor folder."""
+        del store
+        return None
+
+    @pytest.fixture
+    def own_store(self, store: VectorStore) -> VectorStore:
+        """A store that `restart` may restart: no other test uses its server."""
+        return store
+
+    def test_a_restart_loses_nothing(self, own_store: VectorStore) -> None:
+        name = f"test-{uuid4().hex[:12]}"
+        vectors, queries = random_vectors(5000), random_vectors(20, seed=1)
+        own_store.make(name, "cosine")
+        chunks = [entry(f"id-{n}", {"part": n % 5}) for n in range(5000)]
+        own_store.upsert(name, chunks, vectors)
+        own_store.delete(name, ["id-4999"])
+        store = self.restart(own_store)
+        if store is None:
+            pytest.skip("has neither a server nor a folder")
+        vectors[4999] = -queries[0]  # which no query is near to
+        assert len(store.id_page(name, limit=9999, offset=0)) == 4999
+        assert self.recall(store, name, vectors, queries) >= RECALL
+        assert self.recall(store, name, vectors, queries, part=2) >= RECALL
+        assert len(store.vectors(name, [f"id-{n}" for n in range(5000)])) == 4999
+        store.upsert(name, [entry("new")], queries[:1])
+        assert store.query(name, queries[:1], limit=1, where=None)[0][0].id == "new"
+        assert store.drop(name) == 5000
+
+    def test_many_read_while_one_writes(self, store: VectorStore, name: str) -> None:
+        vectors = random_vectors(1000)
+        chunks = [entry(f"id-{n}", {"part": n % 5}) for n in range(1000)]
+        store.upsert(name, chunks[:200], vectors[:200])
+        ended = threading.Event()
+        ids = [chunk.id for chunk in chunks[:100]]
+
+        def read(reader: int) -> int:
+            reads_done = 0
+            while not ended.is_set() or not reads_done:
+                own = vectors[reader : reader + 1]  # of the first hundred, which stay
+                (row,) = store.query(name, own, limit=5, where=None)
+                assert row[0].id == f"id-{reader}"
+                assert row[0].score == pytest.approx(1, abs=1e-3)
+                (row,) = store.query(name, own, limit=5, where=reads({"part": reader % 5}))
+                assert all(int(match.id.removeprefix("id-")) % 5 == reader % 5 for match in row)
+                (row,) = store.query(name, own, limit=5, where=None, ids=ids)
+                assert {match.id for match in row} <= set(ids)
+                assert list(store.vectors(name, [f"id-{reader}"])) == [f"id-{reader}"]
+                reads_done += 1
+            return reads_done
+
+        with ThreadPoolExecutor(16) as pool:
+            readers = [pool.submit(read, reader) for reader in range(16)]
+            try:
+                for first in range(200, 1000, 100):
+                    store.upsert(name, chunks[first : first + 100], vectors[first : first + 100])
+                    gone = [chunk.id for chunk in chunks[first - 100 : first - 50]]
+                    assert store.delete(name, gone) == 50
+            finally:
+                ended.set()
+            assert min(reader.result() for reader in readers) >= 1
+        assert len(store.id_page(name, limit=9999, offset=0)) == 1000 - 8 * 50

@@ -55,6 +55,9 @@ T = TypeVar("T")
 
 BATCH = 500
 COLLECTIONS_KEPT = 256
+NEIGHBORS, EF_CONSTRUCTION, EF_SEARCH = 32, 200, 400
+"""Of the index (HNSW). With Chroma's own values (16, 100, 100) it finds 7 of the 10 nearest among
+5,000 random vectors of 384 dimensions, with these all."""
 PREFIX = "sluice:"
 _BASIC = "chromadb.auth.basic_authn.BasicAuthClientProvider"
 _PREFIXED = re.compile(rf"$|[$#]|chroma:|{PREFIX}")
@@ -108,7 +111,12 @@ class Chroma:
             self._client.get_or_create_collection(
                 stored_name(name),
                 configuration=CreateCollectionConfiguration(
-                    hnsw=CreateHNSWConfiguration(space=cast(Space, distance))
+                    hnsw=CreateHNSWConfiguration(
+                        space=cast(Space, distance),
+                        max_neighbors=NEIGHBORS,
+                        ef_construction=EF_CONSTRUCTION,
+                        ef_search=EF_SEARCH,
+                    )
                 ),
                 embedding_function=None,
             )
@@ -123,11 +131,16 @@ class Chroma:
             collection = self._client.get_collection(stored_name(name), embedding_function=None)
             for first in range(0, len(entries), BATCH):
                 batch = entries[first : first + BATCH]
+                stored = {entry.id: _stored(entry) for entry in batch}
+                before = collection.get(ids=list(stored), include=["metadatas"])
+                for id_, old in zip(before["ids"], before["metadatas"] or (), strict=True):
+                    # Chroma keeps the keys of a chunk that is written again; None removes one.
+                    stored[id_] |= dict.fromkeys(old.keys() - stored[id_].keys())
                 collection.upsert(
                     ids=[entry.id for entry in batch],
                     embeddings=vectors[first : first + BATCH],
                     documents=[entry.text for entry in batch],
-                    metadatas=[_stored(entry) for entry in batch],
+                    metadatas=[stored[entry.id] for entry in batch],
                 )
 
     def query(
