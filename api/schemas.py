@@ -27,7 +27,9 @@ from shared.bounds import (
     WebUrl,
     as_object,
 )
+from shared.config import ConnectionSettings
 from shared.conversations import Listed
+from shared.documents.collections import Summary
 from shared.documents.documents import ChunkView, DocumentView
 from shared.jobs import jobs
 from shared.jobs.jobs import Contents
@@ -40,6 +42,7 @@ from shared.modelfiles.modelfile import Description, options_of, read_modelfile
 from shared.named_models import LICENSES_LIMIT, MESSAGES_LIMIT, PresetMessage
 from shared.prompts import TemplateText, Variables, VariableValues, VersionedPrompt
 from shared.tables import ConversationMessage, File, Job, Schedule
+from shared.vector_stores import configured_store
 from shared.vocabulary import Lane, LaneRank, Queue, Shape, State
 
 # Type checkers cannot evaluate types that are made from records.
@@ -202,15 +205,33 @@ class Page(Items[ItemT], Generic[ItemT]):
 
 
 class CollectionView(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
     name: str
     embedding_model: str
     dimension: int | None
     distance: str
+    store: str | None = Field(
+        description="Where its vectors lie: the URL of the store, without credentials. Null where "
+        "no store is set, and of several servers until one is chosen, at the first ingestion."
+    )
     documents: int
     chunks: int
     created_at: datetime
+
+    @classmethod
+    def of(cls, summary: Summary, settings: ConnectionSettings) -> "CollectionView":
+        configured = configured_store(settings)
+        urls = () if configured is None else configured.urls
+        only = str(urls[0]) if len(urls) == 1 else None
+        return cls(
+            name=summary.name,
+            embedding_model=summary.embedding_model,
+            dimension=summary.dimension,
+            distance=summary.distance,
+            store=summary.server or only,
+            documents=summary.documents,
+            chunks=summary.chunks,
+            created_at=summary.created_at,
+        )
 
 
 class DocumentOut(BaseModel):

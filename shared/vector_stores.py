@@ -174,6 +174,7 @@ STORES: dict[str, StoreType] = {
             example="chroma://host:8000",
             port=8000,
             check=http_path("/api/v2/heartbeat"),
+            has_several_servers=True,
             store="workers.retrieval.stores.chroma:Chroma",
         ),
         StoreType(

@@ -56,7 +56,7 @@ def put_collection(
             ),
         )
         summary = collections.summary(session, collections.get(session, name))
-    return answer(CollectionView.model_validate(summary), 201 if is_new else 200)
+    return answer(CollectionView.of(summary, parts.settings), 201 if is_new else 200)
 
 
 @router.get("/{name}", responses=documented({200: CollectionView}, 404))
@@ -64,7 +64,7 @@ def get_collection(parts: PartsDep, name: Name) -> Response:
     """A collection, with the numbers of its documents and chunks."""
     with parts.ledger.read() as session:
         summary = collections.summary(session, collections.get(session, name))
-    return answer(CollectionView.model_validate(summary))
+    return answer(CollectionView.of(summary, parts.settings))
 
 
 @router.get("", responses=documented({200: Page[CollectionView]}, 400, 422))
@@ -73,7 +73,7 @@ def list_collections(parts: PartsDep, limit: PageLimit = 50, cursor: Cursor = No
     after = answers.decode("collections", cursor)
     with parts.ledger.read() as session:
         summaries = collections.page(session, limit=limit + 1, after=after)
-    shown = [CollectionView.model_validate(summary) for summary in summaries[:limit]]
+    shown = [CollectionView.of(summary, parts.settings) for summary in summaries[:limit]]
     more = answers.encode("collections", shown[-1].name) if len(summaries) > limit else None
     return answer(Page[CollectionView](items=shown, next_cursor=more))
 

@@ -29,6 +29,7 @@ from api.http.answers import answer
 from api.openapi import documented
 from api.schemas import CheckView, HealthView, ReadinessView
 from shared.database.engine import is_current
+from shared.documents import indexes
 from shared.jobs import queues, sweeps
 from shared.jobs.queues import KEEP_FACTOR, Depths, paused_since
 from shared.kinds.registry import KINDS
@@ -202,6 +203,12 @@ def _vectors(parts: Parts) -> str:
     problem = store.problem(CHECK_S / 2)
     if problem is not None:
         raise NotReady(problem)
+    with parts.ledger.read() as session:
+        noted = indexes.count_servers(session).keys()
+    if away := sorted(noted - set(map(str, store.urls))):
+        raise NotReady(
+            f"collections lie on {', '.join(away)}, which {VECTORS_URL} does not name; put it back"
+        )
     return "answers"
 
 

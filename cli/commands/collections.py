@@ -26,8 +26,11 @@ def list_collections(client: Client, *, as_json: bool) -> int:
         print_json({"items": items})
         return 0
     print_table(
-        ("name", "documents", "chunks", "model", "created"),
-        [(c.name, c.documents, c.chunks, c.embedding_model, c.created_at) for c in items],
+        ("name", "documents", "chunks", "model", "store", "created"),
+        [
+            (c.name, c.documents, c.chunks, c.embedding_model, c.store or "", c.created_at)
+            for c in items
+        ],
         flexible="model",
     )
     if not items:
@@ -181,6 +184,7 @@ def _print_collection(collection: Collection, as_json: bool) -> int:
             ("name", collection.name),
             ("model", f"{collection.embedding_model} ({dimension} dimensions)"),
             ("distance", collection.distance),
+            ("store", collection.store or "as yet unknown"),
             ("documents", collection.documents),
             ("chunks", collection.chunks),
         ]

@@ -177,6 +177,8 @@ class Collection(Wire):
     embedding_model: str | None = None
     dimension: int | None = None
     distance: str | None = None
+    store: str | None = None
+    """Where its vectors lie; None until that is chosen."""
     documents: int = 0
     chunks: int = 0
     created_at: datetime | None = None

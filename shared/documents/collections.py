@@ -34,6 +34,8 @@ class Summary:
     embedding_model: str
     dimension: int | None
     distance: str
+    server: str | None
+    """Of several servers of the store, the one that has its vectors; None: the only one."""
     documents: int
     chunks: int
     size_bytes: int
@@ -292,6 +294,7 @@ def _summaries(session: Session, collections: Sequence[Collection]) -> list[Summ
             embedding_model=active[collection.id].embedding_model,
             dimension=active[collection.id].dimension,
             distance=active[collection.id].distance,
+            server=active[collection.id].server,
             documents=counts.get(collection.id, none)[0],
             chunks=counts.get(collection.id, none)[1],
             size_bytes=int(counts.get(collection.id, none)[2]),

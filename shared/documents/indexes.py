@@ -142,6 +142,32 @@ def next_place(session: Session, after: str, *, inclusive: bool) -> IndexPlace |
     return None if index is None else IndexPlace.of(index)
 
 
+def server_of(session: Session, stored_name: str) -> str | None:
+    """The server that has the index of this name; None if it is not noted, or there is no index."""
+    return session.scalar(select(VectorIndex.server).where(VectorIndex.stored_name == stored_name))
+
+
+def count_servers(session: Session) -> dict[str, int]:
+    """The servers that are noted, and how many indexes each has."""
+    rows = session.execute(
+        select(VectorIndex.server, func.count())
+        .where(VectorIndex.server.is_not(None))
+        .group_by(VectorIndex.server)
+    )
+    return {server: count_ for server, count_ in rows if server is not None}
+
+
+def note_server(session: Session, stored_name: str, server: str) -> str | None:
+    """Note the server of an index unless one is noted; return the one that holds, None if there is
+    no such index."""
+    session.execute(
+        update(VectorIndex)
+        .where(VectorIndex.stored_name == stored_name, VectorIndex.server.is_(None))
+        .values(server=server)
+    )
+    return server_of(session, stored_name)
+
+
 def fix_dimension(session: Session, index_id: UUID, dimension: int) -> int:
     """Set the dimension if none is set yet; return the one that holds."""
     session.execute(

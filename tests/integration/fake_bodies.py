@@ -162,7 +162,8 @@ def make_job(job_id: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def make_collection(name: str) -> dict[str, Any]:
     shape = {"embedding_model": "all-MiniLM-L6-v2", "dimension": 384, "distance": "cosine"}
-    return {"name": name, **shape, "documents": 3, "chunks": 6, "created_at": NOW}
+    counts = {"documents": 3, "chunks": 6}
+    return {"name": name, **shape, "store": "chroma://127.0.0.1:8000", **counts, "created_at": NOW}
 
 
 def make_conversation(id_: str, **changes: Any) -> dict[str, Any]:

@@ -54,11 +54,12 @@ class TestCollections:
     def test_put_is_201_then_200_and_409_when_it_differs(self, api: httpx.Client) -> None:
         first = api.put("/v1/collections/abc", json={"dimension": 3})
         assert first.status_code == 201
-        assert first.json() | {"created_at": ""} == {
+        assert first.json() | {"created_at": "", "store": ""} == {
             "name": "abc",
             "embedding_model": "sentence-transformers/all-MiniLM-L6-v2",
             "dimension": 3,
             "distance": "cosine",
+            "store": "",
             "documents": 0,
             "chunks": 0,
             "created_at": "",

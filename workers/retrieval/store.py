@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from shared.bounds import Metadata
 from shared.config import Settings
+from shared.documents import indexes
 from shared.errors import ConfigurationError, Permanent
 from shared.filters import MetadataFilter
 from shared.vector_stores import StoreType, require_store
@@ -116,15 +117,19 @@ def import_store(type_: StoreType) -> Callable[[Settings, str], VectorStore]:
     return store
 
 
-def make_store(settings: Settings) -> VectorStore:
-    """The store that the settings name. Raises ConfigurationError if they name none."""
-    configured = require_store(settings)
-    return import_store(configured.type_)(settings, configured.urls[0].text)
-
-
 def store_of(process: Process) -> VectorStore:
     return process.held(_store, lambda store: store.close())
 
 
 def _store(process: Process) -> VectorStore:
-    return make_store(process.settings)
+    """Raises ConfigurationError if the settings name no store."""
+    from workers.retrieval.servers import Servers
+
+    configured = require_store(process.settings)
+    make = import_store(configured.type_)
+    stores = {str(url): make(process.settings, url.text) for url in configured.urls}
+    with process.ledger.read_single() as session:
+        noted = indexes.count_servers(session).keys()
+    if len(stores) == 1 and noted <= stores.keys():
+        return next(iter(stores.values()))
+    return Servers(process.ledger, stores)

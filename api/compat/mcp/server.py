@@ -471,7 +471,7 @@ def _collections(parts: Parts, arguments: ListArguments) -> CollectionList:
     after = answers.decode("collections", arguments.cursor)
     with parts.ledger.read() as session:
         rows = collections.page(session, limit=arguments.limit + 1, after=after)
-    views = [CollectionView.model_validate(row) for row in rows[: arguments.limit]]
+    views = [CollectionView.of(row, parts.settings) for row in rows[: arguments.limit]]
     has_more = len(rows) > arguments.limit
     cursor = answers.encode("collections", views[-1].name) if has_more else None
     return CollectionList(collections=views, next_cursor=cursor)

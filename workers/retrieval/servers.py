@@ -1,0 +1,115 @@
+"""Several servers of a vector store as one: each index lies on one of them, and the ledger knows
+on which."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from shared.database.transaction import Ledger
+from shared.documents import indexes
+from shared.errors import Permanent
+from shared.filters import MetadataFilter
+from shared.vector_stores import VECTORS_URL
+from workers.models.devices import Vectors
+from workers.retrieval.store import Match, MissingCollection, VectorEntry, VectorStore
+
+
+class Servers:
+    """A `VectorStore` on several of one type, by their URLs without credentials.
+
+    A new collection of the store is put on the server that has the fewest. One that was made while
+    there was one server only, and of which the ledger says nothing, is looked for on all of them.
+    Every call raises `Permanent` if the server is not one of these.
+    """
+
+    def __init__(self, ledger: Ledger, stores: Mapping[str, VectorStore]) -> None:
+        self._ledger = ledger
+        self._stores = dict(stores)
+
+    def make(self, name: str, distance: str) -> None:
+        with self._ledger.read_single() as session:
+            server = indexes.server_of(session, name)
+            counts = indexes.count_servers(session)
+        if server is None:
+            new = self._holder(name) or min(self._stores, key=lambda one: counts.get(one, 0))
+            server = self._note(name, new)
+        self._store(server, name).make(name, distance)
+
+    def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
+        self._store_of(name).upsert(name, entries, vectors)
+
+    def query(
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        limit: int,
+        where: MetadataFilter | None,
+        ids: Sequence[str] | None = None,
+    ) -> list[list[Match]]:
+        return self._store_of(name).query(name, vectors, limit=limit, where=where, ids=ids)
+
+    def is_exact(self, where: MetadataFilter) -> bool:
+        return all(store.is_exact(where) for store in self._stores.values())
+
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        return self._store_of(name).vectors(name, ids)
+
+    def delete(self, name: str, ids: Sequence[str]) -> int:
+        return sum(store.delete(name, ids) for store in self._possible(name))
+
+    def drop(self, name: str) -> int:
+        return sum(store.drop(name) for store in self._possible(name))
+
+    def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
+        try:
+            store = self._store_of(name)
+        except MissingCollection:
+            return []
+        return store.id_page(name, limit=limit, offset=offset)
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
+
+    def _store_of(self, name: str) -> VectorStore:
+        """Raises MissingCollection if no server has it."""
+        with self._ledger.read_single() as session:
+            server = indexes.server_of(session, name)
+        if server is None:
+            holder = self._holder(name)
+            if holder is None:
+                raise MissingCollection(f"No server of {VECTORS_URL} has a collection {name!r}.")
+            server = self._note(name, holder)
+        return self._store(server, name)
+
+    def _possible(self, name: str) -> Iterator[VectorStore]:
+        """The server that has it; all, where the ledger does not say which: it may have forgotten
+        the collection already."""
+        with self._ledger.read_single() as session:
+            server = indexes.server_of(session, name)
+        if server is None:
+            yield from self._stores.values()
+        else:
+            yield self._store(server, name)
+
+    def _store(self, server: str, name: str) -> VectorStore:
+        if server not in self._stores:
+            raise Permanent(
+                f"The vectors of {name!r} are on {server}, which {VECTORS_URL} does not name. Put "
+                "it back, or build them anew: `sluice collections rebuild NAME`."
+            )
+        return self._stores[server]
+
+    def _holder(self, name: str) -> str | None:
+        """The server that has the collection, by asking them."""
+        for server, store in self._stores.items():
+            try:
+                store.vectors(name, ["none"])
+            except MissingCollection:
+                continue
+            return server
+        return None
+
+    def _note(self, name: str, server: str) -> str:
+        """Note the server unless another one is noted meanwhile; the one that holds."""
+        with self._ledger.begin() as session:
+            return indexes.note_server(session, name, server) or server
