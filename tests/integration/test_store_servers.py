@@ -81,7 +81,9 @@ def test_a_new_collection_goes_to_the_server_with_the_fewest(
     for name in names:
         ingest(process, name, {"cats": CATS})
     with process.ledger.read() as session:
-        views = {summary.name: summary for summary in collections.page(session, limit=9, after=None)}
+        views = {
+            summary.name: summary for summary in collections.page(session, limit=9, after=None)
+        }
     servers = [views[name].server for name in names]
     assert servers == [first_url, second_url] * 2
     for name, url in zip(names, servers, strict=True):

@@ -36,7 +36,7 @@ class Memory:
     ) -> list[list[Match]]:
         fitting = [
             (entry.id, other)
-            for entry, other in self._chunks(name).values()
+            for entry, other in list(self._chunks(name).values())
             if (where is None or where.matches(_normal(entry.metadata), entry.own))
             and (ids is None or entry.id in ids)
         ]
