@@ -11,7 +11,6 @@ all are integers. Empty lists are in PostgreSQL only.
 import hashlib
 import math
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +49,7 @@ from shared.filters import (
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
 from workers.retrieval.store import Match, MissingCollection, VectorEntry
+from workers.retrieval.stores.timed_transport import TimedTransport
 
 T = TypeVar("T")
 
@@ -312,46 +312,10 @@ class _Client(Client):
         server._session = httpx.Client(
             headers=session.headers,
             timeout=self._timeout,
-            transport=_TimedTransport(self._timeout_s),
+            transport=TimedTransport(self._timeout_s),
         )
         self._sessions.append(server._session)
         session.close()
-
-
-class _TimedTransport(httpx.HTTPTransport):
-    """A transport with a timeout for the whole answer: httpx has one for each read only, so an
-    answer that arrives byte by byte would never end."""
-
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__()
-        self._timeout_s = timeout_s
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        ends = time.monotonic() + self._timeout_s
-        response = super().handle_request(request)
-        stream = response.stream
-        assert isinstance(stream, httpx.SyncByteStream)
-        response.stream = _TimedStream(stream, ends, self._timeout_s)
-        return response
-
-
-class _TimedStream(httpx.SyncByteStream):
-    def __init__(self, stream: httpx.SyncByteStream, ends: float, timeout_s: float) -> None:
-        self._stream = stream
-        self._ends = ends
-        self._timeout_s = timeout_s
-
-    def __iter__(self) -> Iterator[bytes]:
-        for piece in self._stream:
-            if time.monotonic() > self._ends:
-                raise httpx.ReadTimeout(
-                    f"the answer was not there within {self._timeout_s:g} s "
-                    "(SLUICE_REQUEST_TIMEOUT_S)"
-                )
-            yield piece
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 def _key(key: str) -> str:
