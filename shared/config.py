@@ -105,6 +105,7 @@ class ConnectionSettings(RoleSettings):
     database_url: SecretStr | None = None
     redis_url: SecretStr | None = None
     vectors_url: SecretStr | None = None
+    weaviate_api_key: SecretStr | None = None
     chroma_url: str | None = None
     storage_url: str | None = None
 

@@ -196,6 +196,15 @@ STORES: dict[str, StoreType] = {
             extra="faiss",
             store="workers.retrieval.stores.faiss:Faiss",
         ),
+        StoreType(
+            name="weaviate",
+            schemes=("weaviate", "weaviate+https"),
+            example="weaviate://host:8080",
+            port=8080,
+            check=http_path("/v1/.well-known/ready"),
+            store="workers.retrieval.stores.weaviate:Weaviate",
+            extra="weaviate",
+        ),
     )
 }
 

@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "examples" / "documents"
 OURS = {"sluice", "sluice-client"}
 """The two distributions of this repository, which are on no index."""
-EXTRAS = ("api", "worker", "hwp", "gpu", "local", "kiwi", "sevenzip", "faiss", "langchain", "dev")
+EXTRAS = (
+    "api", "worker", "hwp", "gpu", "local", "kiwi", "sevenzip", "faiss", "weaviate",
+    "langchain", "dev",
+)  # fmt: skip
 
 
 def _project() -> dict[str, Any]:

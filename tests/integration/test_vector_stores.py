@@ -16,7 +16,10 @@ from shared.vector_stores import (
     store_of_urls,
     with_the_database,
 )
-from tests.integration import test_pgvector  # noqa: F401 (its subclass of the contract)
+from tests.integration import (
+    test_pgvector,  # noqa: F401 (its subclass of the contract)
+    test_weaviate,  # noqa: F401 (its subclass of the contract)
+)
 from tests.integration.ingestion import (
     CATS,
     TRAINS,
