@@ -107,6 +107,7 @@ class ConnectionSettings(RoleSettings):
     vectors_url: SecretStr | None = None
     weaviate_api_key: SecretStr | None = None
     chroma_url: str | None = None
+    qdrant_api_key: SecretStr | None = None
     storage_url: str | None = None
 
     connect_timeout_s: PositiveFloat = 5

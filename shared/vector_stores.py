@@ -135,6 +135,15 @@ def postgres_answers(url: StoreUrl, timeout_s: float) -> str | None:
     return None
 
 
+def server_or_folder(server: Check) -> Check:
+    """The check of a server, or of a folder if the URL has no host."""
+
+    def check(url: StoreUrl, timeout_s: float) -> str | None:
+        return (server if url.host else writable_folder)(url, timeout_s)
+
+    return check
+
+
 def with_the_database(url: StoreUrl, timeout_s: float) -> None:
     """The database of the ledger, which has a check of its own."""
     del url, timeout_s
@@ -204,6 +213,16 @@ STORES: dict[str, StoreType] = {
             check=http_path("/v1/.well-known/ready"),
             store="workers.retrieval.stores.weaviate:Weaviate",
             extra="weaviate",
+        ),
+        StoreType(
+            name="qdrant",
+            schemes=("qdrant", "qdrant+https"),
+            example="qdrant://host:6333",
+            places=(Place.SERVER, Place.FOLDER),
+            port=6333,
+            check=server_or_folder(http_path("/readyz")),
+            store="workers.retrieval.stores.qdrant:Qdrant",
+            extra="qdrant",
         ),
     )
 }

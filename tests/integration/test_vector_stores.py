@@ -18,6 +18,7 @@ from shared.vector_stores import (
 )
 from tests.integration import (
     test_pgvector,  # noqa: F401 (its subclass of the contract)
+    test_qdrant,  # noqa: F401 (its subclasses of the contract)
     test_weaviate,  # noqa: F401 (its subclass of the contract)
 )
 from tests.integration.ingestion import (
