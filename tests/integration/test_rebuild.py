@@ -329,6 +329,7 @@ def test_a_collection_that_is_erased_meanwhile_ends_the_job(process: Process) ->
     run_next(process, handlers(), Queue.EMBED.value)
     both = indexes_of(process, collection)
     submit(process, kinds.ERASE, {"collection": collection})
+    run_next(process, handlers(), Queue.CONTROL.value)
     drain(process)
 
     assert job_of(process, job_id).state == State.FAILED
