@@ -3,8 +3,8 @@
 pytest-xdist does the same with processes that import and collect for themselves: about 40 s of CPU
 time in each, on the two cores that the tests need. Here they share that, and its memory.
 
-A process takes a file when it is about to end the last one: so fixtures of a session live on. A
-process that dies fails the test that it ran, and another one goes on behind it.
+A process takes a file when it has run the last one, whose fixtures it then ends, and not those of
+the session. A process that dies fails the test that it ran, and another one goes on behind it.
 """
 
 import contextlib
@@ -13,11 +13,13 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from itertools import groupby
+from functools import cached_property
+from itertools import count, groupby
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -38,11 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    count = session.config.getoption("--processes")
-    if not count or session.config.option.collectonly or session.testsfailed:
+    processes = session.config.getoption("--processes")
+    if not processes or session.config.option.collectonly or session.testsfailed:
         return None
     by_file = groupby(range(len(session.items)), key=lambda n: session.items[n].path)
-    _Parent(session, deque(File(indices) for _, indices in by_file)).run(count)
+    _Parent(session, deque(File(indices) for _, indices in by_file)).run(processes)
     return True
 
 
@@ -62,28 +64,40 @@ class _Parent:
         self._children: dict[Connection, _Child] = {}
         self._started = 0
 
-    def run(self, count: int) -> None:
+    def run(self, processes: int) -> None:
         reporter = self._session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.showfspath = False  # a line has results of several files
+        self._session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         try:
-            for _ in range(min(count, len(self._files))):
+            for _ in range(min(processes, len(self._files))):
                 self._fork()
             while self._children:
                 for pipe in wait(list(self._children)):
                     assert isinstance(pipe, Connection)
                     self._receive(self._children[pipe])
         except BaseException:
-            for child in self._children.values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGINT)
-            for child in self._children.values():
-                os.waitpid(child.pid, 0)
+            self._end()
             raise
         if self._session.shouldfail:
             raise self._session.Failed(self._session.shouldfail)
         if self._session.shouldstop:
             raise self._session.Interrupted(self._session.shouldstop)
+
+    def _end(self) -> None:
+        """End the children, which stop their servers. Those that share a terminal were interrupted
+        with this process."""
+        left = {child.pid for child in self._children.values()}
+        for pipe in self._children:
+            pipe.close()
+        for tenth in count():
+            left = {pid for pid in left if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+            if not left:
+                return
+            if tenth == 20:
+                for pid in left:
+                    os.kill(pid, signal.SIGINT)
+            time.sleep(0.1)
 
     def _fork(self) -> None:
         ours, theirs = Pipe()
@@ -162,18 +176,38 @@ def _run_child(session: pytest.Session, pipe: Connection, *, number: int) -> Non
         items = _items(session, pipe)
         item = next(items, None)
         while item is not None:
-            following = next(items, None)
+            following = _Following(items)
             session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            item = following
+            item = following.item
         status = 0
-    except KeyboardInterrupt:
-        session._setupstate.teardown_exact(None)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            pipe.send(("error", traceback.format_exc()))
+    except BaseException as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the servers of the session are stopped first
+        with contextlib.suppress(BaseException):
+            session._setupstate.teardown_exact(None)
+        if not isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(OSError):
+                pipe.send(("error", "".join(traceback.format_exception(error))))
     finally:
         pipe.close()
         os._exit(status)
+
+
+class _Following:
+    """The test behind another one, for pytest. Which it is, is asked when the first one is torn
+    down, as it may come from another file, that another process may take meanwhile."""
+
+    def __init__(self, items: Iterator[pytest.Item]) -> None:
+        self._items = items
+
+    @cached_property
+    def item(self) -> pytest.Item | None:
+        return next(self._items, None)
+
+    def __bool__(self) -> bool:
+        return self.item is not None
+
+    def listchain(self) -> list[Any]:
+        return [] if self.item is None else self.item.listchain()
 
 
 def _items(session: pytest.Session, pipe: Connection) -> Iterator[pytest.Item]:

@@ -32,8 +32,14 @@ CHROMA = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
 
 def _forks(process: psutil.Process) -> list[psutil.Process]:
-    """Its children, without those that read documents for it."""
-    return [c for c in process.children() if reader_child.__name__ not in c.cmdline()]
+    """Its children that live, without those that read documents for it."""
+    forks = []
+    with suppress(psutil.NoSuchProcess):
+        for child in process.children():
+            with suppress(psutil.NoSuchProcess):
+                if reader_child.__name__ not in child.cmdline():
+                    forks.append(child)
+    return forks
 
 
 class LiveStack:
