@@ -6,8 +6,9 @@ older name for a Chroma server, as `http://host:port`.
 """
 
 import os
+import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -142,6 +143,18 @@ def server_or_folder(server: Check) -> Check:
         return (server if url.host else writable_folder)(url, timeout_s)
 
     return check
+    return None
+
+
+def open_port_or_file(url: StoreUrl, timeout_s: float) -> str | None:
+    """A server that takes connections, without a word to it; or a file of this machine."""
+    if not url.host:
+        return writable_folder(replace(url, path=str(Path(url.path).parent)), timeout_s)
+    try:
+        socket.create_connection((url.host, url.port or 0), timeout=timeout_s).close()
+    except OSError as error:
+        return f"{url}: {error}"
+    return None
 
 
 def with_the_database(url: StoreUrl, timeout_s: float) -> None:
@@ -223,6 +236,17 @@ STORES: dict[str, StoreType] = {
             check=server_or_folder(http_path("/readyz")),
             store="workers.retrieval.stores.qdrant:Qdrant",
             extra="qdrant",
+        ),
+        StoreType(
+            name="milvus",
+            schemes=("milvus", "milvus+https"),
+            example="milvus://host:19530",
+            port=19530,
+            places=(Place.SERVER, Place.FOLDER),
+            has_database=True,
+            check=open_port_or_file,
+            store="workers.retrieval.stores.milvus:Milvus",
+            extra="milvus",
         ),
     )
 }

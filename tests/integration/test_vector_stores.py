@@ -38,6 +38,7 @@ from workers.attempts.process import Process
 from workers.retrieval.store import VectorStore, import_store, store_of
 from workers.retrieval.stores.chroma import Chroma
 from workers.retrieval.stores.faiss import Faiss
+from workers.retrieval.stores.milvus import Milvus
 
 every_store = pytest.mark.parametrize("type_", STORES.values(), ids=list(STORES))
 
@@ -82,6 +83,18 @@ class TestFaiss(VectorStoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[VectorStore]:
         store = Faiss(Settings(_env_file=None), f"faiss://{tmp_path}")
+        yield store
+        store.close()
+
+
+class TestMilvus(VectorStoreContract):
+    store_class = Milvus
+
+    @pytest.fixture
+    def store(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorStore]:
+        # One file for all tests: each file is a server of its own, until the process ends.
+        file = tmp_path_factory.getbasetemp() / "milvus.db"
+        store = Milvus(Settings(_env_file=None), f"milvus://{file}")
         yield store
         store.close()
 
