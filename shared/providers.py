@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
@@ -17,6 +18,10 @@ from shared.config import EXTRACTIVE, Settings
 
 def _no_key(_settings: Settings) -> None:
     return None
+
+
+def _open(_settings: Settings) -> bool:
+    return False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +42,8 @@ class ModelServer:
     names: Callable[[Mapping[str, Any]], list[str]]
     key: Callable[[Settings], str | None] = _no_key
     key_setting: str
+    lacks_key: Callable[[Settings], bool] = _open
+    """Whether it is known to answer nobody without a key, and none is set."""
     show_path: str | None = None
     """Where a POST of `{"model": name}` answers with what the server knows of a model."""
     shown_fields: tuple[str, ...] = ()
@@ -95,6 +102,14 @@ def _openai_names(body: Mapping[str, Any]) -> list[str]:
     return [model["id"] for model in body.get("data") or []]
 
 
+OPENAI_HOST: Final = "api.openai.com"
+
+
+def _openai_lacks_key(settings: Settings) -> bool:
+    host = urlsplit(settings.openai_base_url or "").hostname
+    return host == OPENAI_HOST and not _openai_key(settings)
+
+
 def _openai_key(settings: Settings) -> str | None:
     key = settings.openai_api_key
     return None if key is None else key.get_secret_value()
@@ -125,6 +140,7 @@ OPENAI_SERVER = ModelServer(
     list_path="/models",
     names=_openai_names,
     key=_openai_key,
+    lacks_key=_openai_lacks_key,
     key_setting="SLUICE_OPENAI_API_KEY",
 )
 

@@ -21,10 +21,12 @@ from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.openapi import package_version
 from shared.bounds import Line, shown
+from shared.embedding_models import HUGGING_FACE, canonical, provider_name
 from shared.errors import InvalidInput
 from shared.hf.classification import TEXT_CLASSIFICATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RANKING
 from shared.hf.task import HfTask
+from shared.kinds.embed import EMBED
 from shared.kinds.hf import HF, default_models
 from shared.openai.embeddings import EmbeddingRequest
 from shared.vocabulary import WireShape
@@ -177,9 +179,9 @@ class TeiSimilarity(WireShape):
 def model_for(parts: Parts, task: HfTask, model: str) -> str:
     """The model that the path names, or the default of the task."""
     if model:
-        return model.removeprefix("hf/")
+        return canonical(model)
     if task in (FEATURE_EXTRACTION, SENTENCE_SIMILARITY):
-        return parts.settings.embedding_model
+        return canonical(parts.settings.embedding_model)
     return next(m for t, m in default_models(parts.settings).items() if t == task.name)
 
 
@@ -212,7 +214,28 @@ DOCUMENTED: dict[str, Any] = {
 }
 
 
+async def _embed_elsewhere(
+    parts: Parts, caller: calls.Caller, model: str, request: TeiEmbed
+) -> Response:
+    """Vectors by a model that is no model of Hugging Face tasks: jobs of the kind `embed`. Raises
+    InvalidInput for what only those can do."""
+    if request.prompt_name or not request.normalize or request.parameters:
+        raise InvalidInput(
+            f"prompt_name, normalize and parameters are for models of Hugging Face; leave them out "
+            f"for {model}"
+        )
+    values = {"texts": request.inputs, "model": model, "dimensions": request.dimensions}
+    new = calls.new_job(parts, caller, EMBED, calls.input_of(EMBED, values))
+    outcome = await calls.run(parts, caller, new)
+    if outcome.warnings and not request.truncate:
+        raise InvalidInput(outcome.warnings[0])
+    return _answer(outcome, outcome.result["embeddings"])
+
+
 async def _embed(parts: Parts, caller: calls.Caller, model: str, request: TeiEmbed) -> Response:
+    named = model_for(parts, FEATURE_EXTRACTION, model)
+    if provider_name(named) != HUGGING_FACE:
+        return await _embed_elsewhere(parts, caller, named, request)
     parameters = {
         "truncate": request.truncate,
         "truncation_direction": request.truncation_direction.lower(),

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 from uuid import UUID
@@ -15,16 +16,18 @@ from sqlalchemy.orm import Session
 
 from api.http.key_scopes import require_for_kind
 from api.schemas import JobRequest, JobView, ProgressView
-from shared import conversations
+from shared import conversations, embedding_models
 from shared.addresses import literal
 from shared.config import HttpSettings, Settings, WebhookSettings
 from shared.database.transaction import Ledger, Transaction
+from shared.documents import indexes
 from shared.errors import InvalidInput, NotFound, QueueFull
 from shared.jobs import queues, submission
 from shared.jobs.queues import KEEP_FACTOR
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS
+from shared.tables import Collection
 from shared.vocabulary import Lane, Queue, State
 
 # Admission to a queue: 429 while too many steps are due, of all keys or of one key.
@@ -169,7 +172,13 @@ def new_job(
         conversation_id=getattr(request.input, "conversation_id", None),
         idempotency_key=idempotency_key,
         body_hash=_hash(body) if idempotency_key is not None else None,
+        check_model=partial(_check_model, settings) if kind.uses_embedder else None,
     )
+
+
+def _check_model(settings: Settings, model: str, collection: str) -> None:
+    where = f"The embedding model of the collection {collection!r}"
+    embedding_models.check(model, settings, where=where)
 
 
 def submit(
@@ -243,7 +252,10 @@ def _backwards(new: list[NewJob]) -> Iterator[tuple[int, NewJob]]:
 def _require_collection(session: Session, new: NewJob) -> None:
     name = new.input.get("collection")
     if name is not None:
-        new.kind.find_collection(session, name)
+        collection = new.kind.find_collection(session, name)
+        if new.check_model is not None and isinstance(collection, Collection):
+            model = indexes.active(session, collection.id).embedding_model
+            new.check_model(model, collection.name)
 
 
 def _require(session: Session, new: Sequence[NewJob]) -> None:

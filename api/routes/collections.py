@@ -13,6 +13,7 @@ from api.http.errors import BadCursor
 from api.jobs import waiting
 from api.openapi import documented
 from api.schemas import ChunkOut, CollectionSpec, CollectionView, DocumentOut, JobView, Page
+from shared import embedding_models
 from shared.bounds import COLLECTION_NAME, CollectionName, SourceName, nfc, shown
 from shared.documents import collections, documents, erasure
 from shared.errors import InvalidInput, NotFound
@@ -43,14 +44,18 @@ Names = Annotated[list[SourceName], Query(default_factory=list, max_length=100, 
 def put_collection(
     parts: PartsDep, name: NewName, spec: Annotated[CollectionSpec | None, Body()] = None
 ) -> Response:
-    """Make a collection: 201, or 200 if the same collection exists already."""
+    """Make a collection: 201, or 200 if the same collection exists already. 400 if its embedding
+    model is one of a server that is not set, or of a package that is not installed."""
     spec = spec or CollectionSpec()
+    model = spec.embedding_model or parts.settings.embedding_model
+    where = "embedding_model" if spec.embedding_model else "SLUICE_EMBEDDING_MODEL"
+    embedding_models.check(model, parts.settings, where=where)
     with parts.ledger.begin() as session:
         is_new = collections.put(
             session,
             name,
             collections.Spec(
-                embedding_model=spec.embedding_model or parts.settings.embedding_model,
+                embedding_model=model,
                 dimension=spec.dimension,
                 distance=spec.distance,
             ),

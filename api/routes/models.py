@@ -17,6 +17,8 @@ from shared import named_models
 from shared.addresses import server_options
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import HfSettings, ModelSettings, Settings
+from shared.documents import collections
+from shared.embedding_models import canonical
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
 from shared.kinds.hf import Task, default_models
@@ -85,12 +87,13 @@ def _client(url: str) -> httpx.AsyncClient:
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
 
 GENERATING = [kind.name for kind in KINDS.values() if kind.is_generated]
+EMBEDDING = [INGEST.name, EMBED.name, SEARCH.name]
 
 
 @router.get("", responses=documented({200: Items[ModelView]}))
 async def list_models(parts: PartsDep) -> Response:
-    """The embedding model, the default models of tasks, named models, the models of living workers,
-    and those of providers' servers.
+    """The embedding models (the default, and those of collections), the default models of tasks,
+    named models, the models of living workers, and those of providers' servers.
 
     Models of a server that does not answer are missing.
     """
@@ -100,7 +103,7 @@ async def list_models(parts: PartsDep) -> Response:
 async def available_models(parts: Parts) -> list[ModelView]:
     """All models that can run here, as far as that is known without running them."""
     settings = parts.settings
-    (served, definitions), names = await asyncio.gather(
+    (served, definitions, embedding), names = await asyncio.gather(
         asyncio.to_thread(_served_and_named, parts),
         asyncio.gather(*(_names(settings, provider) for provider in PROVIDERS.values())),
     )
@@ -114,9 +117,12 @@ async def available_models(parts: Parts) -> list[ModelView]:
         references |= dict.fromkeys(of_provider)
     if default not in references:
         references[default] = None
-    generating = [_view(reference, default, served) for reference in references]
+    generating = [
+        _with_embedding(_view(reference, default, served), embedding) for reference in references
+    ]
     presets = [_named_view(definition, served) for definition in definitions]
-    return [_embedding(settings), *_of_tasks(settings), *presets, *generating]
+    used = [_embedding(settings, model) for model in embedding if model not in references]
+    return [_embedding(settings), *used, *_of_tasks(settings), *presets, *generating]
 
 
 @router.get("/{name:path}", responses=documented({200: ModelDetails}, 404))
@@ -126,8 +132,9 @@ async def get_model(parts: PartsDep, name: str) -> Response:
     is_short = len(name.encode(errors="replace")) <= MODEL_LIMIT_BYTES
     if not is_short or not is_storable_text(name):
         raise NotFound(f"There is no model {shown(name)}; that is not a name of one.")
-    if name == settings.embedding_model:
+    if canonical(name) == canonical(settings.embedding_model):
         return answer(ModelDetails(**_embedding(settings).model_dump(), details={}))
+    embedding = await asyncio.to_thread(_embedding_models, parts)
     served = await asyncio.to_thread(_served, parts)
     provider = provider_of(name)
     if provider is None:
@@ -135,11 +142,14 @@ async def get_model(parts: PartsDep, name: str) -> Response:
         if definition is not None:
             view = _named_view(definition, served)
             return answer(ModelDetails(**view.model_dump(), details=_named_details(definition)))
+        if canonical(name) in embedding:
+            view = _embedding(settings, canonical(name))
+            return answer(ModelDetails(**view.model_dump(), details={}))
         raise NotFound(
             f"There is no model {shown(name)}; `GET /v1/models` lists those that there are."
         )
     details = await _details(settings, provider, name)
-    view = _view(name, settings.generation_model, served)
+    view = _with_embedding(_view(name, settings.generation_model, served), embedding)
     return answer(ModelDetails(**view.model_dump(), details=details))
 
 
@@ -174,16 +184,26 @@ def _require_named(session: Session, name: str) -> None:
     named_models.get(session, name)
 
 
+def _embedding_models(parts: PartsDep) -> Sequence[str]:
+    with parts.ledger.read() as session:
+        return collections.embedding_models(session, limit=LISTED_LIMIT)
+
+
 def _find_named(parts: PartsDep, name: str) -> Definition | None:
     with parts.ledger.read() as session:
         return named_models.find(session, name)
 
 
-def _served_and_named(parts: PartsDep) -> tuple[dict[str, int], Sequence[Definition]]:
-    """The models that workers serve, and the named models."""
+def _served_and_named(
+    parts: PartsDep,
+) -> tuple[dict[str, int], Sequence[Definition], Sequence[str]]:
+    """The models that workers serve, the named models, and the embedding models of collections
+    beside the default."""
     with parts.ledger.read() as session:
         definitions = named_models.page(session, limit=LISTED_LIMIT, after=None)
-    return _served(parts), definitions
+        models = collections.embedding_models(session, limit=LISTED_LIMIT)
+    default = canonical(parts.settings.embedding_model)
+    return _served(parts), definitions, [model for model in models if model != default]
 
 
 def _named_view(definition: Definition, served: dict[str, int]) -> ModelView:
@@ -211,12 +231,21 @@ def as_moment(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _embedding(settings: ModelSettings) -> ModelView:
+def _embedding(settings: ModelSettings, reference: str | None = None) -> ModelView:
+    """The view of an embedding model, by default that of the settings."""
+    default = canonical(settings.embedding_model)
     return ModelView(
-        reference=settings.embedding_model,
-        kinds=[INGEST.name, EMBED.name, SEARCH.name],
-        default=True,
+        reference=reference or settings.embedding_model,
+        kinds=EMBEDDING,
+        default=reference is None or reference == default,
     )
+
+
+def _with_embedding(view: ModelView, embedding: Sequence[str]) -> ModelView:
+    """The view of a model of a server, which may embed the documents of a collection, too."""
+    if view.reference not in embedding:
+        return view
+    return view.model_copy(update={"kinds": [*view.kinds, *EMBEDDING]})
 
 
 def _of_tasks(settings: HfSettings) -> list[ModelView]:

@@ -14,17 +14,22 @@ from sqlalchemy.orm import Session
 from shared.bounds import COLLECTION_NAME, nfc
 from shared.documents import indexes
 from shared.documents.indexes import IndexState
+from shared.embedding_models import canonical
 from shared.errors import Conflict, NotFound
 from shared.tables import Collection, Document, VectorIndex, Version, new_id
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a client may fix about a collection; None leaves it to the server."""
+    """What a client may fix about a collection; None leaves it to the server. The model is kept in
+    the one form that its references have."""
 
     embedding_model: str
     dimension: int | None = None
     distance: str = "cosine"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embedding_model", canonical(self.embedding_model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,8 @@ def put(session: Session, name: str, spec: Spec) -> bool:
     if old.erasing_at is not None:
         raise Conflict(f"Collection {name!r} is being erased; try again when that has ended.")
     index = indexes.active(session, old.id)
-    differs = index.embedding_model != spec.embedding_model or index.distance != spec.distance
+    is_same = canonical(index.embedding_model) == spec.embedding_model
+    differs = not is_same or index.distance != spec.distance
     if differs or (spec.dimension is not None and spec.dimension != index.dimension):
         raise Conflict(
             f"Collection {name!r} exists with model {index.embedding_model!r}, dimension "
@@ -143,6 +149,17 @@ def newest(session: Session, *, limit: int) -> list[tuple[str, datetime]]:
         .limit(limit)
     )
     return [(row.name, row.created_at) for row in session.execute(query)]
+
+
+def embedding_models(session: Session, *, limit: int) -> Sequence[str]:
+    """The references of the models of all collections, each once."""
+    models = (
+        select(VectorIndex.embedding_model)
+        .join(Collection, _is_active_index())
+        .where(Collection.erasing_at.is_(None))
+        .distinct()
+    )
+    return session.scalars(models.order_by(VectorIndex.embedding_model).limit(limit)).all()
 
 
 def summary(session: Session, collection: Collection) -> Summary:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -46,6 +47,9 @@ class NewJob:
     idempotency_key: str | None = None
     body_hash: str | None = None
     """Of what the client sent, where that is known: defaults may change, a body does not."""
+    check_model: Callable[[str, str], None] | None = None
+    """Raises InvalidInput if the embedding model of the job's collection is not set up, of which it
+    gets the names: model, collection."""
 
     def request_hash(self) -> str:
         """Of the request, so that a reused key with another body is noticed."""

@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from shared import embedding_models
 from shared.bounds import ModelName, Text
+from shared.config import Settings
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
 
@@ -47,6 +49,12 @@ def batch_key_of(input_: Mapping[str, Any]) -> str | None:
     return f"embed:{input_.get('input_type')}:{input_.get('model') or ''}"
 
 
+def _check(job_input: EmbedInput, settings: Settings) -> None:
+    named = job_input.model is not None
+    where = "input.model" if named else "SLUICE_EMBEDDING_MODEL"
+    embedding_models.check(job_input.model or settings.embedding_model, settings, where=where)
+
+
 EMBED = Kind(
     name="embed",
     summary="vectors of texts",
@@ -61,5 +69,6 @@ EMBED = Kind(
         )
     ],
     example={"texts": ["We open at nine.", "아홉 시에 엽니다."]},
+    check=_check,
     batch_key=batch_key_of,
 )

@@ -26,6 +26,7 @@ from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RA
 from shared.hf.speech import SPEECH_RECOGNITION
 from shared.hf.task import HfTask, TaskParameters, file_ids, settable
 from shared.hf.tokens import FILL_MASK, TOKEN_CLASSIFICATION
+from shared.hub_names import full_name
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import Queue, Shape
 
@@ -148,10 +149,10 @@ def default_models(settings: HfSettings) -> dict[Task, str]:
 def model_of(job_input: HfInput, settings: HfSettings) -> str:
     """The model that the job names, or the task's default."""
     if job_input.model is not None:
-        return job_input.model
+        return full_name(job_input.model)
     # The shape lets no input through that names neither.
     assert job_input.task is not None
-    return settings.hf_models.get(job_input.task, TASKS[job_input.task].default_model)
+    return full_name(settings.hf_models.get(job_input.task, TASKS[job_input.task].default_model))
 
 
 def check(job_input: HfInput, settings: HfSettings) -> None:

@@ -467,4 +467,5 @@ INGEST = Kind(
     check=_check,
     defaults=_defaults,
     file_path="$.sources.file_id",
+    uses_embedder=True,
 )

@@ -79,6 +79,8 @@ class Kind:
     """Fields of the input that are noted with the job, such as its model: settings may change."""
     find_collection: Callable[[Session, str], object] = collections.get
     """Raises NotFound for the `collection` of an input."""
+    uses_embedder: bool = False
+    """Its jobs run the embedding model of their `collection`, so that has to be set up."""
     require: Callable[[Session, Sequence[Mapping[str, Any]]], None] = _needs_nothing
     """Raises NotFound where something else is not there that the inputs name."""
     resolve: Callable[[Session, Sequence[dict[str, Any]]], None] = _as_they_are

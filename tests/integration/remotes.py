@@ -9,9 +9,11 @@ from shared.config import Settings
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from tests.wire.openai_server import served_openai
-from workers.generation.backends.ollama import OllamaGenerator, OllamaServer
-from workers.generation.backends.openai import OpenAIGenerator, OpenAIServer
+from workers.generation.backends.ollama import OllamaGenerator
+from workers.generation.backends.openai import OpenAIGenerator
 from workers.generation.backends.remote import RemoteGenerator
+from workers.servers.ollama import OllamaServer
+from workers.servers.openai import OpenAIServer
 
 MODEL = "tiny"
 QUICK: dict[str, Any] = {

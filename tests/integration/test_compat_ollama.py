@@ -430,7 +430,7 @@ GENERATE = {"model": MODEL, "prompt": "a"}
         ("generate", {**GENERATE, "context": [1, 2, 3]}, 400, "context is not one"),
         ("generate", {**GENERATE, "template": "{{ end }}"}, 400, "template, line 1"),
         ("generate", {**GENERATE, "images": [IMAGE]}, 400, "images"),
-        ("embed", {"model": f"ollama/{MODEL}", "input": "a"}, 400, "on another server"),
+        ("embed", {"model": "openai/tiny", "input": "a"}, 400, "SLUICE_OPENAI_BASE_URL"),
         ("embed", {"model": "no/such", "input": "a"}, 404, "model 'no/such' not found"),
         ("embed", {"model": "all-minilm", "input": [1]}, 400, "input.0"),
         ("show", {"model": "nosuch"}, 404, "not found"),

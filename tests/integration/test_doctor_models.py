@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from cli.doctor import DoctorCheck, generation_model
+from cli.doctor import DoctorCheck, embedding_model, generation_model
 from shared.config import Settings
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
@@ -112,3 +112,26 @@ def test_four_bits_need_their_package(tmp_path: Path, monkeypatch: pytest.Monkey
     assert checks(model)[1:] == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert [c.name for c in checks(model)][1:] == ["package of nf4"]
+
+
+def embedding(model: str, **changes: object) -> DoctorCheck:
+    return embedding_model(
+        Settings(_env_file=None, embedding_model=model).model_copy(update=changes)
+    )
+
+
+def test_embedding_models_of_servers(ollama: Wire, openai: Wire) -> None:
+    assert embedding("ollama/tiny", ollama_url=ollama.url).ok
+    assert "ollama pull other" in embedding("ollama/other", ollama_url=ollama.url).fix
+    assert embedding("openai/tiny", openai_base_url=openai.url).ok
+    assert "SLUICE_OPENAI_BASE_URL" in embedding("openai/tiny").fix
+    assert not embedding("openai/tiny", openai_base_url=nowhere()).ok
+
+
+def test_embedding_models_of_this_machine(tmp_path: Path) -> None:
+    assert "installed as a package" in embedding("all-MiniLM-L6-v2").detail
+    assert "installed as a package" in embedding("hf/all-MiniLM-L6-v2").detail
+    assert not embedding("own/model", models_folder=tmp_path).ok
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    assert embedding("own/model", models_folder=tmp_path).ok
+    assert "folder of models" in embedding("fastembed/own/model", models_folder=tmp_path).detail

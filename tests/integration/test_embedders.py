@@ -1,6 +1,7 @@
 """Every embedder does what the protocol says; a new one is a module and a line."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pkgutil import resolve_name
 from uuid import uuid4
 
@@ -15,11 +16,14 @@ from shared.kinds import registry as kinds
 from tests.integration import toy_embedder
 from tests.integration.ingestion import CATS, TRAINS, ingest, search
 from tests.integration.job_runner import drain, embedders, job_of, submit
+from tests.integration.remotes import MODEL, remote
 from tests.integration.toy_embedder import Letters
+from tests.tiny.onnx_bert import save_bert
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
 from workers.retrieval.embed import EMBEDDERS, Embedder, provider_of
-from workers.retrieval.local_embedder import load as load_local
+from workers.retrieval.embedders import fastembed, ollama, openai
+from workers.retrieval.embedders.local import load as load_local
 
 TEXTS = ["A cat sleeps.", "Trains run every thirty minutes, " * 9, "고양이", "x"]
 
@@ -74,6 +78,41 @@ class TestHuggingFace(EmbedderContract):
     @pytest.fixture
     def embedder(self) -> Embedder:
         return embedders().get(DEFAULT_EMBEDDING_MODEL)
+
+
+class TestOpenAI(EmbedderContract):
+    load = openai.load
+
+    @pytest.fixture
+    def embedder(self) -> Iterator[Embedder]:
+        with (
+            remote("openai") as server,
+            closing(openai.load(f"openai/{MODEL}", server.settings, lambda: None)) as embedder,
+        ):
+            yield embedder
+
+
+class TestOllama(EmbedderContract):
+    load = ollama.load
+
+    @pytest.fixture
+    def embedder(self) -> Iterator[Embedder]:
+        with (
+            remote("ollama") as server,
+            closing(ollama.load(f"ollama/{MODEL}", server.settings, lambda: None)) as embedder,
+        ):
+            yield embedder
+
+
+class TestFastEmbed(EmbedderContract):
+    load = fastembed.load
+
+    @pytest.fixture(scope="class")
+    def embedder(self, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+        models = tmp_path_factory.mktemp("models")
+        save_bert(models / "own" / "tiny")
+        settings = Settings(_env_file=None, models_folder=models)
+        return fastembed.load("fastembed/own/tiny", settings, lambda: None)
 
 
 class TestLetters(EmbedderContract):

@@ -26,7 +26,7 @@ from tests.integration.ingestion import (
 from tests.integration.job_runner import drain, job_of
 from workers.attempts.process import Process
 from workers.ingest.load import loader_of
-from workers.retrieval.local_embedder import LocalEmbedder
+from workers.retrieval.embedders.local import LocalEmbedder
 from workers.retrieval.store import store_of
 
 MISSING = "00000000-0000-7000-8000-000000000000"

@@ -31,9 +31,9 @@ from tests.wire.ollama_server import LAYERS, MODEL, served_ollama
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.generation import ollama_models
-from workers.generation.backends.interface import ModelMissing
-from workers.generation.backends.ollama import OllamaServer
 from workers.generation.ollama_models import APPLY
+from workers.servers.ollama import OllamaServer
+from workers.servers.server import ModelMissing
 
 TABLE = {"model.apply": APPLY}
 TOTAL = sum(total for _, total in LAYERS)

@@ -12,7 +12,6 @@ from tests.wire.ollama_server import CONTEXT_LENGTH
 from workers.generation.backends.interface import (
     FinishReason,
     Message,
-    ModelMissing,
     Request,
     Resume,
     Role,
@@ -21,8 +20,9 @@ from workers.generation.backends.interface import (
     Tool,
     ToolCall,
 )
-from workers.generation.backends.ollama import OllamaServer
 from workers.generation.backends.remote import RemoteGenerator
+from workers.servers.ollama import OllamaServer
+from workers.servers.server import ModelMissing
 
 ADD = Tool(
     name="add",

@@ -20,8 +20,8 @@ from workers.generation.backends.interface import (
     Tool,
     ToolCall,
 )
-from workers.generation.backends.openai import OpenAIServer
 from workers.generation.backends.remote import RemoteGenerator
+from workers.servers.openai import OpenAIServer
 
 CHAT = "/v1/chat/completions"
 NESTED = {

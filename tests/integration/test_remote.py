@@ -15,11 +15,13 @@ from tests.generation.contract import ended, first_text, said
 from tests.integration.remotes import MODEL, Remote, remote
 from tests.wire.behaviour import Behaviour
 from workers.generation.backends.interface import FinishReason, Message, Request, Role, Sampling
-from workers.generation.backends.ollama import OllamaGenerator, OllamaServer
+from workers.generation.backends.ollama import OllamaGenerator
 from workers.generation.backends.openai import RepeatFilter
-from workers.generation.backends.remote import RequestSlots, tokens_of, tokens_of_prompt
+from workers.generation.backends.remote import tokens_of, tokens_of_prompt
 from workers.models.detokenize import StopFilter
 from workers.outbound import retry_after_s
+from workers.servers.ollama import OllamaServer
+from workers.servers.server import RequestSlots
 
 LONG = Request(messages=said("count to 2000"), sampling=Sampling(max_tokens=2000))
 

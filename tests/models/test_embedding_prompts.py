@@ -15,7 +15,8 @@ from shared.config import DEFAULT_EMBEDDING_MODEL, EmbeddingPrompts, Settings
 from workers.models.devices import Vectors
 from workers.models.locate import bundled
 from workers.retrieval.embed import Embedders
-from workers.retrieval.local_embedder import LocalEmbedder, prompts_of
+from workers.retrieval.embedders.local import LocalEmbedder
+from workers.retrieval.embedders.prompts import prompts_of
 
 TEXTS = ["The gate opens at nine.", "창고는 여덟 시에 연다.", "x"]
 E5 = EmbeddingPrompts(query="query: ", passage="passage: ")

@@ -16,7 +16,7 @@ from tests.integration.job_runner import embedders
 from workers.models.devices import Vectors
 from workers.models.locate import bundled
 from workers.retrieval.embed import Embedder, Embedders
-from workers.retrieval.local_embedder import LocalEmbedder
+from workers.retrieval.embedders.local import LocalEmbedder
 
 PAIRS = [
     ("A man is eating food.", "A man is eating a piece of bread."),

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tests.wire import script
-from tests.wire.behaviour import Wire, application, note, refusal, run, serving, stream
+from tests.wire.behaviour import Wire, application, note, refusal, run, serving, stream, vectors
 
 NOW = "2026-11-24T00:00:00.000000Z"
 NDJSON = "application/x-ndjson"
@@ -88,6 +88,18 @@ def make_app(wire: Wire) -> Starlette:
             lines.append(last)
         stamped = [{"model": model, "created_at": NOW} | line for line in lines]
         return _ndjson(model, stamped)
+
+    async def embed(request: Request) -> Response:
+        body = await note(wire, request)
+        model = body["model"]
+        refused = await refusal(wire, request, model, _error) or _unknown(model)
+        if refused is not None:
+            return refused
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        window = body.get("options", {}).get("num_ctx", CONTEXT_LENGTH)
+        if not body.get("truncate", True) and any(len(text.split()) > window for text in texts):
+            return JSONResponse(_error("the input length exceeds the context length"), 400)
+        return JSONResponse({"model": model, "embeddings": vectors(wire, model, texts)})
 
     async def pull(request: Request) -> Response:
         body = await note(wire, request)
@@ -195,6 +207,7 @@ def make_app(wire: Wire) -> Starlette:
             Route("/api/show", show, methods=["POST"]),
             Route("/api/chat", chat, methods=["POST"]),
             Route("/api/generate", generate, methods=["POST"]),
+            Route("/api/embed", embed, methods=["POST"]),
             Route("/api/pull", pull, methods=["POST"]),
             Route("/api/create", create, methods=["POST"]),
             Route("/api/delete", delete, methods=["DELETE"]),

@@ -15,10 +15,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tests.wire import script
-from tests.wire.behaviour import Wire, application, note, refusal, run, serving, stream
+from tests.wire.behaviour import Wire, application, note, refusal, run, serving, stream, vectors
 
 MODEL = "tiny"
 STOP_LIMIT = 4
+TEXTS_LIMIT = 32
+"""Texts of a request for embeddings, as TEI has it."""
 LOCKED = "secret"
 """A model of this name wants the key of this name."""
 
@@ -70,6 +72,23 @@ def make_app(wire: Wire) -> Starlette:
         ]
         end = {"index": 0, "text": "", "finish_reason": "length" if answer.is_cut else "stop"}
         return _sse(body, "text_completion", choices, end, answer)
+
+    async def embeddings(request: Request) -> Response:
+        body = await note(wire, request)
+        refused = await _refused(request, body)
+        if refused is not None:
+            return refused
+        texts = body["input"]
+        if len(texts) > TEXTS_LIMIT:
+            return JSONResponse(_error(f"batch size {len(texts)} > {TEXTS_LIMIT}"), 422)
+        data = [
+            {"object": "embedding", "index": n, "embedding": vector}
+            for n, vector in enumerate(vectors(wire, body["model"], texts))
+        ]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return JSONResponse(
+            {"object": "list", "data": data[::-1], "model": body["model"], "usage": usage}
+        )
 
     async def models(_: Request) -> Response:
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "tests"}
@@ -125,6 +144,7 @@ def make_app(wire: Wire) -> Starlette:
         wire,
         [
             Route("/v1/models", models),
+            Route("/v1/embeddings", embeddings, methods=["POST"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
         ],

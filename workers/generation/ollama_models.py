@@ -28,9 +28,9 @@ from shared.providers import OLLAMA
 from shared.tables import Job
 from shared.vocabulary import OPEN, Lane, State
 from workers.attempts.context import Context, Done, Handler
-from workers.generation.backends.interface import ModelMissing
-from workers.generation.backends.ollama import OllamaServer, closable
 from workers.outbound import broken_off
+from workers.servers.ollama import OllamaServer, closable
+from workers.servers.server import ModelMissing
 
 OnProgress = Callable[[ProgressResponse], None]
 

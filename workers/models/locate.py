@@ -56,6 +56,7 @@ from shared.errors import (
     StepError,
     Unavailable,
 )
+from shared.hub_names import names_of
 from workers.models.checkpoints import (
     CONFIG,
     SizeLimit,
@@ -524,17 +525,25 @@ def locate(
     nothing of the model is here, Permanent for a model that cannot be had, is made for another task
     than `task` or larger than `limit`, and Retryable where the hub is away in between.
     """
-    own = _of_operator(model, settings)
+    for name in dict.fromkeys((model, *names_of(model))):
+        own = _of_operator(name, settings)
+        if own is not None:
+            return own
+    own = own_folder(model, settings)
     if own is not None:
         return own
-    for candidate in _candidate_folders(model, settings):
-        if _is_folder(candidate):
-            return _with_model(candidate)
     if model.startswith("/"):
         raise ModelNotFound(f"There is no folder {model!r} below those of models on this machine.")
     limit = limit or size_limit(settings)
-    return bundled(model) or fetch(
-        model,
+    full, *short = names_of(model)
+    bundle = bundled(full)
+    if bundle is not None:
+        return bundle
+    for name in short:  # a copy that was fetched under the name of before
+        if (cached := _cached(name, edition)) is not None:
+            return cached
+    return fetch(
+        full,
         settings,
         edition=edition,
         task=task,
@@ -542,6 +551,16 @@ def locate(
         check=check,
         on_known=on_known,
     )
+
+
+def own_folder(model: str, settings: Settings) -> Path | None:
+    """The folder of a model below the folders of models. Raises InvalidInput for what is no name of
+    a model, and ModelNotFound for a folder that holds none."""
+    for name in names_of(model):
+        for candidate in _candidate_folders(name, settings):
+            if _is_folder(candidate):
+                return _with_model(candidate)
+    return None
 
 
 def locate_generator(model: str, settings: Settings) -> Path:

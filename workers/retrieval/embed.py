@@ -1,4 +1,4 @@
-"""Embedders: their protocol, the table of providers, and the models that a process has loaded.
+"""Embedders: their protocol, and the models that a process has loaded.
 
 How to add a provider: CONTRIBUTING.md.
 """
@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 from tokenizers import Tokenizer
 
 from shared.config import Settings
+from shared.embedding_models import EMBEDDING_PROVIDERS, canonical, provider_name
+from shared.embedding_models import check as check_reference
 from workers.attempts.process import Process
 from workers.models.devices import RecentlyUsed, Vectors
 
@@ -81,18 +83,14 @@ LoadEmbedder = Callable[[str, Settings, Callable[[], None]], Embedder]
 meanwhile `check` is called often, and may raise. Raises `Permanent` if the model cannot be
 loaded."""
 
-HUGGING_FACE = "hf"
-EMBEDDERS: dict[str, str] = {
-    HUGGING_FACE: "workers.retrieval.local_embedder:load",
-}
+EMBEDDERS: dict[str, str] = {name: provider.load for name, provider in EMBEDDING_PROVIDERS.items()}
 """Providers of embedding models -> a `LoadEmbedder`, as `module:name`."""
 
 
 def provider_of(reference: str) -> str:
     """The provider before the first slash; without one, the reference is a name on the Hugging Face
     hub, or a path."""
-    provider, slash, _ = reference.partition("/")
-    return provider if slash and provider in EMBEDDERS else HUGGING_FACE
+    return provider_name(reference, EMBEDDERS)
 
 
 def import_embedder(reference: str) -> LoadEmbedder:
@@ -110,11 +108,12 @@ class Embedders:
         self._kept: RecentlyUsed[str, Embedder] = RecentlyUsed(MODELS_KEPT)
 
     def get(self, name: str | None = None, *, check: Callable[[], None] = lambda: None) -> Embedder:
-        """The embedder of a model reference, by default that of the settings. Raises what its
-        `LoadEmbedder` raises."""
-        name = name or self._settings.embedding_model
+        """The embedder of a model reference, by default that of the settings. Raises InvalidInput
+        if no server, key or package is set up for it, and what its `LoadEmbedder` raises."""
+        name = canonical(name or self._settings.embedding_model)
         embedder = self._kept.get(name)
         if embedder is None:
+            check_reference(name, self._settings)
             embedder = import_embedder(name)(name, self._settings, check)
             self._kept.add(name, embedder)
         return embedder

@@ -14,13 +14,13 @@ from api.compat.calls import CallerDep
 from api.compat.dialect import Problem, ProblemError
 from api.compat.ollama.chat import KeepAlive
 from api.compat.ollama.dialect import OLLAMA_API, AnyTypeRoute, ModelRequest, nanoseconds
-from api.compat.ollama.names import ALIASES
+from api.compat.ollama.names import ALIASES, show_behind
 from api.deps import Parts, PartsDep
-from shared.bounds import shown
+from shared.embedding_models import canonical
 from shared.errors import InvalidInput, ModelNotFound
 from shared.kinds.embed import EMBED
 from shared.modelfiles.modelfile import parameters_of
-from shared.providers import HF, LATEST, is_reference, provider_of
+from shared.providers import LATEST, OLLAMA
 
 TEXTS_LIMIT: Final = 10_000
 TEXT_CHARS: Final = 1_000_000
@@ -62,22 +62,19 @@ class OllamaVector(BaseModel):
     embedding: list[float]
 
 
-def embedding_model_of(parts: Parts, name: str) -> str:
-    """The embedding model of a request as jobs name it. Raises InvalidInput for models of servers,
-    which make no vectors here."""
+async def embedding_model_of(parts: Parts, name: str) -> str:
+    """The embedding model of a request as jobs name it: a reference, a name of Ollama's library
+    that has the same model on the hub, or a model of the Ollama server behind Sluice."""
     short = name.removesuffix(LATEST)
     default = parts.settings.embedding_model
     if short in (default, default.rpartition("/")[2]):
         return default
     if short in ALIASES:
         return ALIASES[short]
-    provider = provider_of(short)
-    if provider is not None and provider is not HF and is_reference(short):
-        raise InvalidInput(
-            f"model {shown(name)} runs on another server; embeddings are made by models of the "
-            f"library sentence-transformers, such as {default}"
-        )
-    return short.removeprefix(HF.prefix)
+    model = canonical(short)
+    if "/" not in model and await show_behind(parts.settings, short) is not None:
+        return OLLAMA.prefix + short
+    return model
 
 
 def shorten(vector: Sequence[float], dimensions: int) -> list[float]:
@@ -99,7 +96,7 @@ async def embed_as_ollama(parts: PartsDep, caller: CallerDep, request: OllamaEmb
     began = time.time()
     parameters_of(request.options)
     name = request.model_name
-    model = embedding_model_of(parts, name)
+    model = await embedding_model_of(parts, name)
     texts = _nonempty(request.input)
     if not texts:
         return JSONResponse({"model": name, "embeddings": []})
@@ -129,7 +126,7 @@ async def embed_one_as_ollama(
     """The vector of one text; an older form of `/api/embed`."""
     parameters_of(request.options)
     name = request.model_name
-    model = embedding_model_of(parts, name)
+    model = await embedding_model_of(parts, name)
     if not request.prompt:
         return JSONResponse({"embedding": []})
     outcome = await _vectors(parts, caller, name, model, [request.prompt])

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from shared.config import Settings
-from shared.errors import InvalidInput, ModelNotFound, Permanent
+from shared.errors import InvalidInput, Permanent
 from shared.kinds.chat import TokenLogprob
 from shared.providers import PROVIDERS, provider_of
 from workers.attempts.process import Process
@@ -300,16 +300,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free what the models share. Called after all models were closed."""
-
-
-class ModelMissing(ModelNotFound):
-    """The server does not have the model."""
-
-    code = ModelNotFound.code
-
-    def __init__(self, message: str, *, reference: str) -> None:
-        super().__init__(message)
-        self.reference = reference
 
 
 class Generators:

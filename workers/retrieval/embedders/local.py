@@ -8,10 +8,9 @@ cosine similarity. This module uses neither the database nor a store.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from tokenizers import Tokenizer
 
 from shared.bounds import plain_letters
 from shared.config import EmbeddingPrompts, Settings
+from shared.embedding_models import canonical, hub_name
 from shared.errors import Permanent
 from shared.hf.sentences import FEATURE_EXTRACTION
 from workers.models import locate
-from workers.models.checkpoints import SizeLimit, card_of, name_of, read_config, read_object
+from workers.models.checkpoints import SizeLimit
 from workers.models.devices import (
     Vectors,
     batches_of,
@@ -32,6 +32,7 @@ from workers.models.devices import (
     unit,
 )
 from workers.models.load import LoadOptions, load_sentence_transformer
+from workers.retrieval.embedders.prompts import prompts_of
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
     `workers.models.locate.locate` raises, and Permanent if the model cannot be loaded."""
     limit = SizeLimit(settings.embedding_model_limit_mib, "SLUICE_EMBEDDING_MODEL_LIMIT_MIB")
     task = FEATURE_EXTRACTION.name
-    folder = locate.locate(name, settings, task=task, limit=limit, check=check)
+    folder = locate.locate(hub_name(name), settings, task=task, limit=limit, check=check)
     limit.check(name, locate.size_bytes(folder))
     torch.set_num_threads(settings.embedding_threads)
     options = LoadOptions(
@@ -205,7 +206,7 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
     try:
         model = load_sentence_transformer(folder, options, task=task)
     except Permanent as error:
-        where = " (SLUICE_EMBEDDING_MODEL)" if name == settings.embedding_model else ""
+        where = " (SLUICE_EMBEDDING_MODEL)" if name == canonical(settings.embedding_model) else ""
         raise Permanent(
             f"The embedding model {name!r} cannot be used: {error.message} Put all its files into "
             f"{folder} anew, or name another model{where}."
@@ -217,7 +218,8 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> LocalEmbed
         model,
         batch_tokens=settings.embedding_batch_tokens,
         prompts=prompts,
-        can_shorten=name in settings.embedding_matryoshka_models or _is_matryoshka(folder),
+        can_shorten=name in map(canonical, settings.embedding_matryoshka_models)
+        or _is_matryoshka(folder),
     )
 
 
@@ -242,84 +244,3 @@ def _dtype(setting: str) -> torch.dtype:
     if setting == "auto":
         return torch.bfloat16 if cpu_is_fast_in_bfloat16() else torch.float32
     return torch.bfloat16 if setting == "bfloat16" else torch.float32
-
-
-# The prompts of embedding models: a text that has to stand before each query or each passage.
-#
-# Without its prompts the vectors of a model are worse, with no error. They are taken from the first
-# of these that has some:
-#
-# 1. the setting `SLUICE_EMBEDDING_PROMPTS`, by the name under which the model is used;
-# 2. the model's file `config_sentence_transformers.json`;
-# 3. `FAMILIES`, for models that describe their prompts only in the README (E5, BGE), and for copies
-#    without that file. A family is recognized by the last part of one of the model's names: the
-#    name under which it is used, that of its snapshot, `_name_or_path` in `config.json`, or
-#    `base_model` of its card. So a fine-tuned model has the prompts of its base.
-#
-# A copy with another name and without such an entry is treated as a model without prompts.
-
-_WEB_SEARCH: Final = "Given a web search query, retrieve relevant passages that answer the query"
-_INSTRUCT: Final = f"Instruct: {_WEB_SEARCH}\nQuery:"
-_SENTENCE: Final = "Represent this sentence for searching relevant passages: "
-
-FAMILIES: Final[tuple[tuple[re.Pattern[str], EmbeddingPrompts], ...]] = tuple(
-    (re.compile(pattern), EmbeddingPrompts(query=query, passage=passage))
-    for pattern, query, passage in (
-        # intfloat: "each input text should start with query: or passage:"; the instruct models take
-        # an instruction before queries only.
-        (r"(?:multilingual-)?e5-[a-z0-9-]+-instruct", f"{_INSTRUCT} ", ""),
-        (r"(?:multilingual-|ko-?)?e5(?:-(?:small|base|large).*)?", "query: ", "passage: "),
-        # BAAI: an instruction before queries; bge-m3 has none.
-        (r"bge-(?:small|base|large)-en(?:-v1\.5)?", _SENTENCE, ""),
-        (r"bge-(?:small|base|large)-zh(?:-v1\.5)?", "为这个句子生成表示以用于检索相关文章：", ""),
-        (r"snowflake-arctic-embed-(?:m|l)-v2\.0.*", "query: ", ""),
-        (r"snowflake-arctic-embed-(?:xs|s|m|l|m-long|m-v1\.5)", _SENTENCE, ""),
-        (r"mxbai-embed-(?:large-v1|xsmall-v1|2d-large-v1)", _SENTENCE, ""),
-        (r"nomic-embed-text-v(?:1|1\.5|2-moe)", "search_query: ", "search_document: "),
-        (r"qwen3-embedding-[0-9.]+b", _INSTRUCT, ""),
-        (r"embeddinggemma-.*", "task: search result | query: ", "title: none | text: "),
-    )
-)
-
-# The names of the two prompts in the files of models.
-_QUERY_KEYS: Final = ("query", "Retrieval-query", "retrieval.query")
-_PASSAGE_KEYS: Final = (
-    "document", "passage", "corpus", "Retrieval-document", "retrieval.passage",
-)  # fmt: skip
-
-
-def prompts_of(reference: str, folder: Path, settings: Settings) -> EmbeddingPrompts:
-    """The prompts of the model that is used as `reference` and lies in `folder`; empty ones if it
-    has none. Raises Permanent if one of its files cannot be read."""
-    configured = settings.embedding_prompts.get(reference)
-    if configured is not None:
-        return configured
-    saved = read_object(folder / "config_sentence_transformers.json").get("prompts")
-    if isinstance(saved, Mapping) and (prompts := _saved_prompts(saved)) != EmbeddingPrompts():
-        return prompts
-    for name in _names(reference, folder):
-        last = name.rstrip("/").rpartition("/")[2].lower()
-        for pattern, prompts in FAMILIES:
-            if pattern.fullmatch(last):
-                return prompts
-    return EmbeddingPrompts()
-
-
-def _saved_prompts(saved: Mapping[str, Any]) -> EmbeddingPrompts:
-    """The first prompts that are not empty: sentence-transformers saves empty ones for models that
-    have none."""
-
-    def first(keys: tuple[str, ...]) -> str:
-        return next((v for key in keys if isinstance(v := saved.get(key), str) and v), "")
-
-    return EmbeddingPrompts(query=first(_QUERY_KEYS), passage=first(_PASSAGE_KEYS))
-
-
-def _names(reference: str, folder: Path) -> Iterator[str]:
-    yield reference
-    yield name_of(folder)
-    path = read_config(folder).get("_name_or_path")
-    if isinstance(path, str):
-        yield path
-    base = card_of(folder).get("base_model")
-    yield from (name for name in (base if isinstance(base, list) else [base]) if name)
