@@ -135,5 +135,6 @@ def check(reference: str, settings: Settings, *, where: str = "The embedding mod
     if provider.package and is_worker and find_spec(provider.package) is None:
         raise InvalidInput(
             f"{where} is {reference!r}, and the package {provider.package} is not installed: "
-            f"install it for the CPU workers, pip install 'sluice[{provider.extra}]'."
+            f"install it for the CPU workers (in the folder of Sluice: pip install ./client "
+            f"'.[{provider.extra}]')."
         )

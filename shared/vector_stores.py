@@ -143,7 +143,6 @@ def server_or_folder(server: Check) -> Check:
         return (server if url.host else writable_folder)(url, timeout_s)
 
     return check
-    return None
 
 
 def open_port_or_file(url: StoreUrl, timeout_s: float) -> str | None:
