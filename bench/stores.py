@@ -31,7 +31,8 @@ from shared.filters import MetadataFilter
 from shared.vector_stores import require_store
 from tests.servers import Server, start_chroma, start_postgres
 from workers.models.devices import Vectors
-from workers.retrieval.store import VectorEntry, VectorStore, import_store
+from workers.retrieval.servers import import_store
+from workers.retrieval.store import VectorEntry, VectorStore
 
 DIMENSIONS, LATENT = 384, 32
 NOISE = 0.3

@@ -100,7 +100,7 @@ def _parse() -> argparse.Namespace:
 
 def _retrieve(settings: Settings, arguments: argparse.Namespace) -> int:
     from workers.retrieval.embed import import_embedder
-    from workers.retrieval.store import import_store
+    from workers.retrieval.servers import import_store
 
     store = require_store(settings)
     # Before the fork, so that the children share the libraries.

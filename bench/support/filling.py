@@ -34,7 +34,8 @@ from workers.ingest.load import load
 from workers.models.devices import Vectors, unit
 from workers.retrieval.embed import embedders_of
 from workers.retrieval.postings import ChunkSpan, build
-from workers.retrieval.store import VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 from workers.retrieval.terms import terms
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

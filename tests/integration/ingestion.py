@@ -20,7 +20,7 @@ from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.retrieval import search as searching
 from workers.retrieval.search import SearchRequest
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 
 SMALL_PIECES = {"type": "recursive", "chunk_size": 60, "chunk_overlap": 10}
 CATS = "Cats sleep for most of the day. A cat sleeps fifteen hours on average."

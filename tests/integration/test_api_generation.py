@@ -186,4 +186,4 @@ def test_models_of_workers_and_servers_are_listed(api: httpx.Client, ledger: Led
     problem(api.get("/v1/models/ollama/nothing"), 404)
     problem(api.get("/v1/models/nothing"), 404)
     embedding = api.get("/v1/models/sentence-transformers/all-MiniLM-L6-v2").json()
-    assert (embedding["kinds"], embedding["workers"]) == (["ingest", "embed", "search"], None)
+    assert (embedding["kinds"], embedding["workers"]) == (["ingest", "embed", "search", "rebuild"], None)

@@ -108,7 +108,8 @@ class TestFastEmbed(EmbedderContract):
     load = fastembed.load
 
     @pytest.fixture(scope="class")
-    def embedder(self, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    @classmethod
+    def embedder(cls, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
         models = tmp_path_factory.mktemp("models")
         save_bert(models / "own" / "tiny")
         settings = Settings(_env_file=None, models_folder=models)

@@ -39,7 +39,8 @@ from tests.integration.job_runner import drain, make_process, submit
 from tests.integration.vector_store_contract import along, entry, reads
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
-from workers.retrieval.store import MissingCollection, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import MissingCollection
 from workers.retrieval.stores import faiss
 from workers.retrieval.stores.faiss import Faiss, folder_name
 

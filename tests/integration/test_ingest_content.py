@@ -27,7 +27,7 @@ from tests.integration.job_runner import drain, job_of
 from workers.attempts.process import Process
 from workers.ingest.load import loader_of
 from workers.retrieval.embedders.local import LocalEmbedder
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 
 MISSING = "00000000-0000-7000-8000-000000000000"
 

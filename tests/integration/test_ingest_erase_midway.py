@@ -26,7 +26,8 @@ from workers.attempts.runner import run, run_next
 from workers.ingest import erasure as erasing
 from workers.ingest import steps as ingest_steps
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.store import MissingCollection, VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import MissingCollection, VectorEntry
 
 
 def test_an_erasure_whose_worker_dies_is_finished_by_the_next_attempt(

@@ -28,7 +28,8 @@ from tests.integration.job_runner import (
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.store import VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 
 
 def test_a_document_that_kills_its_worker_fails_alone(process: Process, collection: str) -> None:

@@ -148,14 +148,17 @@ def test_what_a_cancelled_job_has_written_goes(
 
 
 def test_a_content_is_written_by_one_step_at_a_time(
-    process: Process, collection: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, process: Process, collection: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same file twice in a job, and in another job meanwhile."""
     first = order(process, collection, "a.txt", "a.txt")
     load_plan_and_spread(process)
     begin(process, monkeypatch, portions=1)
     second = order(process, collection, "a.txt")
-    load_all(process)
+    # Steps that wait for the content would be due again before all have been looked at.
+    patient = make_process(settings, retry_base_s=600, retry_cap_s=600)
+    load_all(patient)
+    patient.close()
     assert job_of(process, second).state == "running"
     lose_workers(process)
     drain(process)

@@ -25,7 +25,7 @@ from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 
 
 def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(

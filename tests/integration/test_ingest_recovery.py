@@ -37,7 +37,8 @@ from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest import steps as ingest_steps
 from workers.ingest.erasure import collect_forsaken
-from workers.retrieval.store import VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 
 LARGE = " ".join(f"word{n}" for n in range(100))
 

@@ -50,7 +50,8 @@ from tests.integration.test_filter_meanings import (
 from tests.integration.vector_store_contract import along, between, entry
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
-from workers.retrieval.store import MissingCollection, VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import MissingCollection, VectorEntry
 from workers.retrieval.stores import milvus
 from workers.retrieval.stores.milvus import Milvus, stored_name
 

@@ -36,7 +36,8 @@ from tests.integration.job_runner import make_process
 from tests.integration.vector_store_contract import VectorStoreContract, along, entry
 from tests.servers import Server, start_postgres
 from workers.models.devices import Vectors, unit
-from workers.retrieval.store import MissingCollection, VectorStore, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import MissingCollection, VectorStore
 from workers.retrieval.stores.pgvector import LEDGER, PgVector
 
 SMALLEST_INDEX_MIB = 1

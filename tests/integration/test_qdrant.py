@@ -38,7 +38,8 @@ from tests.integration.vector_store_contract import VectorStoreContract, along, 
 from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.qdrant_server import served_qdrant
 from workers.attempts.process import Process
-from workers.retrieval.store import VectorStore, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorStore
 from workers.retrieval.stores.qdrant import CATALOG, Qdrant, stored_name
 
 KEY = "a-key-that-nobody-sees"

@@ -53,7 +53,7 @@ from workers.retrieval.embed import (
     embedders_of,
     make_embedders,
 )
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 from workers.rounds import Round
 
 OTHER = "toy/letters"

@@ -23,7 +23,8 @@ from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest import erasure as erasing
-from workers.retrieval.store import VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",

@@ -11,7 +11,8 @@ from tests.integration.ingestion import hits_of, ingest, ingest_files, new_colle
 from tests.integration.job_runner import drain, job_of, submit
 from workers.attempts.process import Process
 from workers.retrieval.search import marginal_relevance
-from workers.retrieval.store import VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",

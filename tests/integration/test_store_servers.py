@@ -26,8 +26,8 @@ from tests.integration.job_runner import make_process
 from tests.integration.vector_store_contract import VectorStoreContract, along, entry
 from tests.servers import start_chroma
 from workers.attempts.process import Process
-from workers.retrieval.servers import Servers
-from workers.retrieval.store import VectorStore, store_of
+from workers.retrieval.servers import Servers, store_of
+from workers.retrieval.store import VectorStore
 from workers.retrieval.stores.chroma import Chroma
 
 

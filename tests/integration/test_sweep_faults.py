@@ -31,7 +31,7 @@ from tests.waits import until
 from workers.app import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.attempts.process import Process
 from workers.ingest.erasure import Garbage
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 from workers.rounds import Round
 from workers.sweep import TABLES, Sweeper, end_overdue, take_back
 

@@ -31,7 +31,8 @@ from tests.integration.sweeps import change, sweep
 from workers.app import CPU_QUEUES, handlers_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.retrieval.store import VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 from workers.sweep import Sweeper
 
 OLD = "now() - interval '40 days'"

@@ -35,7 +35,8 @@ from tests.integration.toy_store import Memory
 from tests.integration.vector_store_contract import VectorStoreContract
 from tests.servers import Server, start_chroma
 from workers.attempts.process import Process
-from workers.retrieval.store import VectorStore, import_store, store_of
+from workers.retrieval.servers import import_store, store_of
+from workers.retrieval.store import VectorStore
 from workers.retrieval.stores.chroma import Chroma
 from workers.retrieval.stores.faiss import Faiss
 from workers.retrieval.stores.milvus import Milvus

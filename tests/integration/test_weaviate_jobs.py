@@ -15,7 +15,7 @@ from tests.integration.ingestion import (
 )
 from tests.integration.job_runner import make_process
 from tests.wire.weaviate_server import served_weaviate
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 from workers.retrieval.stores.weaviate import Weaviate
 
 

@@ -21,7 +21,7 @@ from shared.tables import VectorIndex, Version
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.ingest.indexing import purge
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 from workers.rounds import Item, Round
 
 log = logging.getLogger(__name__)

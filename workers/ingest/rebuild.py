@@ -33,7 +33,8 @@ from workers.ingest.steps import entry_of
 from workers.retrieval.embed import embedders_of
 from workers.retrieval.lexical import lexical_of
 from workers.retrieval.measures import judge
-from workers.retrieval.store import MissingCollection, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import MissingCollection
 from workers.retrieval.tuning import SAMPLED_CHUNKS, SampledChunk, pseudo_queries
 
 UNIT = "chunks"

@@ -79,7 +79,8 @@ from workers.ingest.web import Fetcher, NotNow
 from workers.ingest.writer import Writer
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
-from workers.retrieval.store import VectorEntry, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 from workers.retrieval.tuning import measure_ingested
 from workers.retrieval.vocabulary import script_name, unknown_scripts
 

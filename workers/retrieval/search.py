@@ -32,7 +32,8 @@ from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.fusion import Floats, QueryFacts, fuse
 from workers.retrieval.lexical import LexicalResult, lexical_of
-from workers.retrieval.store import Match, MissingCollection, store_of
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import Match, MissingCollection
 from workers.retrieval.terms import terms
 from workers.retrieval.tuning import IndexFacts, coverage_by, tuning_for_search
 

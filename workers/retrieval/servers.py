@@ -1,15 +1,50 @@
-"""Several servers of a vector store as one: each index lies on one of them, and the ledger knows
-on which."""
+"""The vector store of this deployment. Several servers are one store: each index lies on one of
+them, and the ledger knows on which."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pkgutil import resolve_name
 
+from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.documents import indexes
-from shared.errors import Permanent
+from shared.errors import ConfigurationError, Permanent
 from shared.filters import MetadataFilter
-from shared.vector_stores import VECTORS_URL
+from shared.vector_stores import VECTORS_URL, StoreType, require_store
+from workers.attempts.process import Process
 from workers.models.devices import Vectors
 from workers.retrieval.store import Match, MissingCollection, VectorEntry, VectorStore
+
+
+def import_store(type_: StoreType) -> Callable[[Settings, str], VectorStore]:
+    """The class of a type of store. The parent of worker processes calls this before it forks, so
+    that they share the memory of its library. Raises ConfigurationError if that is missing."""
+    try:
+        store: Callable[[Settings, str], VectorStore] = resolve_name(type_.store)
+    except ModuleNotFoundError as error:
+        if type_.extra is None or (error.name or "").partition(".")[0] in ("shared", "workers"):
+            raise
+        raise ConfigurationError(
+            f"The vector store {type_.name} needs the package {error.name}, which is not "
+            f"installed. Install the extra {type_.extra} (in the folder of Sluice: pip install "
+            f"./client '.[{type_.extra}]')."
+        ) from error
+    return store
+
+
+def store_of(process: Process) -> VectorStore:
+    return process.held(_store, lambda store: store.close())
+
+
+def _store(process: Process) -> VectorStore:
+    """Raises ConfigurationError if the settings name no store."""
+    configured = require_store(process.settings)
+    make = import_store(configured.type_)
+    stores = {str(url): make(process.settings, url.text) for url in configured.urls}
+    with process.ledger.read_single() as session:
+        noted = indexes.count_servers(session).keys()
+    if len(stores) == 1 and noted <= stores.keys():
+        return next(iter(stores.values()))
+    return Servers(process.ledger, stores)
 
 
 class Servers:

@@ -5,18 +5,13 @@ of each chunk, so that other programs can read it. `shared/vector_stores.py` lis
 implementations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pkgutil import resolve_name
 from typing import Protocol, runtime_checkable
 
 from shared.bounds import Metadata
-from shared.config import Settings
-from shared.documents import indexes
-from shared.errors import ConfigurationError, Permanent
+from shared.errors import Permanent
 from shared.filters import MetadataFilter
-from shared.vector_stores import StoreType, require_store
-from workers.attempts.process import Process
 from workers.models.devices import Vectors
 
 
@@ -99,37 +94,3 @@ class VectorStore(Protocol):
 
     def close(self) -> None:
         """Close the connections; the store is not used again."""
-
-
-def import_store(type_: StoreType) -> Callable[[Settings, str], VectorStore]:
-    """The class of a type of store. The parent of worker processes calls this before it forks, so
-    that they share the memory of its library. Raises ConfigurationError if that is missing."""
-    try:
-        store: Callable[[Settings, str], VectorStore] = resolve_name(type_.store)
-    except ModuleNotFoundError as error:
-        if type_.extra is None or (error.name or "").partition(".")[0] in ("shared", "workers"):
-            raise
-        raise ConfigurationError(
-            f"The vector store {type_.name} needs the package {error.name}, which is not "
-            f"installed. Install the extra {type_.extra} (in the folder of Sluice: pip install "
-            f"./client '.[{type_.extra}]')."
-        ) from error
-    return store
-
-
-def store_of(process: Process) -> VectorStore:
-    return process.held(_store, lambda store: store.close())
-
-
-def _store(process: Process) -> VectorStore:
-    """Raises ConfigurationError if the settings name no store."""
-    from workers.retrieval.servers import Servers
-
-    configured = require_store(process.settings)
-    make = import_store(configured.type_)
-    stores = {str(url): make(process.settings, url.text) for url in configured.urls}
-    with process.ledger.read_single() as session:
-        noted = indexes.count_servers(session).keys()
-    if len(stores) == 1 and noted <= stores.keys():
-        return next(iter(stores.values()))
-    return Servers(process.ledger, stores)

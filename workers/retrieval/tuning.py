@@ -48,7 +48,7 @@ from workers.retrieval.fusion import (
     highest_by_chance,
 )
 from workers.retrieval.lexical import LexicalResult, lexical_of
-from workers.retrieval.store import store_of
+from workers.retrieval.servers import store_of
 from workers.retrieval.terms import terms
 from workers.retrieval.vocabulary import script_coverage
 
