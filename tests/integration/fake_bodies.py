@@ -70,6 +70,12 @@ def result_of(
         return {"hits": [HIT]}
     if job["kind"] == "eval":
         return eval_result(job_input)
+    if job["kind"] == "rebuild":
+        return {
+            "collection": job_input["collection"], "embedding_model": job_input["model"],
+            "embedding_model_before": "m", "dimension": 3, "chunks": 0, "comparison": None,
+            "rollback_until": None,
+        }  # fmt: skip
     if job["kind"] == "batch":
         counts = {"total": 2, "succeeded": 2, "failed": 0}
         return counts | {"output_file_id": job_input["file_id"], "error_file_id": None}

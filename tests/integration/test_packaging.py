@@ -25,8 +25,8 @@ DOCUMENTS = ROOT / "examples" / "documents"
 OURS = {"sluice", "sluice-client"}
 """The two distributions of this repository, which are on no index."""
 EXTRAS = (
-    "api", "worker", "hwp", "gpu", "local", "kiwi", "sevenzip", "faiss", "qdrant", "weaviate", "milvus", "fastembed",
-    "langchain", "dev",
+    "api", "worker", "hwp", "gpu", "local", "kiwi", "sevenzip", "faiss", "qdrant", "weaviate",
+    "milvus", "fastembed", "langchain", "dev",
 )  # fmt: skip
 
 
