@@ -8,6 +8,7 @@ the session. A process that dies fails the test that it ran, and another one goe
 """
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -68,6 +69,9 @@ class _Parent:
         reporter = self._session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.showfspath = False  # a line has results of several files
+        # A collection of garbage must not touch, and so copy, all that the processes share.
+        gc.collect()
+        gc.freeze()
         self._session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         try:
             for _ in range(min(processes, len(self._files))):

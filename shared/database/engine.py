@@ -57,12 +57,13 @@ def make_engine(settings: ConnectionSettings, *, plans_once: bool = False) -> En
 def make_portable_engine(url: str, settings: ConnectionSettings) -> Engine:
     """A pooled engine for any database, perhaps behind a pooler that gives each transaction another
     connection: it sets nothing for a session and prepares no statements. Callers set timeouts in
-    each transaction (`SET LOCAL`)."""
+    each transaction (`SET LOCAL`). It has as many connections as there are threads that ask at
+    once: who waits for one in a pool may be passed over for ever."""
     connect_args: dict[str, Any] = {
         "connect_timeout": max(1, int(settings.connect_timeout_s)),
         "prepare_threshold": None,
     }
-    return _pooled(url, settings, connect_args, max_overflow=0)
+    return _pooled(url, settings, connect_args, max_overflow=-1)
 
 
 def _pooled(
