@@ -25,11 +25,11 @@ from cli.stack.readiness import database_ready, fetch, redis_ready, status_of, s
 from cli.stack.servers import PACKAGES, how_to_install, redis_program
 from cli.stack.stackfile import Stack, find_stack, stack_status
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
-from shared.embedding_models import EMBEDDING_PROVIDERS, canonical, hub_name, provider_name
-from shared.embedding_models import check as check_reference
 from shared.errors import ConfigurationError, InvalidInput
-from shared.hub_names import names_of
-from shared.providers import REFERENCE_FORMS, ModelServer, is_reference, provider_of
+from shared.models.embedding_models import EMBEDDING_PROVIDERS, canonical, hub_name, provider_name
+from shared.models.embedding_models import check as check_reference
+from shared.models.hub_names import names_of
+from shared.models.providers import REFERENCE_FORMS, ModelServer, is_reference, provider_of
 from shared.vector_stores import VECTORS_URL, configured_store, store_of_urls
 
 

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from cli.connection import connection
 from cli.terminal.output import first_words, say
 from cli.values import column_names, name_and_value
-from shared.providers import REFERENCE_FORMS, is_servable
+from shared.models.providers import REFERENCE_FORMS, is_servable
 from sluice import Client, Retries
 
 # Completion in shells: names and ids that the API has now.

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from shared.bounds import FullLine, Paragraph, as_object, shown
 from shared.errors import InvalidInput, NotFound
-from shared.providers import (
+from shared.models.providers import (
     LATEST,
     NAME_FORM,
     OLLAMA,

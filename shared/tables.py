@@ -881,7 +881,7 @@ class Worker(Base):
     pid: Mapped[int]
     queues: Mapped[list[str]] = mapped_column(Texts)
     routes: Mapped[list[str]] = mapped_column(Texts, server_default=sql("'{}'"))
-    """The models that it serves, as `shared.providers.route_of` writes them."""
+    """The models that it serves, as `shared.models.providers.route_of` writes them."""
     concurrency: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

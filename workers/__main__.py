@@ -17,7 +17,7 @@ from celery.platforms import SecurityWarning
 
 from shared.config import Settings, load_settings, set_up_logging
 from shared.errors import ConfigurationError, SluiceError
-from shared.providers import (
+from shared.models.providers import (
     REFERENCE_FORMS,
     SERVED_UNLESS_NAMED,
     is_servable,

@@ -34,9 +34,9 @@ from shared.errors import InvalidInput, NotFound, TooLarge
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.hf import HF, TASKS, Task, takes_files
 from shared.kinds.rag import RAG_PREFIX
+from shared.models.providers import HF as HF_PROVIDER
+from shared.models.providers import is_reference
 from shared.openai.chat import ChatRequest
-from shared.providers import HF as HF_PROVIDER
-from shared.providers import is_reference
 from shared.redis import events
 from shared.tables import File, Job
 from shared.vocabulary import State

@@ -21,13 +21,13 @@ from api.deps import Parts, PartsDep
 from api.http.body import StrictRoute
 from api.openapi import package_version
 from shared.bounds import Line, shown
-from shared.embedding_models import HUGGING_FACE, canonical, provider_name
 from shared.errors import InvalidInput
 from shared.hf.classification import TEXT_CLASSIFICATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RANKING
 from shared.hf.task import HfTask
 from shared.kinds.embed import EMBED
 from shared.kinds.hf import HF, default_models
+from shared.models.embedding_models import HUGGING_FACE, canonical, provider_name
 from shared.openai.embeddings import EmbeddingRequest
 from shared.vocabulary import WireShape
 

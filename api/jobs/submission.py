@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.http.key_scopes import require_for_kind
 from api.schemas import JobRequest, JobView, ProgressView
-from shared import conversations, embedding_models
+from shared import conversations
 from shared.addresses import literal
 from shared.config import HttpSettings, Settings, WebhookSettings
 from shared.database.transaction import Ledger, Transaction
@@ -27,6 +27,7 @@ from shared.jobs.queues import KEEP_FACTOR
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.kind import Kind
 from shared.kinds.registry import KINDS
+from shared.models import embedding_models
 from shared.tables import Collection
 from shared.vocabulary import Lane, Queue, State
 

@@ -13,11 +13,11 @@ from api.http.errors import BadCursor
 from api.jobs import waiting
 from api.openapi import documented
 from api.schemas import ChunkOut, CollectionSpec, CollectionView, DocumentOut, JobView, Page
-from shared import embedding_models
 from shared.bounds import COLLECTION_NAME, CollectionName, SourceName, nfc, shown
 from shared.documents import collections, documents, erasure
 from shared.errors import InvalidInput, NotFound
 from shared.kinds.erase import EraseInput
+from shared.models import embedding_models
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
 

@@ -18,14 +18,14 @@ from shared.addresses import server_options
 from shared.bounds import MODEL_LIMIT_BYTES, is_storable_text, shown
 from shared.config import HfSettings, ModelSettings, Settings
 from shared.documents import collections
-from shared.embedding_models import canonical
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
 from shared.kinds.hf import Task, default_models
 from shared.kinds.registry import EMBED, HF, INGEST, KINDS, REBUILD, SEARCH
 from shared.modelfiles import modelfile
+from shared.models.embedding_models import canonical
+from shared.models.providers import PROVIDERS, Provider, provider_of
 from shared.named_models import Definition
-from shared.providers import PROVIDERS, Provider, provider_of
 
 # The models of providers' servers, which are asked over plain HTTP: the API imports no model
 # library.

@@ -41,7 +41,7 @@ from cli.terminal.output import (
 )
 from shared.config import load_settings
 from shared.errors import Unavailable
-from shared.providers import SERVED_UNLESS_NAMED
+from shared.models.providers import SERVED_UNLESS_NAMED
 from sluice import ApiError, Client, ConnectionFailed, NotFound, Queue, Worker
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from cli.stack.servers import PACKAGES, how_to_install
 from cli.terminal.output import say
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
-from shared.providers import SERVED_UNLESS_NAMED
+from shared.models.providers import SERVED_UNLESS_NAMED
 
 
 @click.group(cls=Group)

@@ -22,7 +22,7 @@ from cli.stack.launch import Account, launch_argv
 from cli.stack.readiness import TIMEOUT_S, database_ready, redis_ready
 from cli.stack.stackfile import Part, run_folder, write_private
 from shared.errors import ConfigurationError
-from shared.providers import PROVIDERS
+from shared.models.providers import PROVIDERS
 from shared.vector_stores import STORES, StoreUrl
 
 # Packages of each part, by the names of their modules. They are only looked for: importing some of

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from shared.bounds import COLLECTION_NAME, nfc
 from shared.documents import indexes
 from shared.documents.indexes import IndexState
-from shared.embedding_models import canonical
 from shared.errors import Conflict, NotFound
+from shared.models.embedding_models import canonical
 from shared.tables import Collection, Document, VectorIndex, Version, new_id
 
 

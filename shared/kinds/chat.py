@@ -27,9 +27,9 @@ from shared.documents import collections
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import COLLECTIONS_LIMIT, Hit, PassageCount, SearchOptions
+from shared.models.providers import ModelReference, is_reference, provider_of, route_of
 from shared.named_models import Preset
 from shared.prompts import RENDERED_LIMIT_CHARS, PromptReference, VariableValues
-from shared.providers import ModelReference, is_reference, provider_of, route_of
 from shared.vocabulary import Queue, Shape
 
 # What the kinds that generate text, `chat` and `rag`, have in common.

@@ -19,8 +19,8 @@ from shared.kinds.chat import (
     model_of,
 )
 from shared.kinds.kind import Kind, StepType
+from shared.models.providers import ModelReference, provider_of, route_of
 from shared.named_models import Preset
-from shared.providers import ModelReference, provider_of, route_of
 from shared.vocabulary import Queue, Shape
 
 

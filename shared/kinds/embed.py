@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shared import embedding_models
 from shared.bounds import ModelName, Text
 from shared.config import Settings
 from shared.kinds.kind import Kind, StepType
+from shared.models import embedding_models
 from shared.vocabulary import Queue, Shape
 
 TEXTS_LIMIT = 10_000

@@ -26,8 +26,8 @@ from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY, TEXT_RA
 from shared.hf.speech import SPEECH_RECOGNITION
 from shared.hf.task import HfTask, TaskParameters, file_ids, settable
 from shared.hf.tokens import FILL_MASK, TOKEN_CLASSIFICATION
-from shared.hub_names import full_name
 from shared.kinds.kind import Kind, StepType
+from shared.models.hub_names import full_name
 from shared.vocabulary import Queue, Shape
 
 TASKS: Final[Mapping[str, HfTask]] = {

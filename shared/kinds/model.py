@@ -9,7 +9,7 @@ from shared.bounds import ModelName, Paragraph, ServerParameters, shown
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.kinds.kind import Kind, StepType
-from shared.providers import OLLAMA, ModelReference, route_of
+from shared.models.providers import OLLAMA, ModelReference, route_of
 from shared.vocabulary import KeyScope, Queue, Shape
 
 REGISTRIES: Final = frozenset({"registry.ollama.ai", "ollama.com", "hf.co", "huggingface.co"})

@@ -23,9 +23,9 @@ from shared.kinds.chat import (
 )
 from shared.kinds.kind import Kind, StepType
 from shared.kinds.search import RERANK_STEPS, SMALL_CHARS, Hit, PassageCount, SearchOptions
+from shared.models.providers import ModelReference
 from shared.named_models import Preset
 from shared.prompts import TEMPLATE_LIMIT_CHARS, VariableValues
-from shared.providers import ModelReference
 from shared.vocabulary import Queue, Shape
 
 PLACEHOLDERS = ("context", "question")

@@ -32,8 +32,7 @@ from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.kinds.chat import Parameters
 from shared.modelfiles import go_templates
-from shared.named_models import LICENSES_LIMIT, Definition, Preset, PresetMessage
-from shared.providers import (
+from shared.models.providers import (
     ADAPTER_MARK,
     HF,
     LATEST,
@@ -43,6 +42,7 @@ from shared.providers import (
     is_reference,
     provider_of,
 )
+from shared.named_models import LICENSES_LIMIT, Definition, Preset, PresetMessage
 
 Value = str | int | float | bool | list[str]
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from shared.jobs import jobs, queues, steps
 from shared.jobs.queues import Estimate, estimate
 from shared.kinds import registry as kinds
-from shared.providers import route_of
+from shared.models.providers import route_of
 from shared.redis.bell import list_of
 from shared.tables import Worker
 from shared.vocabulary import Queue

@@ -8,7 +8,8 @@ import pytest
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.documents.collections import Spec
-from shared.embedding_models import (
+from shared.errors import InvalidInput
+from shared.models.embedding_models import (
     EMBEDDING_PROVIDERS,
     EmbeddingProvider,
     canonical,
@@ -16,8 +17,7 @@ from shared.embedding_models import (
     hub_name,
     provider_name,
 )
-from shared.errors import InvalidInput
-from shared.hub_names import FULL_NAMES, full_name, names_of
+from shared.models.hub_names import FULL_NAMES, full_name, names_of
 
 ROOT = Path(__file__).resolve().parents[2]
 every_provider = pytest.mark.parametrize("provider", EMBEDDING_PROVIDERS.values())

@@ -15,7 +15,7 @@ from shared.errors import InvalidInput
 from shared.kinds import chat
 from shared.kinds.chat import Parameters
 from shared.kinds.registry import KINDS
-from shared.providers import (
+from shared.models.providers import (
     PROVIDERS,
     REFERENCE_FORMS,
     Provider,

@@ -38,8 +38,8 @@ from shared.kinds.chat import (
     ToolSearch,
     Usage,
 )
+from shared.models.providers import route_of
 from shared.named_models import Preset
-from shared.providers import route_of
 from shared.tables import Job
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler

@@ -14,7 +14,7 @@ from shared.errors import Permanent
 from shared.jobs import steps
 from shared.jobs.steps import NewStep
 from shared.kinds.chat import Parameters, TokenLogprob
-from shared.providers import route_of
+from shared.models.providers import route_of
 from shared.vocabulary import Queue
 from workers.generation.backends.interface import Completion
 

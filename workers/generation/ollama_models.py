@@ -24,7 +24,7 @@ from shared.jobs import jobs, submission
 from shared.jobs.submission import NewJob
 from shared.kinds import registry as kinds
 from shared.kinds.model import ModelInput, ModelResult, check_registry
-from shared.providers import OLLAMA
+from shared.models.providers import OLLAMA
 from shared.tables import Job
 from shared.vocabulary import OPEN, Lane, State
 from workers.attempts.context import Context, Done, Handler

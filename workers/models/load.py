@@ -36,7 +36,7 @@ from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError, WrongTask
 from shared.hf.generation import TEXT_GENERATION
 from shared.hf.sentences import FEATURE_EXTRACTION, SENTENCE_SIMILARITY
-from shared.providers import ADAPTER_MARK
+from shared.models.providers import ADAPTER_MARK
 from workers.models.checkpoints import check_task, modules_of, name_of, tasks_of, weight_files
 from workers.models.devices import cpu_is_fast_in_bfloat16
 from workers.models.locate import locate_generator

@@ -56,7 +56,7 @@ from shared.errors import (
     StepError,
     Unavailable,
 )
-from shared.hub_names import names_of
+from shared.models.hub_names import names_of
 from workers.models.checkpoints import (
     CONFIG,
     SizeLimit,

@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 from tokenizers import Tokenizer
 
 from shared.config import Settings
-from shared.embedding_models import EMBEDDING_PROVIDERS, canonical, provider_name
-from shared.embedding_models import check as check_reference
+from shared.models.embedding_models import EMBEDDING_PROVIDERS, canonical, provider_name
+from shared.models.embedding_models import check as check_reference
 from workers.attempts.process import Process
 from workers.models.devices import RecentlyUsed, Vectors
 

@@ -27,7 +27,7 @@ from shared.kinds.search import (
     SearchResult,
     rerank_key,
 )
-from shared.providers import route_of
+from shared.models.providers import route_of
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs
 from workers.attempts.process import Process

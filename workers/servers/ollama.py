@@ -11,7 +11,7 @@ import ollama
 from shared.addresses import server_options
 from shared.config import Settings
 from shared.errors import Retryable, SluiceError
-from shared.providers import OLLAMA, OLLAMA_SERVER
+from shared.models.providers import OLLAMA, OLLAMA_SERVER
 from workers.outbound import RemoteServer, broken_off, refused, unreachable, without_credentials
 from workers.servers.server import ModelMissing, Server
 

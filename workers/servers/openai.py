@@ -9,7 +9,7 @@ import openai
 from shared.addresses import server_options
 from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Retryable, SluiceError
-from shared.providers import OPENAI_HOST, OPENAI_SERVER
+from shared.models.providers import OPENAI_HOST, OPENAI_SERVER
 from workers.outbound import RemoteServer, broken_off, refused, unreachable, without_credentials
 from workers.servers.server import Server
 

@@ -42,8 +42,8 @@ from shared.kinds.kind import Kind
 from shared.kinds.rag import RAG, RAG_PREFIX, rag_of
 from shared.modelfiles import go_templates
 from shared.modelfiles.modelfile import checked_parameters
+from shared.models.providers import OLLAMA, OLLAMA_SERVER
 from shared.openai.chat import quotes, rag_values
-from shared.providers import OLLAMA, OLLAMA_SERVER
 from shared.vocabulary import WireShape
 
 # Requests

@@ -16,11 +16,11 @@ from api.compat.ollama.chat import KeepAlive
 from api.compat.ollama.dialect import OLLAMA_API, AnyTypeRoute, ModelRequest, nanoseconds
 from api.compat.ollama.names import ALIASES, show_behind
 from api.deps import Parts, PartsDep
-from shared.embedding_models import canonical
 from shared.errors import InvalidInput, ModelNotFound
 from shared.kinds.embed import EMBED
 from shared.modelfiles.modelfile import parameters_of
-from shared.providers import LATEST, OLLAMA
+from shared.models.embedding_models import canonical
+from shared.models.providers import LATEST, OLLAMA
 
 TEXTS_LIMIT: Final = 10_000
 TEXT_CHARS: Final = 1_000_000

@@ -49,8 +49,8 @@ from shared.kinds.embed import EMBED
 from shared.kinds.model import MODEL
 from shared.modelfiles import modelfile
 from shared.modelfiles.modelfile import Description, parameter_text, read_modelfile
+from shared.models.providers import HF, LATEST, OLLAMA, is_reference, provider_of
 from shared.named_models import Definition
-from shared.providers import HF, LATEST, OLLAMA, is_reference, provider_of
 from shared.vocabulary import Lane, WireShape
 
 LISTED_LIMIT: Final = 1000

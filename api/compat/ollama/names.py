@@ -22,8 +22,8 @@ from shared.config import Settings
 from shared.errors import InvalidInput, Unavailable
 from shared.kinds.rag import RAG_PREFIX
 from shared.modelfiles.modelfile import parameters_of, values_of
+from shared.models.providers import LATEST, OLLAMA, OLLAMA_SERVER, is_reference, provider_of
 from shared.named_models import Definition
-from shared.providers import LATEST, OLLAMA, OLLAMA_SERVER, is_reference, provider_of
 
 NAMES_SHOWN = 20
 ASK_TIMEOUT_S = 5.0

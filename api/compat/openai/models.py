@@ -29,7 +29,7 @@ from shared.errors import ModelNotFound, ModelNotServed, NotFound
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds.chat import CHAT
 from shared.kinds.rag import RAG, RAG_PREFIX, rag_of
-from shared.providers import is_model_name, is_reference, provider_of
+from shared.models.providers import is_model_name, is_reference, provider_of
 
 COLLECTIONS_SHOWN = 1000
 NAMES_SHOWN = 20

@@ -3,7 +3,8 @@
 Every back end (`rolling/`, `ollama.py`, `openai.py`) has `TextGenerator`s, which pass
 `tests/generation/contract.py`; `extractive.py` quotes, and generates nothing. `start` returns at
 once; the text arrives in a `Generation`, which one thread writes and another one reads.
-`Generators` makes them from the records in `shared/providers.py`. Nothing here uses the ledger.
+`Generators` makes them from the records in `shared/models/providers.py`. Nothing here uses the
+ledger.
 """
 
 import queue
@@ -19,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 from shared.config import Settings
 from shared.errors import InvalidInput, Permanent
 from shared.kinds.chat import TokenLogprob
-from shared.providers import PROVIDERS, provider_of
+from shared.models.providers import PROVIDERS, provider_of
 from workers.attempts.process import Process
 
 

@@ -17,7 +17,7 @@ import ollama
 from shared.bounds import storable_text
 from shared.config import Settings
 from shared.kinds.chat import Likely, TokenLogprob
-from shared.providers import OLLAMA
+from shared.models.providers import OLLAMA
 from workers.generation.backends.interface import (
     FinishReason,
     Message,

@@ -24,7 +24,7 @@ from shared.bounds import storable_text
 from shared.config import Settings
 from shared.errors import Retryable
 from shared.kinds.chat import Likely, TokenLogprob
-from shared.providers import OPENAI, OPENAI_HOST
+from shared.models.providers import OPENAI, OPENAI_HOST
 from workers.generation.backends.interface import (
     FinishReason,
     Message,

@@ -20,8 +20,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer
 
 from shared.config import EmbeddingPrompts, Settings
-from shared.embedding_models import canonical
 from shared.errors import ModelNotFound, Permanent, SluiceError, Unavailable
+from shared.models.embedding_models import canonical
 from workers.models import locate
 from workers.models.checkpoints import SizeLimit, read_object
 from workers.models.devices import Vectors, batches_of, unit

@@ -19,9 +19,9 @@ from tokenizers import Tokenizer
 
 from shared.bounds import plain_letters
 from shared.config import EmbeddingPrompts, Settings
-from shared.embedding_models import canonical, hub_name
 from shared.errors import Permanent
 from shared.hf.sentences import FEATURE_EXTRACTION
+from shared.models.embedding_models import canonical, hub_name
 from workers.models import locate
 from workers.models.checkpoints import SizeLimit
 from workers.models.devices import (

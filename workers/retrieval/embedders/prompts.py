@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.config import EmbeddingPrompts, Settings
-from shared.embedding_models import canonical
+from shared.models.embedding_models import canonical
 from workers.models.checkpoints import card_of, name_of, read_config, read_object
 
 _WEB_SEARCH: Final = "Given a web search query, retrieve relevant passages that answer the query"

@@ -15,8 +15,8 @@ import numpy as np
 
 from shared.bounds import plain_letters
 from shared.config import Settings
-from shared.embedding_models import canonical
 from shared.errors import Permanent
+from shared.models.embedding_models import canonical
 from workers.models.devices import Vectors, batches_of, unit
 from workers.retrieval.embedders.prompts import prompts_of
 from workers.servers.server import Server

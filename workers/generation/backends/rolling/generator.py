@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shared.config import Settings
 from shared.errors import ConfigurationError, InvalidInput
-from shared.providers import HF
+from shared.models.providers import HF
 from workers.generation.backends.interface import (
     FinishReason,
     Generation,

@@ -11,8 +11,8 @@ from typing import Final
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.hub_names import full_name
-from shared.providers import LATEST, OLLAMA_SERVER, OPENAI_SERVER, ModelServer
+from shared.models.hub_names import full_name
+from shared.models.providers import LATEST, OLLAMA_SERVER, OPENAI_SERVER, ModelServer
 
 HUGGING_FACE: Final = "hf"
 
