@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from shared.config import ConnectionSettings
 from shared.errors import InvalidInput, NotFound, TooLarge, Unavailable
-from shared.tables import DoomedPath, File, new_id
+from shared.tables import File, PathToDelete, new_id
 
 BLOCK_BYTES = 2**20
 PARTS_LIMIT = 10_000
@@ -387,12 +387,14 @@ def delete_all(session: Session, file_ids: Sequence[UUID]) -> list[StoredPath]:
     return [StoredPath(path=path, is_folder=is_folder) for path, is_folder in rows]
 
 
-def doom(session: Session, stored: Sequence[StoredPath], *, after_s: float = 0) -> None:
+def delete_later(session: Session, stored: Sequence[StoredPath], *, after_s: float = 0) -> None:
     """Let the sweeper delete from the storage what no row names any more, `after_s` from now."""
     if stored:
         rows = [{"path": one.path, "is_folder": one.is_folder} for one in stored]
         retry_at = func.now() + timedelta(seconds=after_s)
-        session.execute(insert(DoomedPath).values(retry_at=retry_at).on_conflict_do_nothing(), rows)
+        session.execute(
+            insert(PathToDelete).values(retry_at=retry_at).on_conflict_do_nothing(), rows
+        )
 
 
 def _parse_id(value: object) -> UUID | None:

@@ -599,10 +599,10 @@ class LexicalPage(Base):
     data: Mapped[bytes]
 
 
-class LexicalDeath(Base):
-    """A version that does not count any more and still has chunks in segments; how many."""
+class LexicalDeletion(Base):
+    """A version that searches must leave out, and how many of its chunks are still in segments."""
 
-    __tablename__ = "lexical_deaths"
+    __tablename__ = "lexical_deletions"
 
     collection_id: Mapped[UUID] = mapped_column(primary_key=True)
     field: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
@@ -858,17 +858,17 @@ class SweepFault(Base):
     __table_args__ = (Index("ix_sweep_faults_job_id", "job_id"),)
 
 
-class DoomedPath(Base):
-    """What retention still has to delete from the storage, its row being gone already."""
+class PathToDelete(Base):
+    """A path in the storage that has to be deleted; the row that named it is deleted already."""
 
-    __tablename__ = "doomed_paths"
+    __tablename__ = "paths_to_delete"
 
     path: Mapped[str] = mapped_column(primary_key=True)
     is_folder: Mapped[bool]
     tries: Mapped[int] = mapped_column(server_default=sql("0"))
     retry_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (Index("ix_doomed_paths_retry_at", "retry_at"),)
+    __table_args__ = (Index("ix_paths_to_delete_retry_at", "retry_at"),)
 
 
 class Worker(Base):

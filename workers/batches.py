@@ -870,9 +870,9 @@ def _rewrite(
         try:
             files.replace_parts(transaction, file_id, part, sha256=stream.sha256)
         except NotFound:  # its user has deleted it
-            batches.doom(transaction, [path], after_s=0)
+            batches.delete_later(transaction, [path], after_s=0)
             return
-        batches.doom(transaction, others, after_s=context.process.settings.batch_replaced_s)
+        batches.delete_later(transaction, others, after_s=context.process.settings.batch_replaced_s)
 
     return write
 

@@ -35,7 +35,7 @@ from shared.jobs.queues import lacks_worker
 from shared.jobs.submission import NewJob
 from shared.kinds.erase import EraseInput
 from shared.kinds.registry import BATCH, ERASE, KINDS
-from shared.tables import Collection, DoomedPath, File, Job, Step, Worker
+from shared.tables import Collection, File, Job, PathToDelete, Step, Worker
 from shared.vocabulary import ENDED, OPEN, Lane, State
 from workers.attempts.process import Process
 from workers.attempts.retry import lost_worker, settle_failure
@@ -240,8 +240,8 @@ class SweepLoop:
 # Retention: collections that expire, jobs that ended, uploads that nobody uses and workers that are
 # gone, after their time.
 #
-# Rows go a few at a time. What lies in the storage is noted as doomed in the transaction that
-# deletes its row, and is deleted after that, path by path: one that fails is tried again later.
+# Rows go a few at a time. The transaction that deletes a row writes its paths in the storage into
+# `paths_to_delete`. They are deleted after that, one by one; one that fails is tried again later.
 # Other documents stay until they are erased.
 
 ROWS_AT_ONCE = 100
@@ -388,17 +388,17 @@ def forget_workers(round_: Round) -> None:
         session.execute(delete(Worker).where(Worker.last_seen_at < func.now() - WORKERS_KEPT))
 
 
-def delete_doomed(round_: Round) -> None:
+def delete_paths(round_: Round) -> None:
     """Delete from the storage what retention has noted; what cannot be deleted is tried later."""
     process = round_.process
     with process.ledger.read() as session:
-        doomed = session.execute(
-            select(DoomedPath.path, DoomedPath.is_folder)
-            .where(DoomedPath.retry_at <= func.now())
-            .order_by(DoomedPath.retry_at)
+        paths = session.execute(
+            select(PathToDelete.path, PathToDelete.is_folder)
+            .where(PathToDelete.retry_at <= func.now())
+            .order_by(PathToDelete.retry_at)
             .limit(round_.limit_rows)
         ).all()
-    for path, is_folder in doomed:
+    for path, is_folder in paths:
         if not round_.goes_on:
             break
         try:
@@ -411,21 +411,21 @@ def delete_doomed(round_: Round) -> None:
             _postpone(round_, path)
             continue
         with process.ledger.begin() as session:
-            session.execute(delete(DoomedPath).where(DoomedPath.path == path))
+            session.execute(delete(PathToDelete).where(PathToDelete.path == path))
 
 
 def _postpone(round_: Round, path: str) -> None:
     settings = round_.process.settings
     pause = func.least(
         settings.retry_cap_s,
-        settings.retry_base_s * func.power(2, func.least(DoomedPath.tries, 30)),
+        settings.retry_base_s * func.power(2, func.least(PathToDelete.tries, 30)),
     )
     with round_.process.ledger.begin() as session:
         session.execute(
-            update(DoomedPath)
-            .where(DoomedPath.path == path)
+            update(PathToDelete)
+            .where(PathToDelete.path == path)
             .values(
-                tries=DoomedPath.tries + 1,
+                tries=PathToDelete.tries + 1,
                 retry_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, pause),
             )
         )
@@ -448,11 +448,11 @@ def _forget_batches(round_: Round, kind: str, ids: Sequence[UUID], forget: Any) 
 
 def _forget_jobs(session: Session, ids: Sequence[UUID]) -> None:
     folders = [jobs.result_folder(id_) for id_ in jobs.forget(session, ids)]
-    files.doom(session, [StoredPath(path=path, is_folder=True) for path in folders])
+    files.delete_later(session, [StoredPath(path=path, is_folder=True) for path in folders])
 
 
 def _forget_files(session: Session, ids: Sequence[UUID]) -> None:
-    files.doom(session, files.delete_all(session, ids))
+    files.delete_later(session, files.delete_all(session, ids))
 
 
 class Sweeper:
@@ -489,7 +489,7 @@ class Sweeper:
                 "vector indexes": drop_indexes,
             },
             Retention().parts,
-            {"storage": delete_doomed},
+            {"storage": delete_paths},
             {"inspection": Inspection()},
             {"lexical index": LexicalUpkeep()},
         ]

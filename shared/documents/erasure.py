@@ -147,7 +147,7 @@ def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]
     )
     containers.reopen(session, existing_ids)
     live = select(Version.id).join(Document, Document.live_version_id == Version.id)
-    lexical.bury(session, session.scalars(live.where(Document.id.in_(existing_ids))).all())
+    lexical.unpublish(session, session.scalars(live.where(Document.id.in_(existing_ids))).all())
     session.execute(
         update(Document)
         .where(Document.id.in_(existing_ids))

@@ -2,11 +2,11 @@
 
 A segment is what some chunks of a collection have of one field: bytes, which
 `workers/retrieval/postings.py` makes and reads. Segments do not change. A version's postings count
-from the transaction on that makes it live (`publish`), and no more from that on which retires it
-(`bury`): they stay in their segment, and readers leave out what is in `lexical_deaths`. Merging
-puts few large segments in the place of many small ones, without what is dead. Who merges, or takes
-postings out, holds the lock of the collection's index (`lock`); nobody who writes a version waits
-for that.
+from the transaction that makes it live (`publish`) until the one that retires it (`unpublish`).
+After that they stay in their segment, and readers leave out the versions of `lexical_deletions`.
+Merging replaces many small segments by few large ones without deleted versions. Whoever merges, or
+takes postings out, holds the lock of the collection's index (`lock`); writing a version needs no
+lock.
 """
 
 import struct
@@ -158,11 +158,11 @@ def note_published(session: Session, version_ids: Iterable[UUID], fields: Iterab
     )
 
 
-def bury(session: Session, version_ids: Iterable[UUID]) -> None:
-    """Let the postings of live versions count no more. Their documents must be locked."""
+def unpublish(session: Session, version_ids: Iterable[UUID]) -> None:
+    """Let the postings of live versions count no longer. Their documents must be locked."""
     session.execute(
         text("""
-            INSERT INTO lexical_deaths (collection_id, field, version_id, chunks)
+            INSERT INTO lexical_deletions (collection_id, field, version_id, chunks)
             SELECT d.collection_id, f.field, v.id, v.chunk_count
             FROM versions v
             JOIN documents d ON d.id = v.document_id
@@ -225,7 +225,7 @@ def crowded(
     ]
 
 
-def dying(
+def indexes_to_compact(
     session: Session,
     collection_id: UUID | None = None,
     *,
@@ -234,13 +234,13 @@ def dying(
     versions: int,
     limit: int,
 ) -> list[tuple[UUID, Field]]:
-    """The indexes of which so many chunks, or so many versions, are dead that they cost readers."""
+    """The indexes with so many deleted chunks, or versions, that searches become slower."""
     rows = session.execute(
         text("""
             SELECT d.collection_id, d.field
             FROM (
                 SELECT collection_id, field, sum(chunks) AS chunks, count(*) AS versions
-                FROM lexical_deaths
+                FROM lexical_deletions
                 WHERE CAST(:id AS uuid) IS NULL OR collection_id = :id
                 GROUP BY collection_id, field
             ) d
@@ -303,9 +303,11 @@ def counting_ids(session: Session, collection_id: UUID, field: Field | None = No
     return list(session.scalars(query.order_by(LexicalSegment.id)))
 
 
-def deaths(session: Session, collection_id: UUID, field: Field) -> set[UUID]:
+def deleted_versions(session: Session, collection_id: UUID, field: Field) -> set[UUID]:
     rows = session.execute(
-        text("SELECT version_id FROM lexical_deaths WHERE collection_id = :id AND field = :field"),
+        text("""
+            SELECT version_id FROM lexical_deletions WHERE collection_id = :id AND field = :field
+        """),
         {"id": collection_id, "field": field.value},
     )
     return {row.version_id for row in rows}
@@ -365,11 +367,13 @@ def remove_segments(session: Session, ids: Sequence[int], *, version_id: UUID | 
     return len(gone.all())
 
 
-def settle_deaths(
+def remove_deletions(
     session: Session, collection_id: UUID, field: Field, removed: Iterable[tuple[UUID, int]]
 ) -> None:
-    """Forget dead versions of which no segment has chunks any more; `removed` has, by version, how
-    many a merge left out."""
+    """Remove the rows of deleted versions that no segment has chunks of any more.
+
+    `removed` are the versions that a merge left out, with the number of chunks of each.
+    """
     rows = [
         {"id": collection_id, "field": field.value, "version": version_id, "chunks": chunks}
         for version_id, chunks in sorted(removed)
@@ -378,9 +382,9 @@ def settle_deaths(
         return
     where = "collection_id = :id AND field = :field AND version_id = :version"
     session.execute(
-        text(f"UPDATE lexical_deaths SET chunks = chunks - :chunks WHERE {where}"), rows
+        text(f"UPDATE lexical_deletions SET chunks = chunks - :chunks WHERE {where}"), rows
     )
-    session.execute(text(f"DELETE FROM lexical_deaths WHERE {where} AND chunks <= 0"), rows)
+    session.execute(text(f"DELETE FROM lexical_deletions WHERE {where} AND chunks <= 0"), rows)
 
 
 # Versions that are live and have no postings yet: those of a Sluice that had no lexical index, and,
@@ -443,7 +447,9 @@ def drop_field(session: Session, field: Field, *, limit: int) -> bool:
     ).all()
     if gone:
         return True
-    session.execute(text("DELETE FROM lexical_deaths WHERE field = :field"), {"field": field.value})
+    session.execute(
+        text("DELETE FROM lexical_deletions WHERE field = :field"), {"field": field.value}
+    )
     noted = session.execute(
         text("""
             UPDATE versions SET lexical_fields = lexical_fields & ~CAST(:bit AS int)
@@ -462,5 +468,5 @@ def delete_of_collection(session: Session, collection_id: UUID) -> None:
         text("DELETE FROM lexical_segments WHERE collection_id = :id"), {"id": collection_id}
     )
     session.execute(
-        text("DELETE FROM lexical_deaths WHERE collection_id = :id"), {"id": collection_id}
+        text("DELETE FROM lexical_deletions WHERE collection_id = :id"), {"id": collection_id}
     )

@@ -206,7 +206,7 @@ def retire_missing(
         return {}
     ids = [document.id for document in missing]
     live = [document.live_version_id for document in missing]
-    lexical.bury(session, [version_id for version_id in live if version_id is not None])
+    lexical.unpublish(session, [version_id for version_id in live if version_id is not None])
     for document in missing:
         document.live_version_id = None
     session.flush()
@@ -538,11 +538,11 @@ _NOTE: Final = text("""
     WHERE v.id = p.id
     RETURNING v.id, v.state, v.chunk_count, v.embedded @> int4range(0, v.chunk_count) AS complete
 """)
-_ENLIVEN: Final = text("""
-    WITH alive AS (
+_MAKE_LIVE: Final = text("""
+    WITH made_live AS (
         UPDATE versions SET state = 'live' WHERE id = ANY(:ids) RETURNING id, document_id)
-    UPDATE documents d SET live_version_id = alive.id, updated_at = now()
-    FROM alive WHERE d.id = alive.document_id
+    UPDATE documents d SET live_version_id = made_live.id, updated_at = now()
+    FROM made_live WHERE d.id = made_live.document_id
 """)
 
 
@@ -596,7 +596,7 @@ def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[Embeddi
         if in_parts and noted[-1].state is VersionState.LIVE:
             lexical.publish(session, part.version_id)
     if fresh:
-        session.execute(_ENLIVEN, {"ids": fresh})
+        session.execute(_MAKE_LIVE, {"ids": fresh})
     return noted
 
 
@@ -609,7 +609,7 @@ def _take_over(
         _set_state(session, version_id, VersionState.RETIRED)
         return EmbeddingOutcome(state=VersionState.RETIRED, superseded=True)
     if old is not None:
-        lexical.bury(session, [old])
+        lexical.unpublish(session, [old])
         _set_state(session, old, VersionState.RETIRED)
     _set_state(session, version_id, VersionState.LIVE)
     document.live_version_id = version_id

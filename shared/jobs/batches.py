@@ -663,13 +663,15 @@ def retry(session: Transaction, batch_id: UUID, *, states: Sequence[str], finish
 
 def delete_file(session: Session, file_id: UUID) -> None:
     """Delete the row of an answer file, if it exists; the sweeper deletes its bytes."""
-    files.doom(session, files.delete_all(session, [file_id]))
+    files.delete_later(session, files.delete_all(session, [file_id]))
 
 
-def doom(session: Session, paths: Sequence[str], *, after_s: float) -> None:
+def delete_later(session: Session, paths: Sequence[str], *, after_s: float) -> None:
     """Let the sweeper delete files from the storage, `after_s` seconds from now: until then
     somebody may be reading them."""
-    files.doom(session, [StoredPath(path=path, is_folder=False) for path in paths], after_s=after_s)
+    files.delete_later(
+        session, [StoredPath(path=path, is_folder=False) for path in paths], after_s=after_s
+    )
 
 
 # What the API shows

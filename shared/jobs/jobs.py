@@ -46,7 +46,7 @@ from shared.jobs.claims import Claim
 from shared.jobs.submission import NewJob, first_list, first_step
 from shared.kinds.registry import BATCH, KINDS
 from shared.redis.events import EventType
-from shared.tables import Attachment, DoomedPath, IngestItem, Job, Step
+from shared.tables import Attachment, IngestItem, Job, PathToDelete, Step
 from shared.vocabulary import ENDED, LaneRank, Queue, State, known
 
 
@@ -213,14 +213,14 @@ def erase(session: Session, job_id: UUID) -> str:
             f"Job {job_id} is {cut(row.state, 40)}; cancel it, and erase it when it has ended."
         )
     _refuse_line(job_id, row.batch_id, "erased", "DELETE /v1/jobs/{batch}")
-    session.execute(DOOM_RESULTS, {"id": job_id})
+    session.execute(DELETE_RESULTS_LATER, {"id": job_id})
     session.execute(delete(Job).where(Job.id == job_id))
     return result_folder(job_id)
 
 
 # What lines of a batch have put into the storage goes with it.
-DOOM_RESULTS = text("""
-    INSERT INTO doomed_paths (path, is_folder)
+DELETE_RESULTS_LATER = text("""
+    INSERT INTO paths_to_delete (path, is_folder)
     SELECT 'results/' || right(replace(CAST(id AS text), '-', ''), 2) || '/' || id, true
     FROM jobs WHERE batch_id = :id AND result_path IS NOT NULL
     ON CONFLICT DO NOTHING
@@ -569,10 +569,10 @@ def members_folder(job_id: UUID) -> str:
     return f"{result_folder(job_id)}/members"
 
 
-def doom_members(session: Session, job_id: UUID) -> None:
+def delete_members_later(session: Session, job_id: UUID) -> None:
     """Have what was unpacked for the job deleted; nothing reads it any more."""
     row = {"path": members_folder(job_id), "is_folder": True}
-    session.execute(upsert(DoomedPath).values(row).on_conflict_do_nothing())
+    session.execute(upsert(PathToDelete).values(row).on_conflict_do_nothing())
 
 
 WARNINGS_LIMIT = 1000

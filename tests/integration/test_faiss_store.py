@@ -189,7 +189,7 @@ def test_what_another_process_wrote_is_found_at_once(store: Faiss, tmp_path: Pat
 
 
 def write_and_read(folder: str) -> None:
-    faiss.DEAD_ROWS = 30  # compacts often
+    faiss.DELETED_ROWS = 30  # compacts often
     writers, writes = 3, 40
 
     def work(writer: int) -> None:
@@ -266,7 +266,7 @@ def test_it_runs_beside_torch_in_threads_and_forked_processes(store: Faiss, tmp_
 
 
 def kill_writers(folder: str) -> None:
-    faiss.DEAD_ROWS = 40  # compacts often
+    faiss.DELETED_ROWS = 40  # compacts often
     for seed in range(8):
         moment = random.Random(seed)
         name = f"{NAME}-{seed}"

@@ -13,7 +13,7 @@ import py7zr
 
 from shared.documents import ingest_items
 from shared.kinds.ingest import IngestDocuments
-from shared.tables import DoomedPath, Job
+from shared.tables import Job, PathToDelete
 from tests.integration.ingestion import (
     CATS,
     TRAINS,
@@ -148,14 +148,14 @@ def test_many_members_and_several_archives_in_one_job(process: Process, collecti
     assert (job.progress_done, job.progress_total) == (82, 82)
     hit = search(process, collection, "How long do cats sleep?", k=1)[0]
     assert (hit.source, hit.metadata["from"]) == ("c.7z!/in.zip!/in.txt", "c.7z")
-    assert doomed(process, job_id) == 1
+    assert folders_to_delete(process, job_id) == 1
 
 
-def doomed(process: Process, job_id: UUID) -> int:
+def folders_to_delete(process: Process, job_id: UUID) -> int:
     with process.ledger.read() as session:
         assert ingest_items.has_members(session, job_id)
         path = f"results/{job_id.hex[-2:]}/{job_id}/members"
-        return int(session.get(DoomedPath, path) is not None)
+        return int(session.get(PathToDelete, path) is not None)
 
 
 def test_the_result_has_a_count_for_each_outcome() -> None:

@@ -27,7 +27,7 @@ from shared.jobs import sweeps
 from shared.tables import (
     Chunk,
     Document,
-    LexicalDeath,
+    LexicalDeletion,
     LexicalPage,
     LexicalSegment,
     new_id,
@@ -239,7 +239,7 @@ def stored_terms(process: Process, collection_id: UUID) -> set[int]:
 
 
 def count(
-    process: Process, table: type[LexicalSegment] | type[LexicalDeath], collection_id: UUID
+    process: Process, table: type[LexicalSegment] | type[LexicalDeletion], collection_id: UUID
 ) -> int:
     with process.ledger.read() as session:
         query = select(func.count()).select_from(table)
@@ -266,13 +266,13 @@ def test_an_erased_collection_leaves_nothing(process: Process, collection: str) 
     write(process, collection_id, "a", ["some words"])
     write(process, collection_id, "a", ["new words"])
     assert count(process, LexicalSegment, collection_id) > 0
-    assert count(process, LexicalDeath, collection_id) > 0
+    assert count(process, LexicalDeletion, collection_id) > 0
     erase(process, collection=collection)
     assert count(process, LexicalSegment, collection_id) == 0
-    assert count(process, LexicalDeath, collection_id) == 0
+    assert count(process, LexicalDeletion, collection_id) == 0
 
 
-def test_merges_forget_the_dead(process: Process, collection: str) -> None:
+def test_merges_forget_deleted_versions(process: Process, collection: str) -> None:
     """Of versions in one part and in several."""
     collection_id = collection_id_of(process, collection)
     random = Random(3)
@@ -285,7 +285,7 @@ def test_merges_forget_the_dead(process: Process, collection: str) -> None:
         collection_id=collection_id, field=Field.TERMS, version_id=None, segment_ids=ids
     )
     assert merge_group(process, group)
-    assert count(process, LexicalDeath, collection_id) == 0
+    assert count(process, LexicalDeletion, collection_id) == 0
     assert count(process, LexicalSegment, collection_id) == 1
     only = {hash_of(f"only{n}") for n in range(12)}
     assert stored_terms(process, collection_id) & only == {hash_of("only10"), hash_of("only11")}

@@ -69,6 +69,47 @@ def test_names_that_were_taken_apart_are_composed(settings: Settings) -> None:
     engine.dispose()
 
 
+def test_deletions_keep_their_rows_and_old_processes_go_on(settings: Settings) -> None:
+    url = settings.require_database_url()
+    engine = make_engine(settings)
+    command.downgrade(migration_config(url), "0027")
+    version = {"id": new_id()}
+    before = (
+        "INSERT INTO doomed_paths (path, is_folder) VALUES ('results/1', true)",
+        "INSERT INTO lexical_deaths VALUES (:id, 0, :id, 7)",
+    )
+    with engine.begin() as connection:
+        for statement in before:
+            connection.execute(text(statement), version)
+
+    upgrade(url)
+
+    old_process = (
+        "INSERT INTO doomed_paths (path, is_folder) VALUES ('results/1', true), ('2', false)"
+        " ON CONFLICT DO NOTHING",
+        "UPDATE doomed_paths SET tries = tries + 1 WHERE path = '2'",
+        "INSERT INTO lexical_deaths SELECT :id, f, :id, 9 FROM (VALUES (0), (1)) v (f)"
+        " ON CONFLICT DO NOTHING",
+        "DELETE FROM lexical_deaths WHERE version_id = :id AND field = 1",
+    )
+    paths = text("SELECT path, is_folder, tries FROM paths_to_delete ORDER BY path DESC")
+    with engine.begin() as connection:
+        for statement in old_process:
+            connection.execute(text(statement), version)
+        assert connection.execute(paths).all() == [("results/1", True, 0), ("2", False, 1)]
+        deletions = connection.execute(text("SELECT field, chunks FROM lexical_deletions"))
+        assert deletions.all() == [(0, 7)]
+
+    command.downgrade(migration_config(url), "0027")
+    upgrade(url)
+
+    with engine.begin() as connection:
+        assert len(connection.execute(paths).all()) == 2
+        for table in ("paths_to_delete", "lexical_deletions"):
+            connection.execute(text(f"DELETE FROM {table}"))
+    engine.dispose()
+
+
 def test_every_collection_has_the_index_that_it_was_itself(settings: Settings) -> None:
     url = settings.require_database_url()
     engine = make_engine(settings)

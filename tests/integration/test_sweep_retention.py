@@ -14,7 +14,7 @@ from shared.documents.documents import chunk_id
 from shared.errors import NotFound
 from shared.jobs import jobs
 from shared.kinds import registry as kinds
-from shared.tables import DoomedPath, File, Job, Step, Worker, new_id
+from shared.tables import File, Job, PathToDelete, Step, Worker, new_id
 from shared.vocabulary import Queue
 from tests.integration.erasures import erase
 from tests.integration.ingestion import (
@@ -261,7 +261,7 @@ def test_what_the_storage_does_not_delete_is_tried_again_and_stops_nothing_else(
 
     with process.ledger.read() as session:
         assert session.scalars(select(File.id)).all() == []
-        assert session.scalars(select(DoomedPath.path)).all() == [stuck[1]]
+        assert session.scalars(select(PathToDelete.path)).all() == [stuck[1]]
     assert process.storage.read(stuck[1]) == b"bytes"
     for gone in (fine[1], f"{folder}/1-1.json"):
         with pytest.raises(NotFound):
@@ -270,7 +270,7 @@ def test_what_the_storage_does_not_delete_is_tried_again_and_stops_nothing_else(
     sweep(hasty)
     hasty.close()
     with process.ledger.read() as session:
-        assert session.scalars(select(DoomedPath.path)).all() == []
+        assert session.scalars(select(PathToDelete.path)).all() == []
     with pytest.raises(NotFound):
         process.storage.read(stuck[1])
 

@@ -59,12 +59,12 @@ def unpacked(members: np.ndarray, pages: list[TermPage]) -> Plain:
     return stands
 
 
-def part(segment: Segment, dead: list[UUID]) -> MergePart:
+def part(segment: Segment, deleted: list[UUID]) -> MergePart:
     packed = [page.packed() for page in segment.pages]
     return MergePart(
         members=segment.members,
         lengths=segment.lengths,
-        dead=postings.dead_chunks(segment.members, dead),
+        deleted=postings.deleted_chunks(segment.members, deleted),
         page_ends=np.array([page.terms[-1] for page in segment.pages], np.int64),
         read=lambda first, end: [TermPage.read(data) for data in packed[first:end]],
     )
@@ -85,31 +85,31 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.lists(st.tuples(st.lists(spans, min_size=1, max_size=4), st.booleans()), min_size=1))
-def test_merged_segments_have_what_is_alive_of_each(
+def test_merged_segments_have_what_is_live_of_each(
     drawn: list[tuple[list[ChunkSpan], bool]],
 ) -> None:
-    parts, alive, lengths = [], [], []
-    for own, has_dead in drawn:
-        dead = [own[0].version_id] if has_dead else []
-        left = [span for span in own if span.version_id not in dead]
-        parts.append(part(build(own), dead))
-        alive += left
+    parts, live, lengths = [], [], []
+    for own, has_deleted in drawn:
+        deleted = [own[0].version_id] if has_deleted else []
+        left = [span for span in own if span.version_id not in deleted]
+        parts.append(part(build(own), deleted))
+        live += left
         lengths += [len(terms) for span in left for terms in span.terms]
     members, merged_lengths = postings.merge_members(parts)
     pages = [TermPage.read(page.packed()) for page in postings.merge(parts)]
-    assert unpacked(members, pages) == plain(alive)
+    assert unpacked(members, pages) == plain(live)
     assert merged_lengths.tolist() == lengths
 
 
 @given(st.lists(spans, min_size=1, max_size=6))
-def test_a_page_without_the_dead_has_neither_their_chunks_nor_their_terms(
+def test_a_page_without_deleted_chunks_has_neither_their_chunks_nor_their_terms(
     own: list[ChunkSpan],
 ) -> None:
     segment = build(own)
     assert unpacked(segment.members, list(segment.pages)) == plain(own)
-    dead = postings.dead_chunks(segment.members, [own[0].version_id])
-    pages = [page.without(dead) or page for page in segment.pages]
-    assert all(page.without(dead) is None for page in pages)
+    deleted = postings.deleted_chunks(segment.members, [own[0].version_id])
+    pages = [page.without(deleted) or page for page in segment.pages]
+    assert all(page.without(deleted) is None for page in pages)
     assert unpacked(segment.members, pages) == plain(own[1:])
 
 

@@ -35,7 +35,7 @@ from workers.retrieval.postings import (
     TermPage,
     build,
     chunk_of,
-    dead_chunks,
+    deleted_chunks,
     merge,
     merge_members,
 )
@@ -46,10 +46,10 @@ log = logging.getLogger(__name__)
 
 AT_ONCE_CHUNKS: Final = 512
 """Whose text is held while postings are made for what has none."""
-DEAD_SHARE: Final = 0.1
-DEAD_CHUNKS: Final = 512
-"""An index is rewritten where this share of its chunks is dead, and so many."""
-DEAD_VERSIONS: Final = 20_000
+DELETED_SHARE: Final = 0.1
+DELETED_CHUNKS: Final = 512
+"""An index is rewritten where this share of its chunks is deleted, and so many."""
+DELETED_VERSIONS: Final = 20_000
 """Or where so many versions are, which each search reads."""
 SOON_TIER: Final = 3
 """Segments up to this tier are merged by who wrote the last of them: that takes no second."""
@@ -184,16 +184,16 @@ def merge_soon(process: Process, collection_id: UUID) -> None:
 
 
 def merge_group(process: Process, group: MergeGroup) -> bool:
-    """Put one segment in the place of several, less what is dead; False where somebody else is
+    """Put one segment in the place of several, less what is deleted; False where somebody else is
     merging in the collection, or the segments have changed."""
     with suppress(_Changed), process.ledger.begin() as session:
         if not lexical.lock(session, group.collection_id, wait=False):
             return False
         stored = _fitting(lexical.segments(session, group.segment_ids))
-        dead: set[UUID] = set()
+        deleted: set[UUID] = set()
         if group.version_id is None:
-            dead = lexical.deaths(session, group.collection_id, group.field)
-        _replace(session, group, stored, dead)
+            deleted = lexical.deleted_versions(session, group.collection_id, group.field)
+        _replace(session, group, stored, deleted)
         return True
     return False
 
@@ -210,9 +210,9 @@ def _fitting(stored: Sequence[StoredSegment]) -> list[StoredSegment]:
 
 
 def _replace(
-    session: Session, group: MergeGroup, stored: Sequence[StoredSegment], dead: set[UUID]
+    session: Session, group: MergeGroup, stored: Sequence[StoredSegment], deleted: set[UUID]
 ) -> None:
-    parts = [_part(session, segment, dead) for segment in stored]
+    parts = [_part(session, segment, deleted) for segment in stored]
     if not parts:
         raise _Changed
     members, lengths = merge_members(parts)
@@ -242,10 +242,10 @@ def _replace(
     ids = [segment.id for segment in stored]
     if lexical.remove_segments(session, ids, version_id=group.version_id) < len(ids):
         raise _Changed  # published, or gone with its version
-    lexical.settle_deaths(session, group.collection_id, group.field, _removed(parts))
+    lexical.remove_deletions(session, group.collection_id, group.field, _removed(parts))
 
 
-def _part(session: Session, stored: StoredSegment, dead: set[UUID]) -> MergePart:
+def _part(session: Session, stored: StoredSegment, deleted: set[UUID]) -> MergePart:
     members: Array = np.frombuffer(stored.members, MEMBER)
     ends = np.frombuffer(stored.page_ends, "<i8")
 
@@ -258,7 +258,7 @@ def _part(session: Session, stored: StoredSegment, dead: set[UUID]) -> MergePart
     return MergePart(
         members=members,
         lengths=np.frombuffer(stored.lengths, "<u4"),
-        dead=dead_chunks(members, dead),
+        deleted=deleted_chunks(members, deleted),
         page_ends=ends,
         read=read,
     )
@@ -268,23 +268,24 @@ def _removed(parts: Sequence[MergePart]) -> Iterator[tuple[UUID, int]]:
     """The versions that were left out, with their chunks; one may come several times."""
     for part in parts:
         starts = np.cumsum(part.members["chunks"]) - part.members["chunks"]
-        for member in part.members[part.dead[starts]] if len(part.members) else []:
+        for member in part.members[part.deleted[starts]] if len(part.members) else []:
             version_id, _ = chunk_of(member["key"])
             yield version_id, int(member["chunks"])
 
 
 def compact(process: Process, collection_id: UUID, field: Field) -> None:
-    """Rewrite segments of an index, those first of which most is dead, until half of what is
+    """Rewrite segments of an index, those first of which most is deleted, until half of what is
     allowed is left."""
     with process.ledger.read() as session:
-        dead = lexical.deaths(session, collection_id, field)
+        deleted = lexical.deleted_versions(session, collection_id, field)
         stored = lexical.segments(session, lexical.counting_ids(session, collection_id, field))
     masks = {
-        segment.id: dead_chunks(np.frombuffer(segment.members, MEMBER), dead) for segment in stored
+        segment.id: deleted_chunks(np.frombuffer(segment.members, MEMBER), deleted)
+        for segment in stored
     }
     left = sum(int(mask.sum()) for mask in masks.values())
-    allowed = DEAD_SHARE * sum(map(len, masks.values()))
-    if len(dead) >= DEAD_VERSIONS:
+    allowed = DELETED_SHARE * sum(map(len, masks.values()))
+    if len(deleted) >= DELETED_VERSIONS:
         allowed = min(allowed, left / 2)
     for id_ in sorted(masks, key=lambda id_: -masks[id_].mean()):
         if left <= allowed / 2:
@@ -300,10 +301,10 @@ def compact(process: Process, collection_id: UUID, field: Field) -> None:
 
 
 def purge(process: Process, collection_id: UUID, *, check: Callable[[], None]) -> int:
-    """Take the postings of all dead versions of a collection out of its pages.
+    """Take the postings of all deleted versions of a collection out of its pages.
 
     Until none are left: each page is read again after it was written. Returns how many pages
-    were. Waits for a merge that is at work, which may still write what has died meanwhile.
+    were. Waits for a merge that is at work, which may still write what has been deleted meanwhile.
     """
     pages = 0
     while True:
@@ -318,20 +319,20 @@ def purge(process: Process, collection_id: UUID, *, check: Callable[[], None]) -
 def _purge_segments(
     session: Session, collection_id: UUID, field: Field, check: Callable[[], None]
 ) -> int:
-    dead_versions = lexical.deaths(session, collection_id, field)
+    deleted_versions = lexical.deleted_versions(session, collection_id, field)
     written = 0
-    ids = lexical.counting_ids(session, collection_id, field) if dead_versions else []
+    ids = lexical.counting_ids(session, collection_id, field) if deleted_versions else []
     for id_ in ids:
         check()
         for stored in lexical.segments(session, [id_]):
-            dead = dead_chunks(np.frombuffer(stored.members, MEMBER), dead_versions)
-            if not dead.any():
+            deleted = deleted_chunks(np.frombuffer(stored.members, MEMBER), deleted_versions)
+            if not deleted.any():
                 continue
             ends = np.frombuffer(stored.page_ends, "<i8").tolist()
             for first in range(0, len(ends), PAGES_AT_ONCE):
                 some = ends[first : first + PAGES_AT_ONCE]
                 for end, data in lexical.pages(session, id_, some):
-                    page = TermPage.read(data).without(dead)
+                    page = TermPage.read(data).without(deleted)
                     if page is not None:
                         lexical.rewrite_page(session, id_, end, page.packed())
                         written += 1
@@ -444,11 +445,14 @@ class LexicalUpkeep:
                     )
         self._merge(round_)
         with process.ledger.read() as session:
-            dying = lexical.dying(
-                session, share=DEAD_SHARE, least_chunks=DEAD_CHUNKS, versions=DEAD_VERSIONS,
+            to_compact = lexical.indexes_to_compact(
+                session,
+                share=DELETED_SHARE,
+                least_chunks=DELETED_CHUNKS,
+                versions=DELETED_VERSIONS,
                 limit=round_.limit_rows,
-            )  # fmt: skip
-        for collection_id, field in dying:
+            )
+        for collection_id, field in to_compact:
             self._try(round_, collection_id, partial(compact, process, collection_id, field))
 
     def _merge(self, round_: Round) -> None:

@@ -122,7 +122,7 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
         jobs.warn(session, job_id, warnings)
     if ingest_items.has_members(session, job_id):
         containers.end(session, job_id)
-        jobs.doom_members(session, job_id)
+        jobs.delete_members_later(session, job_id)
     return ingest_items.result(session, job_id)
 
 

@@ -7,11 +7,11 @@ mean?", ECIR 2020). A term that occurs f times in a chunk of l terms adds to the
 
 for each time that it occurs in the query, where n of the N chunks have it. This is never negative
 and less than the logarithm, the term's weight; the sum of the weights is the best possible score of
-a query. N, n and avg count the chunks that are live in the snapshot that the search reads; dead
+a query. N, n and avg count the chunks that are live in the snapshot that the search reads; deleted
 chunks that are still in their segments do not count.
 
 Pages and heads of segments never change, so a process caches them. A search reads from the database
-which segments there are and which versions are dead, and the pages of its terms that are not
+which segments there are and which versions are deleted, and the pages of its terms that are not
 cached. Rare terms are scored first. Once the remaining terms cannot bring another chunk among the
 best, they are scored for the top chunks only (MaxScore: Turtle and Flood, 1995).
 """
@@ -150,7 +150,7 @@ class SegmentHead:
         contexts[before] += self.lengths[behind]
         return contexts
 
-    def dead(self, versions: Array) -> Bools | None:
+    def deleted_chunks(self, versions: Array) -> Bools | None:
         """(chunks,): whether each belongs to one of the versions, (n, 16) of bytes; None if none
         does."""
         keys, order = self.by_key
@@ -161,12 +161,12 @@ class SegmentHead:
         has = np.flatnonzero(first < end)
         if not len(has):
             return None
-        dead = np.zeros(len(self.lengths), np.bool_)
+        deleted = np.zeros(len(self.lengths), np.bool_)
         for one, other in zip(first[has].tolist(), end[has].tolist(), strict=True):
             for member in order[one:other].tolist():
                 start = int(self.starts[member])
-                dead[start : start + int(self.members["chunks"][member])] = True
-        return dead
+                deleted[start : start + int(self.members["chunks"][member])] = True
+        return deleted
 
     def locate(self, keys: Array) -> Longs:
         """The numbers of the chunks with these keys, (n,) of S20; -1 for chunks it does not
@@ -204,16 +204,20 @@ def _keys(versions: NDArray[np.uint8], ordinals: Longs) -> Array:
 
 
 class IndexView:
-    """One field of a collection at one moment: its segments in a row, and which chunks are dead.
+    """One field of a collection at one moment: its segments, and which of their chunks are deleted.
 
     Chunks are numbered through all segments, from 0.
     """
 
     def __init__(
-        self, heads: Sequence[SegmentHead], deaths: bytes, *, before: "IndexView | None" = None
+        self,
+        heads: Sequence[SegmentHead],
+        deleted_versions: bytes,
+        *,
+        before: "IndexView | None" = None,
     ) -> None:
-        """`deaths` are the concatenated bytes of the ids of dead versions. If the view of an
-        earlier moment is given as `before`, only versions that died since are looked up."""
+        """`deleted_versions` are the concatenated bytes of their ids. If the view of an earlier
+        moment is given as `before`, only versions deleted since are looked up."""
         self.number = next(_views)
         self.heads = heads
         sizes = [len(head.lengths) for head in heads]
@@ -222,20 +226,20 @@ class IndexView:
         self.lengths: NDArray[np.uint32] = (
             np.concatenate([head.lengths for head in heads]) if heads else np.empty(0, np.uint32)
         )
-        self.deaths = deaths
-        self._dead_in = self._dead_chunks(before)
-        masks = [self._dead_in[head.id] for head in heads]
-        self.has_dead = [mask is not None for mask in masks]
-        self.alive: Bools | None = None
+        self.deleted_versions = deleted_versions
+        self._deleted_in = self._deleted_chunks(before)
+        masks = [self._deleted_in[head.id] for head in heads]
+        self.has_deleted = [mask is not None for mask in masks]
+        self.live: Bools | None = None
         self.chunks = self.size
         tokens = int(self.lengths.sum(dtype=np.int64))
-        if any(self.has_dead):
-            self.alive = np.ones(self.size, np.bool_)
+        if any(self.has_deleted):
+            self.live = np.ones(self.size, np.bool_)
             for base, mask in zip(self.bases.tolist(), masks, strict=False):
                 if mask is not None:
-                    self.alive[base : base + len(mask)] = ~mask
-            self.chunks = int(self.alive.sum())
-            tokens = int(self.lengths[self.alive].sum(dtype=np.int64))
+                    self.live[base : base + len(mask)] = ~mask
+            self.chunks = int(self.live.sum())
+            tokens = int(self.lengths[self.live].sum(dtype=np.int64))
         self.average = tokens / self.chunks if tokens else 1.0
 
     @cached_property
@@ -251,8 +255,8 @@ class IndexView:
         """The mean length of a chunk together with its neighbours in its version."""
         tokens = 0
         for head, base in zip(self.heads, self.bases.tolist(), strict=False):
-            dead = self._dead_in[head.id]
-            contexts = head.contexts if dead is None else head.contexts[~dead]
+            deleted = self._deleted_in[head.id]
+            contexts = head.contexts if deleted is None else head.contexts[~deleted]
             tokens += int(contexts.sum(dtype=np.int64))
             # Neighbours lie in different segments while the parts of a version are not merged.
             loose = head.followers[2]
@@ -262,32 +266,33 @@ class IndexView:
                 pairs = self.lengths[before].astype(np.int64)
                 pairs += head.lengths[head.starts[loose]]
                 is_live = before >= 0
-                if self.alive is not None:
-                    is_live &= self.alive[base + head.starts[loose]]
+                if self.live is not None:
+                    is_live &= self.live[base + head.starts[loose]]
                 tokens += int(pairs[is_live].sum())
         return tokens / self.chunks if tokens else 1.0
 
-    def _dead_chunks(self, before: "IndexView | None") -> dict[int, Bools | None]:
-        """Segment id -> (chunks,), whether each is dead; None where all are alive.
+    def _deleted_chunks(self, before: "IndexView | None") -> dict[int, Bools | None]:
+        """Segment id -> (chunks,), whether each is deleted; None where all are live.
 
-        Deaths that `before` has and this view lacks need no care: their versions are in no segment.
+        Deletions that `before` has and this view lacks do not matter: their versions are in no
+        segment.
         """
-        dead = _versions(self.deaths)
-        known = before._dead_in if before is not None else {}
-        new = dead
+        deleted = _versions(self.deleted_versions)
+        known = before._deleted_in if before is not None else {}
+        new = deleted
         if known and before is not None:
-            old = np.frombuffer(before.deaths, "S16")
-            new = dead[~np.isin(np.frombuffer(self.deaths, "S16"), old)]
+            old = np.frombuffer(before.deleted_versions, "S16")
+            new = deleted[~np.isin(np.frombuffer(self.deleted_versions, "S16"), old)]
         masks: dict[int, Bools | None] = {}
         for head in self.heads:
             mask = known.get(head.id)
-            ids_of_dead = new if head.id in known else dead
-            more = head.dead(ids_of_dead) if len(ids_of_dead) else None
+            deleted_ids = new if head.id in known else deleted
+            more = head.deleted_chunks(deleted_ids) if len(deleted_ids) else None
             masks[head.id] = mask if more is None else more if mask is None else mask | more
         return masks
 
     def locate(self, chunk_ids: Sequence[str]) -> Longs:
-        """The numbers of chunks by their ids; -1 for those that are dead or unknown."""
+        """The numbers of chunks by their ids; -1 for those that are deleted or unknown."""
         parsed = [parse_chunk_id(id_) for id_ in chunk_ids]
         return self._locate(
             np.array([b"" if key is None else key_of(*key) for key in parsed], "S20")
@@ -298,9 +303,9 @@ class IndexView:
         for head, base in zip(self.heads, self.bases.tolist(), strict=False):
             own = head.locate(keys)
             numbers = np.where(own >= 0, own + base, numbers)
-        if self.alive is not None:
+        if self.live is not None:
             numbers[numbers >= 0] = np.where(
-                self.alive[numbers[numbers >= 0]], numbers[numbers >= 0], -1
+                self.live[numbers[numbers >= 0]], numbers[numbers >= 0], -1
             )
         return numbers
 
@@ -333,10 +338,10 @@ class Postings:
         self.chunks = 0
         """How many live chunks have the term."""
         for segment, chunks, _ in pieces:
-            if view.alive is not None and view.has_dead[segment]:
+            if view.live is not None and view.has_deleted[segment]:
                 base = int(view.bases[segment])
                 end = int(view.bases[segment + 1])
-                self.chunks += int(np.count_nonzero(view.alive[base:end][chunks]))
+                self.chunks += int(np.count_nonzero(view.live[base:end][chunks]))
             else:
                 self.chunks += len(chunks)
 
@@ -346,8 +351,8 @@ class Postings:
         self._keeps, self._parts = False, None
 
     def parts(self) -> tuple[NDArray[np.int32], Scores]:
-        """The numbers of the chunks that have the term, ascending, dead ones too; and what the term
-        adds to the score of each, divided by its weight."""
+        """The numbers of the chunks that have the term, ascending, deleted ones too; and what the
+        term adds to the score of each, divided by its weight."""
         parts = self._parts
         if parts is not None:
             return parts
@@ -418,11 +423,11 @@ class FieldQuery:
             scored += 1
             may_be_enough = rest[n + 1] < self.best_possible / 2
             if may_be_enough and self._postings_behind(n) >= WORTH_POSTINGS:
-                numbers = self._alive(np.flatnonzero(is_scored))
+                numbers = self._live(np.flatnonzero(is_scored))
                 if len(numbers) >= limit:
                     at = len(numbers) - limit
                     threshold = float(np.partition(scores[numbers], at)[at])
-        numbers = self._alive(np.flatnonzero(is_scored))
+        numbers = self._live(np.flatnonzero(is_scored))
         sums = scores[numbers]
         for n in range(scored, len(self.terms)):
             is_near = sums + rest[n] >= threshold
@@ -437,8 +442,8 @@ class FieldQuery:
     def _postings_behind(self, n: int) -> int:
         return self.terms[n + 1].postings.size if n + 1 < len(self.terms) else 0
 
-    def _alive(self, numbers: Longs) -> Longs:
-        return numbers if self.view.alive is None else numbers[self.view.alive[numbers]]
+    def _live(self, numbers: Longs) -> Longs:
+        return numbers if self.view.live is None else numbers[self.view.live[numbers]]
 
     def score(self, chunk_ids: Sequence[str]) -> Scores:
         numbers = self.view.locate(chunk_ids)
@@ -538,7 +543,7 @@ class LexicalResult:
     def sample(self, count: int) -> list[str]:
         """Random live chunks; the same ones while the index does not change."""
         view = self._fields[0].view
-        numbers = np.arange(view.size) if view.alive is None else np.flatnonzero(view.alive)
+        numbers = np.arange(view.size) if view.live is None else np.flatnonzero(view.live)
         chosen = np.random.default_rng(len(numbers)).permutation(len(numbers))[:count]
         return view.chunk_ids(numbers[chosen])
 
@@ -569,7 +574,7 @@ SNAPSHOT = """
         ),
         (
             SELECT string_agg(uuid_send(version_id), ''::bytea ORDER BY version_id)
-            FROM lexical_deaths WHERE collection_id = %(id)s AND field = 0
+            FROM lexical_deletions WHERE collection_id = %(id)s AND field = 0
         ),
         ARRAY(
             SELECT id FROM lexical_segments
@@ -577,7 +582,7 @@ SNAPSHOT = """
         ),
         (
             SELECT string_agg(uuid_send(version_id), ''::bytea ORDER BY version_id)
-            FROM lexical_deaths WHERE collection_id = %(id)s AND field = 1
+            FROM lexical_deletions WHERE collection_id = %(id)s AND field = 1
         ),
         (
             SELECT count(*) FROM (
@@ -696,27 +701,32 @@ class Lexical:
         """
         row = _rows(connection, SNAPSHOT, id=collection_id, unindexed=UNINDEXED_LIMIT)[0]
         reader = _IndexReader(connection, self._cache, self._common, only_cached=only_cached)
-        ids, deaths, korean_ids, korean_deaths, unindexed = row
-        view = self._view(reader, collection_id, Field.TERMS, ids, deaths or b"")
+        ids, deleted, korean_ids, korean_deleted, unindexed = row
+        view = self._view(reader, collection_id, Field.TERMS, ids, deleted or b"")
         fields = [reader.queries(view, term_counts)]
         if any(korean) and korean_ids:
             other = self._view(
-                reader, collection_id, Field.MORPHEMES, korean_ids, korean_deaths or b""
+                reader, collection_id, Field.MORPHEMES, korean_ids, korean_deleted or b""
             )
             if other.chunks == view.chunks:  # else the sweeper is still building this field
                 fields.append(reader.queries(other, korean))
         return fields, unindexed
 
     def _view(
-        self, reader: "_IndexReader", collection_id: UUID, field: Field, ids: list[int], dead: bytes
+        self,
+        reader: "_IndexReader",
+        collection_id: UUID,
+        field: Field,
+        ids: list[int],
+        deleted: bytes,
     ) -> IndexView:
         key = collection_id, field
         with self._lock:
             kept_ids, kept = self._views.get(key, ((), None))
-            if kept is not None and kept_ids == tuple(ids) and kept.deaths == dead:
+            if kept is not None and kept_ids == tuple(ids) and kept.deleted_versions == deleted:
                 self._views.move_to_end(key)
                 return kept
-        view = IndexView(reader.heads(ids), dead, before=kept)
+        view = IndexView(reader.heads(ids), deleted, before=kept)
         with self._lock:
             self._views[key] = tuple(ids), view
             self._views.move_to_end(key)

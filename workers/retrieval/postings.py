@@ -98,10 +98,10 @@ class TermPage:
             )
         )
 
-    def without(self, dead: Bools) -> "TermPage | None":
-        """The page without the chunks that `dead`, (chunks of the segment,), marks; None if it has
-        none of them."""
-        kept = ~dead[self.chunks]
+    def without(self, deleted: Bools) -> "TermPage | None":
+        """The page without the chunks that `deleted`, (chunks of the segment,), marks; None if it
+        has none of them."""
+        kept = ~deleted[self.chunks]
         if kept.all():
             return None
         before = np.concatenate(([0], np.cumsum(kept)))
@@ -183,7 +183,7 @@ def build(spans: Sequence[ChunkSpan]) -> Segment:
     return Segment(members=members, lengths=lengths, pages=pages)
 
 
-# Merging: several segments become one, without their dead chunks.
+# Merging: several segments become one, without their deleted chunks.
 
 AT_ONCE_PAGES: Final = 32
 """How many pages of each segment are in memory at a time."""
@@ -195,7 +195,7 @@ class MergePart:
 
     members: Array
     lengths: NDArray[np.uint32]
-    dead: Bools
+    deleted: Bools
     """(chunks,)"""
     page_ends: Longs
     """(pages,): the last term of each page when it was written; it may have lost that since"""
@@ -206,18 +206,20 @@ def merge_members(parts: Sequence[MergePart]) -> tuple[Array, NDArray[np.uint32]
     """The members and the lengths of the merged segment."""
     members = np.concatenate([part.members for part in parts])
     starts = [np.cumsum(part.members["chunks"]) - part.members["chunks"] for part in parts]
-    is_dead = np.concatenate([part.dead[start] for part, start in zip(parts, starts, strict=True)])
-    lengths = np.concatenate([part.lengths[~part.dead] for part in parts])
-    return members[~is_dead], lengths
+    is_deleted = np.concatenate(
+        [part.deleted[start] for part, start in zip(parts, starts, strict=True)]
+    )
+    lengths = np.concatenate([part.lengths[~part.deleted] for part in parts])
+    return members[~is_deleted], lengths
 
 
 def merge(parts: Sequence[MergePart]) -> Iterator[TermPage]:
-    """The pages of the merged segment. Either all chunks of a version are dead, or none."""
+    """The pages of the merged segment. Either all chunks of a version are deleted, or none."""
     readers = []
     base = 0
     for part in parts:
-        numbers = np.cumsum(~part.dead) - 1 + base
-        base += int((~part.dead).sum())
+        numbers = np.cumsum(~part.deleted) - 1 + base
+        base += int((~part.deleted).sum())
         readers.append(_PartReader(part, numbers))
     if base > SEGMENT_CHUNKS:
         raise ValueError(f"{base:,} chunks do not go into one segment")
@@ -260,14 +262,14 @@ class _PartReader:
         """Read the next pages if nothing is left. Returns False at the end."""
         while not self.has_terms and self._next < len(self._part.page_ends):
             end = min(self._next + AT_ONCE_PAGES, len(self._part.page_ends))
-            pages = [self._alive(page) for page in self._part.read(self._next, end)]
+            pages = [self._live(page) for page in self._part.read(self._next, end)]
             self._next = end
             if pages:
                 self._terms, self._sizes, self._chunks, self._counts = _concatenated(pages)
         return self.has_terms
 
-    def _alive(self, page: TermPage) -> tuple[Longs, Longs, Array, Array]:
-        page = page.without(self._part.dead) or page
+    def _live(self, page: TermPage) -> tuple[Longs, Longs, Array, Array]:
+        page = page.without(self._part.deleted) or page
         sizes = np.diff(page.ends, prepend=np.uint32(0)).astype(np.int64)
         return page.terms, sizes, self._numbers[page.chunks], page.counts
 
@@ -314,8 +316,8 @@ def _merged(
     return terms, sizes, chunks, counts
 
 
-def dead_chunks(members: Array, versions: Iterable[UUID]) -> Bools:
+def deleted_chunks(members: Array, versions: Iterable[UUID]) -> Bools:
     """(chunks,): whether each chunk belongs to one of the versions."""
     keys = np.array([version.bytes for version in versions], "S16")
-    is_dead = np.isin(members["key"].astype("S16"), keys)
-    return np.repeat(is_dead, members["chunks"])
+    is_deleted = np.isin(members["key"].astype("S16"), keys)
+    return np.repeat(is_deleted, members["chunks"])

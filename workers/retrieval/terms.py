@@ -8,7 +8,7 @@ terms are words, and the first letters of longer words, which most inflected for
 and codes are terms, and so are their parts. The time is linear in the length of the text.
 
 A release that changes the terms of a text needs a migration that empties `lexical_segments` and
-`lexical_deaths` and sets `versions.lexical_fields` to 0; the sweeper then rebuilds the index.
+`lexical_deletions` and sets `versions.lexical_fields` to 0; the sweeper then rebuilds the index.
 
 `Morphemes` optionally makes other terms of Korean text, for a second field of the index.
 """

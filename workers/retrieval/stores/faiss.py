@@ -69,7 +69,7 @@ BATCH = 1000
 """Chunks of one record, at most."""
 COLLECTIONS_KEPT = 64
 FILTERS_KEPT = 16
-DEAD_ROWS = 1000
+DELETED_ROWS = 1000
 """Fewer rows than these that belong to no chunk are left where they are."""
 GROWTH_BYTES = 2**24
 """The file of vectors grows by this at least, so that it is seldom mapped again. What is not
@@ -298,7 +298,7 @@ class Faiss:
                 os.close(lock)
 
     def _compact(self, name: str, collection: "_Collection") -> None:
-        if collection.rows - len(collection.row_of) < max(DEAD_ROWS, collection.rows // 4):
+        if collection.rows - len(collection.row_of) < max(DELETED_ROWS, collection.rows // 4):
             return
         try:
             collection.compact()
