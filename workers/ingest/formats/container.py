@@ -1,9 +1,10 @@
-"""Documents that hold others: what a member is, and how much may come out of one.
+"""Documents that contain others (archives, mail): their members, and how much one upload may
+unpack.
 
-An archive of some kilobytes may hold petabytes, itself, or the same bytes a million times. So all
-that comes out of an upload, archives within archives as well, has one budget, and is refused as a
-whole where that is spent: before anything is unpacked wherever sizes are declared, and otherwise as
-soon as they are met. What is wrong with a single member is an error of that member alone.
+An archive of some kilobytes may contain petabytes, itself, or the same bytes a million times. So
+one budget limits what is unpacked from an upload, including archives within archives. An upload
+beyond the budget is refused as a whole: before unpacking where the archive declares its sizes, and
+otherwise as soon as the limit is passed. An error of a single member concerns that member only.
 """
 
 import re
@@ -17,12 +18,13 @@ from shared.config import IngestSettings
 from shared.errors import DocumentError
 
 SEPARATOR: Final = "!/"
-"""Between the name of a container and that of a member: `a.zip!/b/c.txt`."""
+"""Separates the name of a container from that of a member: `a.zip!/b/c.txt`."""
 _GRACE_BYTES: Final = 16 * 2**20
-"""So much may come out of anything, however small it is: texts of one word are packed well."""
+"""As much may be unpacked from any upload, however small: a text that repeats one word compresses
+well."""
 _DRIVE: Final = re.compile(r"[A-Za-z]:(/|$)")
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]")
-# What systems leave behind beside people's files, and nobody means to ingest.
+# Files that operating systems leave beside those of users.
 _LITTER: Final = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 _LITTER_FOLDER: Final = "__MACOSX/"
 
@@ -32,19 +34,19 @@ class Member:
     """A document within another one."""
 
     name: str
-    """Its path within the container, parts separated by slashes."""
+    """Its path within the container, with slashes."""
     data: bytes = b""
     content_type: str | None = None
     error: str = ""
-    """Why it cannot be read; there is no `data` then."""
+    """Why it cannot be read; `data` is empty then."""
 
 
 class Exceeded(DocumentError):
-    """More comes out of a container than may."""
+    """A container unpacks to more than the limits allow."""
 
 
 class Budget:
-    """What may come out of one upload."""
+    """How many members, and bytes, may still come from one upload."""
 
     def __init__(self, *, name: str, size_bytes: int, settings: IngestSettings) -> None:
         self._name = name
@@ -59,7 +61,7 @@ class Budget:
         return self._settings.archive_limit_member_bytes
 
     def count(self, entries: int = 1) -> None:
-        """There are so many members more. Raises Exceeded."""
+        """Count members. Raises Exceeded above SLUICE_ARCHIVE_LIMIT_ENTRIES."""
         self._entries += entries
         limit = self._settings.archive_limit_entries
         if self._entries > limit:
@@ -69,12 +71,12 @@ class Budget:
             )
 
     def spend(self, size_bytes: int) -> None:
-        """So many bytes more have come out. Raises Exceeded."""
+        """Count unpacked bytes. Raises Exceeded above the limits."""
         self.declare(size_bytes)
         self._spent_bytes += size_bytes
 
     def declare(self, size_bytes: int) -> None:
-        """So many bytes more would come out. Raises Exceeded."""
+        """Raise Exceeded if as many more bytes would pass the limits; nothing is counted."""
         total = self._spent_bytes + size_bytes
         limit, ratio = self._settings.archive_limit_bytes, self._settings.archive_limit_ratio
         if total > limit:
@@ -89,13 +91,14 @@ class Budget:
             )
 
     def is_new(self, name: str) -> bool:
-        """Whether no member with this whole name was met before."""
+        """Whether this is the first member with this full name; the name counts as seen from now
+        on."""
         is_new = name not in self._names
         self._names.add(name)
         return is_new
 
     def too_large(self, name: str, size_bytes: int) -> Member | None:
-        """The member that stands for one of too many bytes."""
+        """A member with an error if it has more bytes than a member may have, else None."""
         if size_bytes <= self.member_bytes:
             return None
         return Member(
@@ -111,10 +114,11 @@ def is_litter(name: str) -> bool:
 
 
 def clean_name(written: str) -> tuple[str, str]:
-    """The name of a member as it is shown, and what is wrong with it.
+    """The name of a member as it is shown, and what is wrong with it (empty: nothing).
 
-    Names lead nowhere here, for nothing is written to a disk under them. But those that are meant
-    to lead out of their archive are no documents that somebody has packed."""
+    Names are not used as paths on a disk. A name that leads out of the archive is an error all the
+    same: no honest program writes one.
+    """
     name = written.replace("\\", "/")
     is_absolute = name.startswith("/") or _DRIVE.match(name) is not None
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -130,7 +134,7 @@ def clean_name(written: str) -> tuple[str, str]:
 
 
 def whole_name(container: str, name: str) -> tuple[str, str]:
-    """The name of a member's document, and what is wrong with it."""
+    """The full name of a member's document, and what is wrong with it (empty: nothing)."""
     whole = f"{container}{SEPARATOR}{name}"
     if len(whole) <= LINE_LIMIT_CHARS and len(whole.encode()) <= NAME_LIMIT_BYTES:
         return whole, ""
@@ -138,9 +142,9 @@ def whole_name(container: str, name: str) -> tuple[str, str]:
     return short[:-1] + "…", "has a name that is too long. Rename it, or pack it less deep."
 
 
-# An encoding; the letters that tell it; a smaller encoding, which has those that people write, for
-# bytes of the others make letters, too, but mostly such that nobody writes; and what is seldom or
-# never beside them.
+# An encoding; the letters that it is for; a smaller encoding with the letters in common use; and
+# letters that are rare beside these. The bytes of other encodings are letters, too, but mostly of
+# those that nobody uses.
 _ENCODINGS: Final = (
     ("cp949", re.compile("[가-힣]"), "euc_kr", re.compile("[一-鿿]")),
     ("cp932", re.compile("[ぁ-ヿ一-鿿]"), "shift_jis", re.compile("[｡-ﾟ]")),
@@ -149,8 +153,10 @@ _ENCODINGS: Final = (
 
 
 def encoding_of_names(names: Sequence[bytes]) -> str | None:
-    """Of short texts that have one encoding, such as all names of an archive: too short for what
-    tells the encoding of a document. None where none fits that is plain."""
+    """The encoding of short texts that share one, such as all names of an archive; None if unclear.
+
+    They are too short for the method that detects the encoding of a document (`text.py`).
+    """
     joined = b"\n".join(names)
     with suppress(UnicodeDecodeError):
         joined.decode("utf-8")
@@ -159,7 +165,7 @@ def encoding_of_names(names: Sequence[bytes]) -> str | None:
         with suppress(UnicodeDecodeError):
             text = joined.decode(encoding)
             telling = letters.findall(text)
-            # EUC-KR writes syllables that it does not have in eight bytes.
+            # EUC-KR encodes a syllable that it lacks in eight bytes.
             usual = sum(len(char.encode(smaller, "ignore")) == 2 for char in telling)
             if telling and 2 * usual >= len(telling) > 5 * len(strange.findall(text)):
                 return encoding

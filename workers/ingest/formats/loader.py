@@ -1,4 +1,5 @@
-"""What a loader is: the bytes of a document of one format -> passages of text, with metadata."""
+"""The interface of loaders: the bytes of a document of one format -> passages of text, with
+metadata."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,29 +14,29 @@ from workers.ingest.formats.container import Budget, Member
 
 
 class DocumentKey(StrEnum):
-    """What loaders note of a document as a whole, under the same key in every format."""
+    """Keys of the metadata of a document, the same in all formats."""
 
     MEDIA_TYPE = "media_type"
-    """Noted of every document, by `load`."""
+    """Of every document; set by `load` in `workers/ingest/load.py`."""
     ENCODING = "encoding"
-    """Of documents that are text."""
+    """Of text documents."""
     TITLE = "title"
     AUTHOR = "author"
     LANGUAGE = "language"
-    """As BCP 47 has it, such as `ko`."""
+    """A BCP 47 tag such as `ko`."""
     DATE = "date"
-    """When it was written or published: a date, or a date and time, of ISO 8601."""
+    """When it was written or published: an ISO 8601 date, with or without a time."""
     PROGRAMMING_LANGUAGE = "programming_language"
     """Of source code, such as `python`."""
     URL = "url"
-    """Where it was read, or where the page itself says that it lies."""
+    """Where it was fetched, or the address that the page itself declares."""
     FETCHED_URL = "fetched_url"
-    """Of a document of the web, where redirects led to. Noted of every one, whatever its loader
-    notes."""
+    """Of a document from the web: the address after redirects. Set for each of them, whatever the
+    loader sets."""
 
 
 class PassageKey(StrEnum):
-    """What loaders note of a passage, under the same key in every format; all count from 1."""
+    """Keys of the metadata of a passage, the same in all formats. Numbers count from 1."""
 
     PAGE = "page"
     SLIDE = "slide"
@@ -43,17 +44,18 @@ class PassageKey(StrEnum):
     """The name of a sheet of a workbook."""
     ROW = "row"
     ITEM = "item"
-    """Of an array."""
+    """The number of an element of an array."""
     LINE = "line"
-    """The first one of a passage."""
+    """The first line of a passage."""
     PART = "part"
-    """The title or else the name of a part of a book."""
+    """The title of a part of a book, or its name if it has no title; also `notes`, `comments` and
+    the like."""
     HEADING = "heading"
     """The path of headings above a passage, outermost first: `Guide > Install`."""
     HIDDEN = "hidden"
-    """Of a sheet or slide that is not shown."""
+    """True of a sheet or slide that is not shown."""
     START_S = "start_s"
-    """When it begins, in seconds from the beginning of a recording; may be a fraction."""
+    """Start, in seconds from the beginning of a recording; may be a fraction."""
     END_S = "end_s"
 
 
@@ -61,7 +63,7 @@ _TITLE_CHARS: Final = 500
 
 
 class Utterance(NamedTuple):
-    """What is said from one second to another of a recording."""
+    """A piece of speech in a recording, with its start and end in seconds."""
 
     start_s: float
     end_s: float
@@ -69,44 +71,44 @@ class Utterance(NamedTuple):
 
 
 RawPassage = tuple[str, Metadata]
-"""The text of a passage, and what is noted of it alone. No chunk is of two passages."""
+"""The text of a passage, and its own metadata. A chunk never spans two passages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawDocument:
-    """A document as it came, and what the job says of it. For loaders of formats that are text,
+    """A document as it was received, with the options of the job. For text formats,
     `workers/ingest/formats/texts/text.py` decodes it."""
 
     name: str
-    """For messages: every error names the document."""
+    """Every error message begins with it."""
     data: bytes | str
-    """A string where the client sent text in the request."""
+    """A string if the client sent text in the request."""
     charset: str | None
-    """What the content type says; often wrong."""
+    """From the content type; often wrong."""
     options: LoadOptions
     settings: IngestSettings
     transcript: Sequence[Utterance] | None = None
-    """Of a recording, what a model has heard in it."""
+    """Of a recording: what a model has transcribed."""
 
     @property
     def max_chars(self) -> int:
-        """Of the text that it becomes."""
+        """How much text may come of it."""
         return self.settings.max_document_chars
 
     @property
     def max_passages(self) -> int:
-        """Each becomes at least one chunk."""
+        """How many passages may come of it; each becomes at least one chunk."""
         return self.settings.max_document_chunks
 
     @property
     def content(self) -> bytes:
-        """The bytes, for formats that are no text."""
+        """The bytes, for formats that are not text."""
         return self.data.encode() if isinstance(self.data, str) else self.data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """`text[start:end]` of the text that it is in, with whole lines around it."""
+    """A heading: `text[start:end]`, which are whole lines."""
 
     start: int
     end: int
@@ -117,43 +119,49 @@ class Heading:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentParts:
-    """What a loader makes of a document. Passages come one by one, so that one that is too long is
-    refused before it is all there; each is split on its own."""
+    """What a loader makes of a document.
+
+    Passages come one by one, so that a document that is too long is refused before all of it is in
+    memory. Each is split on its own.
+    """
 
     passages: Iterable[RawPassage]
     metadata: Metadata = field(default_factory=dict)
-    """Of the document as a whole, such as its title."""
+    """Of the whole document, such as its title."""
     warnings: list[str] = field(default_factory=list)
-    """What was not read of the document, and how it can be, in whole sentences with its name. May
-    grow until the last passage has come."""
+    """What was not read, and how it can be, as whole sentences that name the document. The list is
+    complete when the last passage has come."""
     headings: Sequence[Heading] = ()
-    """Those in the text of its only passage, in order; it has then to be fit to be stored. (Other
-    passages note the headings above them in their metadata.)"""
+    """The headings in the text of the only passage, in order. That text must be storable already,
+    so that the offsets stay right. (Other passages have the headings above them in their metadata.)
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """`load` takes time and memory linear in the size of the document, and raises `DocumentError`
-    with the document's name and what to do about it. Any other error, such as one of a library,
-    becomes a `DocumentError` behind it that can say no more than that the document cannot be read.
-    Its passages may hold what cannot be stored (NUL, lone surrogates, other normal forms): that is
-    mended behind it.
+    """Reads documents of one format.
 
-    `example` is a small document, and `example_text` what becomes of it, or of the only member of
-    an archive.
+    `load` takes time and memory linear in the size of the document. It raises DocumentError with
+    the name of the document and what to do. Any other error, such as one of a library, becomes a
+    DocumentError that says only that the document cannot be read. Passages may contain what cannot
+    be stored (NUL, lone surrogates, other normal forms): the caller corrects that.
+
+    `example` is a small document, and `example_text` is its text, or that of the only member of an
+    archive.
     """
 
     load: Callable[[RawDocument], DocumentParts] | None = None
-    """None of an archive, which is no document itself."""
+    """None for an archive, which has no text itself."""
     members: Callable[[RawDocument, Budget], Iterator[Member]] | None = None
-    """Of a format whose documents hold others, these, one by one; not what is within them in turn.
-    Raises `DocumentError` where the document cannot be opened, `Exceeded` by the budget."""
+    """For formats whose documents contain others: yields the members, without what is inside of
+    these. Raises DocumentError if the document cannot be opened, and Exceeded above the budget."""
     example: bytes
     example_text: str
 
 
 def heading_title(text: str) -> str:
-    """On one line, and not too long: each chunk of a section carries the titles above it."""
+    """The title on one line, shortened if it is long: each chunk of a section has the titles above
+    it."""
     title = " ".join(text[: 4 * _TITLE_CHARS].split())
     return title if len(title) <= _TITLE_CHARS else title[: _TITLE_CHARS - 1].rstrip() + "…"
 

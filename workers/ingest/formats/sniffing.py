@@ -1,10 +1,10 @@
-"""Which format a document has: what its bytes say, then its name, then its media type.
+"""Which format a document has: by its bytes, then by its name, then by its media type.
 
-Bytes that are no text are known by their signature (puremagic), ZIP archives and OLE compound files
-by what is in them: a `.docx` that is a PDF is read as PDF. A text hardly says what it is, so of
-texts the suffix of the name counts first, unless it belongs to a format that is no text; then the
-media type, then how the text begins. What is left is plain text. Only the beginning and the table
-of contents of a document are looked at.
+Documents that are not text are recognized by their signature (puremagic), ZIP archives and OLE
+compound files by their members: a `.docx` that is a PDF is read as PDF. The bytes of a text hardly
+show what it is. So for texts the suffix of the name counts first, unless it belongs to a format
+that is not text; then the media type, then the beginning of the text. All else is plain text. Only
+the beginning and the table of contents of a document are read.
 """
 
 import io
@@ -25,8 +25,8 @@ import puremagic
 from shared.errors import DocumentError
 from shared.formats import FORMATS, PLAIN_TEXT, Format
 
-# Files that Sluice does not read, by their names. Any other unknown suffix may well be text, and is
-# read as text if its bytes are.
+# Suffixes of files that Sluice does not read. Files with any other unknown suffix are read as text
+# if their bytes are text.
 _UNSUPPORTED_SUFFIXES: Final = (
     ".7z .aac .apk .avi .bin .bmp .bz2 .dll .doc .dot .eml .exe .flac .gif .gz .ico .jar .jpeg "
     ".jpg .key .m4a .mkv .mov .mp3 .mp4 .msg .msi .numbers .ogg .otf .pages .parquet .png .pps "
@@ -40,7 +40,7 @@ _SUCCESSORS: Final = {
     **dict.fromkeys((".xlsb", ".numbers"), ".xlsx"),
     ".rar": ".zip",
 }
-"""What the programs that made such documents can save them as."""
+"""The format that users can save such documents as."""
 
 _ZIP: Final = b"PK\x03\x04"
 _EMPTY_ZIP: Final = b"PK\x05\x06"
@@ -48,25 +48,27 @@ _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _OLE_ENTRY_BYTES: Final = 128
 _SAMPLE_BYTES: Final = 4096
 _MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-# Line ends, tabs, page breaks, and the escapes of terminals and of ISO-2022.
+# All control characters but line ends, tabs, page breaks, and the escape character of terminals and
+# of ISO-2022.
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
-# What `zipfile` raises for archives that are damaged or encrypted.
+# Errors that `zipfile` raises for archives that are damaged or encrypted.
 _ZIP_DAMAGE: Final = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, NotImplementedError,
     OSError, RuntimeError, ValueError,
 )  # fmt: skip
 _MEMBERS_LIMIT: Final = 4096
-"""So many members of a ZIP archive are looked at, and members of documents come early in it."""
+"""As many members of a ZIP archive are looked at; those that show its format come early."""
 _END_BYTES: Final = 22 + 0xFFFF
 _MIMETYPE_BYTES: Final = 256
 _SURE: Final = 0.3
-"""Of a signature of three bytes; shorter ones fit texts of two bytes a character, too."""
+"""The confidence for a signature of three bytes; shorter ones also match texts with two bytes a
+character."""
 
 
 def format_of(name: str, content_type: str | None, data: bytes | str) -> Format:
-    """Raises `DocumentError` for documents that cannot be read, by what they are, by name or type.
+    """The format of a document. Raises DocumentError for one that Sluice cannot read.
 
-    A string was sent as text, and its name is only a label.
+    A string was sent as text; its name is only a label.
     """
     suffix = PurePosixPath(name.replace("\\", "/")).suffix.lower()
     media_type, _ = split_content_type(content_type)
@@ -99,16 +101,17 @@ def format_of(name: str, content_type: str | None, data: bytes | str) -> Format:
 def _binary(
     name: str, suffix: str, media_type: str | None, data: bytes, expected: Format | None
 ) -> Format:
-    """The format of bytes that are no text; plain text, whose decoder says what they are, where
-    nothing better is known."""
+    """The format of bytes that are not text. Plain text if none is recognized: its decoder then
+    explains what is wrong."""
     known = _by_content(data)
     if known is not None and not known.is_document and data.startswith((_ZIP, _EMPTY_ZIP)):
-        # A damaged document that is a ZIP archive, which its loader says, is no archive.
+        # A damaged document of a format based on ZIP is not an archive; its loader reports the
+        # damage.
         return expected if expected is not None and _is_zipped(expected) else known
     if known is not None:
         return known
     if expected is not None:
-        # A damaged document, which its loader finds out; or a text in an encoding with zeros.
+        # A damaged document, which its loader reports; or a text in an encoding with zero bytes.
         return expected
     if suffix in _UNSUPPORTED:
         raise _unsupported(name, f"{suffix} files are not supported")
@@ -118,7 +121,7 @@ def _binary(
 
 
 def split_content_type(value: str | None) -> tuple[str | None, str | None]:
-    """`text/html; charset=euc-kr` -> the type and the charset."""
+    """`text/html; charset=euc-kr` -> the media type and the charset."""
     if not value:
         return None, None
     header = Message()
@@ -127,8 +130,8 @@ def split_content_type(value: str | None) -> tuple[str | None, str | None]:
 
 
 def is_binary(data: bytes) -> bool:
-    """Whether the beginning of the bytes is no text in an encoding without zeros; or whether it is
-    that of a format that is no text, though written with letters, such as PDF."""
+    """Whether the bytes are not text in an encoding without zero bytes, judged by their beginning;
+    or are of a binary format that begins with letters, such as PDF."""
     sample = data[:_SAMPLE_BYTES]
     if sample.startswith(_MARKS):
         return False
@@ -151,7 +154,7 @@ def _by_signature(sample: bytes) -> Format | None:
 
 
 def _by_beginning(data: bytes) -> Format | None:
-    """The format of a text."""
+    """The format of a text by its beginning."""
     sample = data[:_SAMPLE_BYTES].removeprefix(_MARKS[0]).lstrip().lower()
     for format_ in FORMATS.values():
         signatures = tuple(signature.lower() for signature in format_.signatures)
@@ -172,11 +175,11 @@ def _by_content(data: bytes) -> Format | None:
         guesses = puremagic.magic_string(data[:_SAMPLE_BYTES] + data[-_SAMPLE_BYTES:])
     except (puremagic.PureError, ValueError):
         return None
-    for guess in guesses:  # the surest first
+    for guess in guesses:  # the best match first
         if guess.confidence < _SURE:
             break
         for format_ in (_by_media_type(guess.mime_type or None), _by_suffix(guess.extension)):
-            # What it takes for a text is one with zeros; and it cannot look into these archives.
+            # puremagic takes texts with zero bytes for this, and cannot look into these archives.
             if format_ is not None and not (
                 format_.is_text or format_.zip_members or format_.ole_streams
             ):
@@ -185,7 +188,8 @@ def _by_content(data: bytes) -> Format | None:
 
 
 def _has_ole_stream(data: bytes, name: str) -> bool:
-    """By its entry in the directory ([MS-CFB] 2.6.1): the name, zeros, and the length of both."""
+    """Whether a stream of this name exists, by its directory entry ([MS-CFB] 2.6.1): the name,
+    zeros, and the length of both."""
     wide = (name + "\0").encode("utf-16-le")
     at = data.find(wide)
     while at >= 0:
@@ -196,11 +200,12 @@ def _has_ole_stream(data: bytes, name: str) -> bool:
 
 
 def _ole_names(data: bytes) -> set[str]:
-    """What lies at the top of a compound file: a message may have a workbook attached."""
+    """The names at the top level of a compound file; those of embedded files, such as a workbook in
+    a message, do not count."""
     try:
         with olefile.OleFileIO(data) as file:
             return {path[0] for path in file.listdir(streams=True, storages=True)}
-    except Exception:  # of olefile and of what it builds on, for a file that is damaged
+    except Exception:  # of olefile and of what it builds on, for a damaged file
         return {
             stream
             for format_ in FORMATS.values()
@@ -224,28 +229,28 @@ def _by_zip_members(data: bytes) -> Format | None:
 
 
 def _is_zipped(format_: Format) -> bool:
-    """Whether its documents are ZIP archives: nothing else of them is known."""
+    """Whether documents of the format are ZIP archives that are recognized by nothing else."""
     is_other = format_.is_text or format_.signatures or format_.ole_streams
     return not is_other and format_.is_document and not format_.holds_documents
 
 
 def _mimetype(data: bytes) -> str:
-    """What the member `mimetype` says, which OpenDocument, EPUB and HWPX have."""
+    """The content of the member `mimetype`, which OpenDocument, EPUB and HWPX have."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open("mimetype") as member:
             return member.read(_MIMETYPE_BYTES).decode("ascii", "replace").strip()
     except _ZIP_DAMAGE:
-        return ""  # damaged or encrypted, which the loader says
+        return ""  # damaged or encrypted, which the loader reports
 
 
 def _zip_members(data: bytes) -> Iterator[str]:
-    """The first names in the central directory (APPNOTE.TXT 4.3.12 and 4.3.16); none where there is
-    no sound one. Without `zipfile`, which reads all of it, and that may be millions."""
+    """The first names in the central directory (APPNOTE.TXT 4.3.12 and 4.3.16); none if it is
+    damaged. Without `zipfile`, which reads all of it, perhaps millions of entries."""
     end = data.rfind(_EMPTY_ZIP, max(0, len(data) - _END_BYTES))
     if end < 0 or end + 22 > len(data):
         return
     size, offset = struct.unpack_from("<II", data, end + 12)
-    at = end - size  # also where something stands before the archive
+    at = end - size  # also where other data precede the archive
     if not 0 <= at < end:
         at = offset
     for _ in range(_MEMBERS_LIMIT):

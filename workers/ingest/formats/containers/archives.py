@@ -1,11 +1,11 @@
-"""Archives -> their members, each a document of its own: ZIP, TAR, 7-Zip, and what gzip, bzip2, xz
-and Zstandard have packed, which is a TAR archive or else one file.
+"""Archives -> their members, each a document: ZIP, TAR and 7-Zip. A file compressed by gzip, bzip2,
+xz or Zstandard is a TAR archive or contains a single file.
 
-Names that ZIP archives do not mark as UTF-8 are read as UTF-8, CP949 or what else they look like,
-all of an archive alike (APPNOTE.TXT 4.4.4, appendix D). Folders are no members; links, devices,
-encrypted members and such with names that lead elsewhere are members with an error. ZIP is read by
-zipfile and TAR by tarfile, the latter as a stream; 7-Zip by py7zr, which is an extra (LGPL-2.1).
-Nothing is written to a disk but what py7zr unpacks, under names of our own.
+Names that a ZIP archive does not mark as UTF-8 are decoded as UTF-8, CP949 or the encoding that
+they look like, the same for all names of an archive (APPNOTE.TXT 4.4.4, appendix D). Folders are
+not members. Links, devices, encrypted members and names that lead out of the archive are members
+with an error. ZIP is read by zipfile, TAR by tarfile as a stream, 7-Zip by py7zr, which is an extra
+(LGPL-2.1). Only py7zr writes to a disk, to a file without a name.
 """
 
 import bz2
@@ -59,8 +59,8 @@ class _Readable(Protocol):
 
 
 def _named(document: RawDocument, budget: Budget, written: str) -> Member | str | None:
-    """What a member is called; or, where that is wrong, the member with its error; or None for
-    what is left out."""
+    """The name of a member; a Member with an error if the name is bad; None for files of operating
+    systems, which are left out."""
     budget.count()
     name, error = clean_name(written)
     if is_litter(name):
@@ -125,8 +125,8 @@ def _all_of(source: Any, budget: Budget) -> bytes:
 
 
 def _zip_entries(data: bytes) -> int:
-    """As many entries as the central directory can have at the most, going by its size. It is read
-    as a whole, so that it is worth a look before."""
+    """The greatest number of entries that the central directory can have, by its size. Checked
+    before zipfile reads the directory as a whole."""
     end = data.rfind(b"PK\x05\x06", max(0, len(data) - 22 - 0xFFFF))
     if end < 0 or end + 22 > len(data):
         return 0
@@ -143,7 +143,8 @@ def _zip_entries(data: bytes) -> int:
 
 
 def _refuse_overlaps(entries: Sequence[zipfile.ZipInfo], end: int, *, name: str) -> None:
-    """Members that share bytes multiply what is in an archive; no program packs such."""
+    """Refuse members that share bytes: a small archive could unpack to any size so, and no honest
+    program writes one. Raises Exceeded or DocumentError."""
     reached = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         if entry.header_offset < reached:
@@ -162,7 +163,7 @@ def _zip_names(entries: Sequence[zipfile.ZipInfo]) -> Iterator[str]:
         for entry in entries
         if not entry.flag_bits & _UTF8_FLAG and not entry.orig_filename.isascii()
     }
-    encoding = encoding_of_names(list(raw.values())) or "cp437"  # as the specification has it
+    encoding = encoding_of_names(list(raw.values())) or "cp437"  # the default of the specification
     for entry in entries:
         if id(entry) not in raw:
             yield entry.orig_filename
@@ -172,7 +173,8 @@ def _zip_names(entries: Sequence[zipfile.ZipInfo]) -> Iterator[str]:
 
 
 def _unicode_path(extra: bytes, name: bytes) -> str | None:
-    """The name in the field that Info-ZIP adds (APPNOTE.TXT 4.6.9), if it is of this member."""
+    """The UTF-8 name in Info-ZIP's extra field (APPNOTE.TXT 4.6.9), if it belongs to this
+    member."""
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
@@ -185,11 +187,11 @@ def _unicode_path(extra: bytes, name: bytes) -> str | None:
     return None
 
 
-# TAR, and what is packed as a stream
+# TAR, and compressed streams
 
 
 class _Stream:
-    """What comes out of a packed stream, counted; its beginning may be looked at before."""
+    """A decompressed stream that counts its bytes against the budget; `peek` shows its beginning."""
 
     def __init__(self, source: _Readable, budget: Budget) -> None:
         self._source = source
@@ -243,7 +245,7 @@ def _zstandard(data: bytes) -> _Readable:
 
 
 def stream_members(document: RawDocument, budget: Budget, *, open_: Open) -> Iterator[Member]:
-    """The members of a TAR archive, or the one file that was packed."""
+    """The members of a TAR archive, or the single file that is compressed."""
     stream = _Stream(open_(document.content), budget)
     if _is_tar(stream.peek(_TAR_BLOCK_BYTES), document.name):
         yield from _tar_members(stream, document, budget)
@@ -264,7 +266,7 @@ def stream_members(document: RawDocument, budget: Budget, *, open_: Open) -> Ite
 
 def _is_tar(block: bytes, name: str) -> bool:
     if len(block) == _TAR_BLOCK_BYTES and not block.strip(b"\0"):
-        # An empty archive, or a file of zeros.
+        # An empty archive, or a file of zero bytes.
         return re.search(r"\.(tar(\.\w+)?|t\w+)$", name, re.IGNORECASE) is not None
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -274,13 +276,13 @@ def _is_tar(block: bytes, name: str) -> bool:
 
 
 def _tar_members(stream: _Stream, document: RawDocument, budget: Budget) -> Iterator[Member]:
-    # As a stream it is read once, from its beginning to its end, and nothing of it is kept.
+    # The stream is read once, from beginning to end, and not kept.
     archive: Any = stream
     with tarfile.open(
         fileobj=archive, mode="r|", encoding="utf-8", errors="surrogateescape"
     ) as source:
         while (entry := source.next()) is not None:
-            source.members = []  # type: ignore[attr-defined]  # else it keeps all of them
+            source.members = []  # else tarfile keeps all of them
             if entry.isdir():
                 budget.count()
                 continue
@@ -301,7 +303,7 @@ def _tar_member(
     if large := budget.too_large(name, entry.size):
         return large
     if entry.issparse():
-        budget.spend(entry.size)  # holes are not in the stream
+        budget.spend(entry.size)  # the stream does not contain holes
     file = source.extractfile(entry)
     assert file is not None
     data = file.read()
@@ -328,7 +330,7 @@ def sevenzip_members(document: RawDocument, budget: Budget) -> Iterator[Member]:
     from py7zr.exceptions import PasswordRequired
 
     try:
-        # From memory, so that py7zr unpacks one member after the other, not several at once.
+        # From memory: from a file, py7zr would unpack several members at once.
         with (
             py7zr.SevenZipFile(io.BytesIO(document.content)) as archive,
             tempfile.TemporaryFile() as file,
@@ -375,13 +377,14 @@ def sevenzip_members(document: RawDocument, budget: Budget) -> Iterator[Member]:
 
 
 def _renamed(names: Sequence[str]) -> set[str]:
-    """What py7zr calls members whose name came before: others may be called so, too."""
+    """The names that py7zr gives to members whose name occurred before; other members may have
+    them, too."""
     return {f"{name}_{n}" for name, count in Counter(names).items() for n in range(count - 1)}
 
 
 class _Unpacked:
-    """A member that py7zr writes, behind the others in one file that has no name and so goes with
-    the process."""
+    """A member that py7zr writes. All of them share one temporary file without a name, which
+    vanishes with the process."""
 
     def __init__(self, file: IO[bytes], budget: Budget) -> None:
         self._file = file
@@ -442,7 +445,7 @@ BZIP2 = _loader(partial(stream_members, open_=_bzip2), bz2.compress(_EXAMPLE))
 XZ = _loader(partial(stream_members, open_=_xz), lzma.compress(_tar_example()))
 ZSTANDARD = _loader(
     partial(stream_members, open_=_zstandard),
-    # A frame of one raw block, which RFC 8878 describes.
+    # A frame with one raw block (RFC 8878).
     bytes.fromhex("28b52ffd2010810000") + _EXAMPLE,
 )
 SEVENZIP = _loader(

@@ -1,10 +1,9 @@
-"""Mail -> its text, with what its headers say as metadata; its attachments are documents of their
-own.
+"""Mail -> its text, with fields of its header as metadata; attachments are documents of their own.
 
 EML (RFC 5322, RFC 2045) is read by the email package of the standard library, MSG (Outlook,
-MS-OXMSG) by python-oxmsg (MIT). The text has the lines of subject, sender, receivers and date above
-the body, so that a mail is found by them. Of two forms of a body the plain one is read, unless it
-is blank. Images that a body shows are no attachments; a mail that is attached is one.
+MS-OXMSG) by python-oxmsg (MIT). The text begins with the subject, sender, receivers and date, so
+that searches find a mail by them. If a body exists in several forms, the plain text is read unless
+it is blank. Images shown in a body are not attachments; an attached mail is one.
 """
 
 import email
@@ -36,11 +35,13 @@ from workers.ingest.formats.texts.html import HTML
 from workers.ingest.formats.texts.text import TEXT
 
 _HEADER_CHARS: Final = 2000
-"""Of a header that is noted; some mails go to thousands."""
+"""The length at which header fields are cut for metadata; some mails have thousands of receivers.
+"""
 _PARSED_CHARS: Final = 4000
-"""Of a header that says what a part is: the package takes a tenth of a second for each thousand."""
+"""How much of a header field about a part is parsed: the email package needs 0.1 s for each 1,000
+characters."""
 _SHOWN_CHARS: Final = 20_000
-"""Of a header that is part of the text."""
+"""How much of a header field becomes text."""
 _NO_NAME: Final = "attachment"
 _SURROGATE: Final = re.compile("[\udc80-\udcff]")
 _SHOWN_TYPES: Final = ("image/",)
@@ -82,7 +83,7 @@ def eml_members(document: RawDocument, budget: Budget) -> Iterator[Member]:
 
 
 class _Policy(email.policy.EmailPolicy):
-    """Parses no more of a header than such have in earnest."""
+    """Parses no more of a header field than genuine ones have."""
 
     def header_fetch_parse(self, name: str, value: str) -> Any:
         return super().header_fetch_parse(name, value[:_PARSED_CHARS])
@@ -100,7 +101,7 @@ def _message(document: RawDocument) -> EmailMessage:
 
 
 def _leaves(message: EmailMessage) -> Iterator[EmailMessage]:
-    """The parts that have no parts; a mail that is attached is one, whatever is in it."""
+    """The parts without parts of their own, in order; an attached mail is one part."""
     waiting = [message]
     while waiting:
         part = waiting.pop()
@@ -118,7 +119,7 @@ def _inner(part: EmailMessage) -> list[EmailMessage]:
 
 
 def _bodies(message: EmailMessage) -> list[EmailMessage]:
-    """The parts that are read as the text of the mail itself."""
+    """The parts that are the text of the mail itself."""
     bodies: list[EmailMessage] = []
     waiting = [message]
     while waiting:
@@ -136,7 +137,7 @@ def _bodies(message: EmailMessage) -> list[EmailMessage]:
 
 
 def _alternative(parts: Sequence[EmailMessage]) -> Sequence[EmailMessage]:
-    """The plain form where it says something; else the last one, which is the richest."""
+    """The plain text if it is not blank, else the last form, which is the richest (RFC 2046)."""
     for part in parts:
         if part.get_content_type() == "text/plain" and _payload(part).strip():
             return [part]
@@ -149,8 +150,8 @@ def _payload(part: EmailMessage) -> bytes:
 
 
 def _is_text(part: EmailMessage) -> bool:
-    """Whether it is text of the mail itself, in one form or another. The package takes parts whose
-    boundary is not there for text, too."""
+    """Whether a part is text of the mail itself. The email package also returns a multipart part
+    whose boundary is missing as text."""
     type_ = part.get_content_type()
     is_text = type_ in ("text/plain", "text/html") or type_.startswith("multipart/")
     is_attachment = part.get_content_disposition() == "attachment" or bool(part.get_filename())
@@ -158,7 +159,7 @@ def _is_text(part: EmailMessage) -> bool:
 
 
 def _is_shown(part: EmailMessage) -> bool:
-    """Whether a body has it in its midst; of a saved web page (RFC 2557), all that it uses."""
+    """Whether a body shows the part; in a saved web page (RFC 2557), all its parts."""
     is_image = part.get_content_type().startswith(_SHOWN_TYPES)
     is_used = (is_image and "content-id" in part) or "content-location" in part
     return is_used and part.get_content_disposition() != "attachment"
@@ -191,7 +192,8 @@ def _attached_mail(part: EmailMessage, document: RawDocument, budget: Budget) ->
 
 
 def _header(message: EmailMessage, name: str) -> str:
-    """Headers hold bytes of any encoding where a program did not encode them (RFC 2047)."""
+    """The decoded field. Where a program did not encode it (RFC 2047), its bytes may have any
+    encoding."""
     written = next((v for key, v in message.raw_items() if key.lower() == name), "")
     text = _mended(str(written)[:_SHOWN_CHARS])
     try:
@@ -201,12 +203,12 @@ def _header(message: EmailMessage, name: str) -> str:
         else:
             text = str(value)
     except (ValueError, IndexError, AttributeError, TypeError, LookupError):
-        pass  # the package fails on some that are no headers at all; it is shown as it is
+        pass  # the package fails on some malformed fields; they stay as they are
     return " ".join(text.split())
 
 
 def _mended(text: str) -> str:
-    """The text of bytes that the package has put into surrogates."""
+    """Decode bytes that the email package has turned into surrogates."""
     if _SURROGATE.search(text) is None:
         return text
     data = text.encode("utf-8", "surrogateescape")
@@ -289,7 +291,7 @@ def _outlook_message(document: RawDocument) -> Any:
 
 
 def _outlook_html(message: Any) -> bytes | str | None:
-    """As bytes where it is there as such: then the page says which encoding they have."""
+    """As bytes if stored so: the page itself then declares its encoding."""
     html: bytes | str | None = message.properties.binary_prop_value(_HTML_BODY) or message.html_body
     return html
 
@@ -298,7 +300,7 @@ _RTF_HEADER: Final = struct.Struct("<IIII")
 _RTF_PACKED: Final = 0x75465A4C
 _RTF_PLAIN: Final = 0x414C454D
 _RTF_WINDOW: Final = 4096
-# What each packed body may refer to before it has said anything (MS-OXRTFCP 2.1.2.1).
+# The initial dictionary of the compression (MS-OXRTFCP 2.1.2.1).
 _RTF_BEFORE: Final = (
     b"{\\rtf1\\ansi\\mac\\deff0\\deftab720{\\fonttbl;}"
     b"{\\f0\\fnil \\froman \\fswiss \\fmodern \\fscript \\fdecor "
@@ -308,7 +310,7 @@ _RTF_BEFORE: Final = (
 
 
 def _unpacked_rtf(data: bytes, document: RawDocument) -> bytes:
-    """The RTF of a body, which Outlook packs (MS-OXRTFCP 2.2). Raises DocumentError."""
+    """Decompress the RTF of a body (MS-OXRTFCP 2.2). Raises DocumentError."""
     if len(data) < _RTF_HEADER.size:
         raise DocumentError(f"{document.name}: its text is cut off. Save it again.")
     _, size, kind, _ = _RTF_HEADER.unpack_from(data)
@@ -330,7 +332,8 @@ def _unpacked_rtf(data: bytes, document: RawDocument) -> bytes:
             elif at + 2 <= len(packed):
                 reference = packed[at] << 8 | packed[at + 1]
                 at += 2
-                # An offset into a window that goes round; the end is where it is written next.
+                # An offset in a ring buffer, relative to the write position; the write position
+                # itself is the end.
                 back = (len(out) - (reference >> 4)) % _RTF_WINDOW
                 if back == 0 or back > len(out):
                     return bytes(out[begin:])
@@ -368,7 +371,7 @@ def _member(
     name: str | None, media_type: str, data: bytes, document: RawDocument, budget: Budget
 ) -> Member:
     written = _mended(name) if name else _NO_NAME + _SUFFIXES.get(media_type, "")
-    # An attachment has no folder, whatever its name says.
+    # Attachments have no folder.
     shown = clean_name(written.replace("\\", "/").rpartition("/")[2])[0]
     shown = _distinct(shown, document, budget)
     return budget.too_large(shown, len(data)) or Member(
@@ -377,7 +380,7 @@ def _member(
 
 
 def _distinct(name: str, document: RawDocument, budget: Budget) -> str:
-    """Attachments of one name are common."""
+    """The name, with a number if another attachment of the mail has it: that is common."""
     stem, dot, suffix = name.rpartition(".")
     copy, unique = 2, name
     while not budget.is_new(f"{document.name}/{unique}"):

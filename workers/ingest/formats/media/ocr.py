@@ -1,7 +1,7 @@
-"""Pictures of text: scans, photographs, pages of a PDF that are pictures -> text, by tesseract.
+"""Optical character recognition by tesseract: pictures, scans, pages of a PDF -> text.
 
-Only where a job asks for it (`ocr`). The program and the data of its languages are to be on the
-machine of the workers (Debian: tesseract-ocr, tesseract-ocr-kor); no package of Python brings them.
+Only if a job has the option `ocr`. The workers' machine needs the program and the data of its
+languages (Debian: tesseract-ocr, tesseract-ocr-kor); no Python package contains them.
 """
 
 import io
@@ -17,14 +17,19 @@ from shared.errors import DocumentError
 from workers.ingest.formats.loader import RawDocument
 
 DPI: Final = 200
-"""Of pages that are drawn to be read."""
+"""The resolution at which pages of a PDF are rendered."""
 _PROGRAM: Final = "tesseract"
 _LANGUAGE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _EMPTY_LINES: Final = re.compile(r"\n{3,}")
 
 
 def text_of_picture(picture: Image.Image, document: RawDocument, *, dpi: int | None) -> str:
-    """Without `dpi`, its resolution is guessed. Raises `DocumentError`."""
+    """The text of a picture; empty if there is none. Without `dpi` tesseract estimates the
+    resolution.
+
+    Raises DocumentError if tesseract or the data of a language is missing, or if it takes longer
+    than SLUICE_OCR_PAGE_LIMIT_S.
+    """
     chosen = document.options.ocr.languages if document.options.ocr is not None else None
     languages = "+".join(chosen) if chosen else document.settings.ocr_languages
     if not all(_LANGUAGE.fullmatch(language) for language in languages.split("+")):
@@ -45,7 +50,7 @@ def text_of_picture(picture: Image.Image, document: RawDocument, *, dpi: int | N
         ended = subprocess.run(
             [program, "stdin", "stdout", "-l", languages, *resolution],
             input=stream.getvalue(), capture_output=True, timeout=limit_s, check=False,
-            # Its threads wait for each other more than they help, and workers are several.
+            # Its threads slow each other down, and there are several workers.
             env={**os.environ, "OMP_THREAD_LIMIT": "1"},
         )  # fmt: skip
     except subprocess.TimeoutExpired as late:

@@ -1,8 +1,8 @@
-"""Pictures (PNG, JPEG, TIFF, WebP) -> the text that is in them, by optical character recognition.
+"""Pictures (PNG, JPEG, TIFF, WebP) -> the text in them, by optical character recognition.
 
-Only where a job asks for it (`ocr.py`). Each page of a TIFF is a passage, with its number; of
-pictures that move, the first is read. By Pillow (MIT-CMU), which LangChain's loaders for pictures
-hand everything to as well.
+Only if a job has the option `ocr` (`ocr.py`). Each page of a TIFF is a passage with its number; of
+an animation, the first frame is read. By Pillow (MIT-CMU), which LangChain's loaders for pictures
+use, too.
 """
 
 import io
@@ -28,9 +28,9 @@ from workers.ingest.formats.media.ocr import text_of_picture
 
 _FORMATS: Final = ("PNG", "JPEG", "TIFF", "WEBP")
 _LIKELY_DPI: Final = range(100, 1201)
-"""What scanners note; programs that know nothing of it note 72 or 96."""
+"""Resolutions that scanners store; other programs store 72 or 96 whatever the picture."""
 _DAMAGE: Final = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
-"""What Pillow raises for pictures that are damaged."""
+"""Errors that Pillow raises for damaged pictures."""
 
 
 def load(document: RawDocument) -> DocumentParts:
@@ -51,7 +51,7 @@ def _passages(document: RawDocument) -> Iterator[RawPassage]:
 
 @contextmanager
 def _own_bounds() -> Iterator[None]:
-    """How large a picture may be is a setting here, and not what Pillow takes for too large."""
+    """Switch off Pillow's limit of pixels: a setting limits them here."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -63,7 +63,7 @@ def _own_bounds() -> Iterator[None]:
 def _open(document: RawDocument) -> Image.Image:
     try:
         with _own_bounds(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow thinks of the document
+            warnings.simplefilter("ignore")  # Pillow's warnings about the document
             return Image.open(io.BytesIO(document.content), formats=_FORMATS)
     except (UnidentifiedImageError, *_DAMAGE) as wrong:
         raise _damage(document, wrong) from wrong
@@ -78,7 +78,7 @@ def _damage(document: RawDocument, wrong: object) -> DocumentError:
 
 
 def _page(document: RawDocument, picture: Image.Image, page: int) -> Image.Image:
-    """A page as it is to be seen: black on white where nothing is behind it, upright."""
+    """A page as people see it: upright, and on white where it is transparent. Raises DocumentError."""
     limit = document.settings.ocr_page_limit_pixels
     try:
         with _own_bounds():
@@ -99,7 +99,7 @@ def _page(document: RawDocument, picture: Image.Image, page: int) -> Image.Image
     if shown.has_transparency_data:
         shown = shown.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-    if shown.mode.startswith("I"):  # gray of 16 bits, which converting would cut off
+    if shown.mode.startswith("I"):  # 16-bit gray, which convert() alone would clip
         return shown.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     return shown
 

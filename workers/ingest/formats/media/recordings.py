@@ -1,8 +1,8 @@
-"""Recordings (WAV, FLAC, MP3, Ogg) -> what is said in them, with when.
+"""Recordings (WAV, FLAC, MP3, Ogg) -> passages of speech, with their times.
 
-What is said, a model of the task `automatic-speech-recognition` writes down before
-(`workers/hf/recordings.py`), and only where a job asks for it (`speech`). As of subtitles, what
-follows each other becomes one passage, with its seconds as `start_s` and `end_s`.
+If a job has the option `speech`, a model of the task `automatic-speech-recognition` has transcribed
+the recording before (`workers/hf/recordings.py`). As with subtitles, consecutive utterances become
+one passage, with its times in seconds as `start_s` and `end_s`.
 """
 
 import io
@@ -37,7 +37,7 @@ def _silence() -> bytes:
 
 
 _TEXT: Final = "We open at nine."
-# How files of these formats begin; no loader looks into them.
+# The first bytes of files of these formats; no loader reads more of them.
 WAV = Loader(load=load, example=_silence(), example_text=_TEXT)
 FLAC = Loader(load=load, example=b"fLaC\x00\x00\x00\x22" + bytes(34), example_text=_TEXT)
 MP3 = Loader(load=load, example=b"ID3\x04" + bytes(6) + b"\xff\xfb\x90\x64", example_text=_TEXT)

@@ -1,8 +1,8 @@
-"""EPUB books -> passages of the documents of the spine, in its order: sections under headings.
+"""EPUB books -> passages: the sections of the documents in the spine, in its order.
 
-`part` in the metadata is the title of the chapter: of the table of contents (EPUB 3's navigation,
-EPUB 2's NCX) or else of the document itself. The documents are read as HTML is (`html.py`); the
-navigation itself is left out. Books with DRM are refused.
+`part` in the metadata is the title of the chapter: from the table of contents (the navigation
+document of EPUB 3, the NCX of EPUB 2), or else from the document itself. The documents are read as
+HTML is (`html.py`), without the navigation document. Books with DRM are refused.
 
 By lxml alone: EbookLib has the AGPL, and LangChain's loader needs pandoc.
 """
@@ -36,7 +36,7 @@ from workers.ingest.formats.office.package import (
 )
 from workers.ingest.formats.texts.html import page_within
 
-# What only makes fonts unreadable, which nobody reads here.
+# Algorithms that only make fonts unreadable; no font is read here.
 _FONT_ALGORITHMS: Final = (
     "http://www.idpf.org/2008/embedding",
     "http://ns.adobe.com/pdf/enc#RC",
@@ -76,7 +76,7 @@ def _passages(
     }
     spine = child(root, "spine")
     titles = _titles(package, manifest, spine, folder)
-    # An item that the spine names again is read once.
+    # A document that the spine names twice is read once.
     for id_ in dict.fromkeys(node.get("idref") or "" for node in children(spine, "itemref")):
         item = manifest.get(id_)
         if item is None or item.get("media-type") not in _PAGES or _is_navigation(item):
@@ -107,7 +107,7 @@ def _titles(
     spine: etree._Element | None,
     folder: str,
 ) -> dict[str, str]:
-    """Of members, the outermost first entry of the table of contents that leads there."""
+    """Member name -> the title of the first, outermost entry of the table of contents for it."""
     titles: dict[str, str] = {}
     for item in manifest.values():
         if not _is_navigation(item):

@@ -1,7 +1,7 @@
-"""Formulas of documents on one line, so that a fraction is no product: `(a+b)/2`, `x^2`, `√(x)`.
+"""Formulas on one line, with parentheses that keep their meaning: `(a+b)/2`, `x^2`, `√(x)`.
 
-Office Math (ECMA-376 part 1, 22.1) and MathML, whose elements differ in name more than in what they
-are. Written about as Unicode Technical Note 28 writes formulas in plain text.
+For Office Math (ECMA-376 part 1, 22.1) and MathML, which name the same elements differently. The
+notation is about that of Unicode Technical Note 28.
 """
 
 from typing import Final
@@ -16,7 +16,7 @@ _ABOVE: Final = {
     "sSup": "e^sup", "sSub": "e_sub", "sSubSup": "e_sub^sup", "sPre": "_sub^sup e",
     "limLow": "e_lim", "limUpp": "e^lim",
 }  # fmt: skip
-"""Elements of Office Math by the names of their parts."""
+"""The elements of Office Math, and the names of their parts."""
 _SCRIPTS: Final = {
     "msup": "^", "msub": "_", "msubsup": "_^", "mover": "^", "munder": "_", "munderover": "_^",
 }  # fmt: skip
@@ -82,12 +82,12 @@ def _joined(node: etree._Element) -> str:
 
 
 def _parts(node: etree._Element, *names: str) -> list[str]:
-    """Empty ones for those that are not there."""
+    """The texts of the parts with these names; empty for missing ones."""
     return ["" if (part := child(node, name)) is None else _joined(part) for name in names]
 
 
 def _scripts(node: etree._Element, form: str) -> str:
-    """`form` has the names of parts, with the sign that is written before each."""
+    """`form` has the names of the parts, each preceded by its sign."""
     written: list[str] = []
     sign = name = ""
     for char in f"{form} ":
@@ -102,7 +102,7 @@ def _scripts(node: etree._Element, form: str) -> str:
 
 
 def _sign(node: etree._Element, of: str, name: str, default: str) -> str:
-    """One that is there without a value is none."""
+    """The character that an attribute sets; empty if the attribute has no value."""
     noted = child(node, of, name)
     return default if noted is None else attribute(noted, "val") or ""
 
@@ -112,7 +112,7 @@ def _group(text: str) -> str:
 
 
 def _is_grouped(text: str) -> bool:
-    """Whether it stands in parentheses as a whole."""
+    """Whether one pair of parentheses encloses all of it."""
     if not (text.startswith("(") and text.endswith(")")):
         return False
     depth = 0

@@ -1,8 +1,8 @@
-"""HWP 5.0, the binary format of Hancom Office -> sections under headings, as of `hwpx.py`.
+"""HWP 5.0, the binary format of Hancom Office -> sections under headings, as for HWPX (`hwpx.py`).
 
-By the published format ("한글문서파일형식 5.0", Hancom) over olefile: pyhwp has the AGPL and is no
-longer kept, and no loader of LangChain reads the format. Documents that are encrypted, or made for
-distribution, whose text is encrypted too, are refused, and so are those of HWP 3.
+Written from the published format ("한글문서파일형식 5.0", Hancom) on top of olefile: pyhwp has the
+AGPL and is not maintained, and no loader of LangChain reads the format. Encrypted documents,
+documents made for distribution (their text is encrypted, too) and documents of HWP 3 are refused.
 """
 
 import struct
@@ -36,11 +36,11 @@ _COMPRESSED, _ENCRYPTED, _DISTRIBUTED, _DRM = 1, 2, 4, 16
 _NUMBERING, _PARA_SHAPE = 23, 25
 _PARA_HEADER, _PARA_TEXT, _CTRL_HEADER, _LIST_HEADER, _TABLE, _EQUATION = 66, 67, 71, 72, 77, 88
 _MAX_LEVEL: Final = 100
-"""How deep tables and boxes may lie within each other, in records."""
+"""How deep tables and text boxes may nest, in levels of records."""
 _LONG_CONTROLS: Final = frozenset({*range(1, 10), 11, 12, *range(14, 24)})
-"""Controls that take eight characters of text."""
+"""Control characters that take the space of eight characters."""
 _EXTENDED: Final = frozenset({1, 2, 3, 11, 12, 14, 15, 16, 17, 18, 21, 22, 23})
-"""Controls that a record of their own belongs to."""
+"""Control characters that have a record of their own."""
 _SIGNS: Final = {9: "\t", 10: "\n", 24: "-", 30: " ", 31: " "}
 _FORMS: Final = (
     "decimal", "decimalEnclosedCircle", "upperRoman", "lowerRoman", "upperLetter", "lowerLetter",
@@ -61,7 +61,7 @@ class _Record:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ParagraphShape:
     heading: int
-    """0 for none, 1 for an outline, 2 for a number, 3 for a bullet."""
+    """0: none, 1: outline, 2: number, 3: bullet."""
     level: int
     numbering: int
 
@@ -75,7 +75,7 @@ def load(document: RawDocument) -> DocumentParts:
         )
     try:
         ole = olefile.OleFileIO(BytesIO(content))
-    except Exception as wrong:  # what it raises for damage is of every kind
+    except Exception as wrong:  # olefile raises errors of every class for damage
         raise _damage(document, wrong) from wrong
     with ole:
         reader = _Reader(document, ole)
@@ -130,7 +130,7 @@ class _Reader:
     def metadata(self) -> Metadata:
         try:
             properties = self._ole.getproperties("\x05HwpSummaryInformation")
-        except Exception:  # the summary is beside the point; olefile raises all sorts for damage
+        except Exception:  # metadata is optional; olefile raises errors of every class
             return {}
         metadata: Metadata = {}
         for number, key in ((2, DocumentKey.TITLE), (4, DocumentKey.AUTHOR)):
@@ -161,7 +161,7 @@ class _Reader:
         try:
             with self._ole.openstream(name) as stream:
                 return bytes(stream.read())
-        except Exception as wrong:  # what olefile raises for damage is of every kind
+        except Exception as wrong:  # olefile raises errors of every class for damage
             raise _damage(self._document, wrong) from wrong
 
     def _records(self, name: str) -> Iterator[_Record]:
@@ -194,7 +194,7 @@ class _Reader:
         return unpacked
 
     def _paragraphs(self, records: Sequence[_Record], at: int, end: int, out: Blocks) -> None:
-        """Those of one list: records from `at` to `end`, of which paragraphs are the outermost."""
+        """The paragraphs of one list: those at the outermost level of records `at` to `end`."""
         while at < end:
             record = records[at]
             behind = _behind(records, at, end)
@@ -206,7 +206,7 @@ class _Reader:
         head = records[at]
         text = b""
         controls: list[tuple[int, int]] = []
-        """Where the records of each control begin and end."""
+        """The first and the end index of the records of each control."""
         inner = at + 1
         while inner < end:
             behind = _behind(records, inner, end)
@@ -326,7 +326,7 @@ class _Reader:
 
 
 def _behind(records: Sequence[_Record], at: int, end: int) -> int:
-    """Where what is within a record ends."""
+    """The index of the first record that is no descendant of record `at`."""
     level = records[at].level
     behind = at + 1
     while behind < end and records[behind].level > level:
@@ -335,8 +335,10 @@ def _behind(records: Sequence[_Record], at: int, end: int) -> int:
 
 
 def _lists(records: Sequence[_Record], at: int, end: int) -> Iterator[tuple[int, int]]:
-    """The outermost lists of paragraphs among records, each from its header to its end. The
-    paragraphs of a list stand behind its header, on the same level."""
+    """The outermost lists of paragraphs among the records: first and end index of each.
+
+    The paragraphs of a list follow its header, at the same level.
+    """
     while at < end:
         if records[at].tag != _LIST_HEADER:
             at += 1
@@ -353,7 +355,7 @@ def _lists(records: Sequence[_Record], at: int, end: int) -> Iterator[tuple[int,
 
 
 def _pieces(data: bytes) -> Iterator[str | int]:
-    """Text, and the codes of controls in it."""
+    """Text and codes of control characters, in order."""
     codes = memoryview(data[: len(data) & ~1]).cast("H")
     start = at = 0
     while at < len(codes):
@@ -374,7 +376,7 @@ def _pieces(data: bytes) -> Iterator[str | int]:
 
 
 def _string(data: bytes, at: int) -> tuple[str, int]:
-    """A text behind its length, and where it ends."""
+    """A string that its length precedes, and the index behind it."""
     if at + 2 > len(data):
         return "", at
     (length,) = struct.unpack_from("<H", data, at)
@@ -395,7 +397,7 @@ def _forms(data: bytes) -> dict[int, tuple[str, str, int]]:
     return forms
 
 
-# A document of one paragraph, compressed.
+# A document with one paragraph, compressed.
 _EXAMPLE: Final = (
     "eNq7cF7wwcKNUg8Z0IAdAzPDv/+cDGxIYoxAzATjCED4IPzv////ICEWIP4/CoYU8AgPUHDJTy7NTc0rUXDLzElF"
     "TwisQDiMgRNDAqMgA0MDpowziwJTOEMqgwJDPkMBkM4DshIZSoBkHkMmEKcy6DHwDnn/w/I0MzQf/xvNEiMKBAFT"

@@ -1,13 +1,13 @@
 """HWPX, the format of Hancom Office (OWPML, KS X 6101:2024) -> sections under headings.
 
-Headings are paragraphs of an outline level; they and items of lists have the numbers that Hancom
-Office shows. Tables are a line a row with merged cells in each row that they cover, text boxes and
-captions follow the paragraph that holds them, and notes, hidden comments, memos, headers and
-footers are passages of their own (`part`). Tracked deletions are not read; equations are in their
-own script.
+Headings are paragraphs with an outline level. Headings and items of lists have the numbers that
+Hancom Office shows. A row of a table is one line, with merged cells in each row that they cover.
+Text boxes and captions follow the paragraph that contains them. Notes, hidden comments, memos,
+headers and footers are passages of their own (`part`). Tracked deletions are not read. Equations
+stay in the notation of Hancom.
 
-By lxml alone: python-hwpx, which is kept, edits documents and holds a model of all that is in them;
-no loader of LangChain reads the format.
+By lxml alone: python-hwpx is made for editing and builds objects for a whole document, and no
+loader of LangChain reads the format.
 """
 
 import re
@@ -54,7 +54,7 @@ _FORMS: Final = {
 _PLACE: Final = re.compile(r"\^([0-9n])")
 LEVELS: Final = 10
 _REPEATS: Final = 16
-"""How often merged cells come again, for each cell of a table."""
+"""How many copies of merged cells are written, for each cell of the table."""
 
 
 @dataclass(kw_only=True)
@@ -62,12 +62,12 @@ class HeadNumbers:
     """Automatic numbers of an outline or a list."""
 
     forms: Mapping[int, tuple[str, str, int]]
-    """By level from 0: form of the number, text with `^1` for the number of the first level, and
-    the number that it begins with."""
+    """Level from 0 -> the form of the number, the text in which `^1` stands for the number of level
+    1, and the first number."""
     counts: list[int | None] = field(default_factory=lambda: [None] * LEVELS)
 
     def label(self, level: int) -> str:
-        """The next one of a level."""
+        """The next number of a level, as text."""
         if not 0 <= level < LEVELS or level not in self.forms:
             return ""
         before = self.counts[level]
@@ -85,7 +85,7 @@ class HeadNumbers:
 
 @dataclass(kw_only=True)
 class TableCell:
-    """A cell of a table at its place, from 0."""
+    """A cell of a table; row and column count from 0."""
 
     row: int
     column: int
@@ -94,7 +94,8 @@ class TableCell:
 
 
 def write_table(cells: Sequence[TableCell], out: Blocks) -> None:
-    """Cells that are merged downwards count in each row; those that are not there are covered."""
+    """Write a table. A cell merged over rows counts in each of them; positions without a cell are
+    covered by a merged one."""
     rows: dict[int, list[TableCell]] = {}
     for cell in cells:
         rows.setdefault(cell.row, []).append(cell)
@@ -132,7 +133,8 @@ def load(document: RawDocument) -> DocumentParts:
 
 
 def _sections(package: Package, root: etree._Element | None) -> list[str]:
-    """In the order of the spine; of what the spine lacks, by number."""
+    """The names of the sections in the order of the spine; those not in the spine follow, by
+    number."""
     items = {
         node.get("id") or "": node.get("href") or ""
         for node in children(child(root, "manifest"), "item")
@@ -304,7 +306,7 @@ class _Reader:
         return blocks.cell
 
     def _thing(self, node: etree._Element, out: Blocks) -> None:
-        """A table, a shape with text, or shapes that are one."""
+        """A table, a shape with text, or a group of shapes."""
         for caption in children(node, "caption"):
             for sub_list in children(caption, "subList"):
                 self._blocks(sub_list, out)
@@ -342,7 +344,7 @@ def _forms(numbering: etree._Element) -> dict[int, tuple[str, str, int]]:
 
 
 def _number(node: etree._Element | None, name: str) -> int:
-    """0 where there is none."""
+    """The number in an attribute; 0 if there is none."""
     value = None if node is None else attribute(node, name)
     return int(value) if value and value.isdecimal() and len(value) < 10 else 0
 

@@ -1,14 +1,14 @@
-"""Numbers of spreadsheets as people see them: a number format code and a value -> the text shown.
+"""Numbers in spreadsheets: a number format code and a value -> the text that people see.
 
-The codes are those of Office Open XML (ISO/IEC 29500-1, 18.8.30 and 18.8.31), which .xls has too:
+The codes are those of Office Open XML (ISO/IEC 29500-1, 18.8.30 and 18.8.31), which .xls uses, too:
 sections for positive, negative, zero and text, conditions, digits with separators and literals,
-percentages, scaling, exponents, fractions, dates, times and elapsed times, and currencies and names
-of a locale. What depends on the reader's own settings is unambiguous instead: the short date (built
-in as number 14) is of ISO 8601. `General` shows at most ten significant digits, but whole numbers
-in full. Widths, colours and fills are left out, and hidden values (`;;;`) are empty, as for people.
-A code that is none is `General`.
+percentages, scaling, exponents, fractions, dates, times, elapsed times, currencies, and names of a
+locale. Formats that depend on the reader's settings become unambiguous ones: the short date
+(built-in number 14) is ISO 8601. `General` shows at most ten significant digits, but whole numbers
+in full. Widths, colours and fill characters are left out, and hidden values (`;;;`) are empty. An
+invalid code counts as `General`.
 
-By own code: of the libraries, xlfmt is in its first version, and SSF's port is no longer kept.
+Own code, because the library xlfmt is in its first version and the port of SSF is not maintained.
 """
 
 import re
@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Final
 
 _MAX_CODE_CHARS: Final = 1000
-_MAX_SERIAL: Final = 2_958_466  # the day behind 9999-12-31
+_MAX_SERIAL: Final = 2_958_466  # the day after 9999-12-31
 _EPOCH: Final = datetime(1899, 12, 30)
 _EPOCH_1904: Final = datetime(1904, 1, 1)
 _LARGEST_SHOWN: Final = 1e300
@@ -75,7 +75,7 @@ _MONTHS: Final = (
 )
 _DAYS: Final = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _EAST_DAYS: Final = {"ko": "월화수목금토일", "ja": "月火水木金土日", "zh": "一二三四五六日"}
-_LOCALES: Final = {0x12: "ko", 0x11: "ja", 0x04: "zh"}  # primary languages of Windows' identifiers
+_LOCALES: Final = {0x12: "ko", 0x11: "ja", 0x04: "zh"}  # primary language identifiers of Windows
 
 
 @dataclass(kw_only=True)
@@ -99,17 +99,17 @@ class _Section:
 
 
 def is_date(code: str) -> bool:
-    """Whether numbers under this code are dates or times."""
+    """Whether the code shows numbers as dates or times."""
     return _sections(code)[0].is_date
 
 
 def is_elapsed(code: str) -> bool:
-    """Whether they are lengths of time."""
+    """Whether the code shows numbers as elapsed times."""
     return any(kind == "elapsed" for kind, _ in _sections(code)[0].tokens)
 
 
 def shown_text(text: str, code: str) -> str:
-    """A text under a format; most have nothing to say of it."""
+    """A text under a format code; most codes leave it as it is."""
     sections = _sections(code)
     section = sections[3] if len(sections) > 3 else sections[-1]
     if not any(kind == "text" for kind, _ in section.tokens):
@@ -120,7 +120,7 @@ def shown_text(text: str, code: str) -> str:
 
 
 def shown(value: float, code: str, *, is_1904: bool = False) -> str:
-    """A number, or the serial number of a date, under a format."""
+    """A number, or the serial number of a date, under a format code."""
     section, is_negative = _section_of(value, _sections(code))
     if not section.tokens:
         return ""
@@ -149,8 +149,10 @@ def general(value: float) -> str:
 
 
 def moment(value: float, *, is_1904: bool = False) -> datetime | None:
-    """The date of a serial number; None where it is none. Milliseconds are kept. Day 60 of 1900,
-    which was none, is as in Excel, where the days before it are counted otherwise."""
+    """The date and time of a serial number, to the millisecond; None if it is out of range.
+
+    Excel counts 1900-02-29 (number 60), a day that did not exist: numbers below are one day later.
+    """
     if not 0 <= value < _MAX_SERIAL:
         return None
     if is_1904:
@@ -190,7 +192,7 @@ def _sections(code: str) -> Sequence[_Section]:
 
 
 def _tell_minutes(section: _Section) -> None:
-    """`m` is a minute behind hours and before seconds, else a month."""
+    """Decide what `m` means: a minute after hours or before seconds, else a month."""
     dates = [at for at, (kind, _) in enumerate(section.tokens) if kind in ("date", "elapsed")]
     for place, at in enumerate(dates):
         kind, token = section.tokens[at]
@@ -205,7 +207,7 @@ def _tell_minutes(section: _Section) -> None:
 
 
 def _section_of(value: float, sections: Sequence[_Section]) -> tuple[_Section, bool]:
-    """The section for a number, and whether a minus sign is to be written before it."""
+    """The section of the code for a value, and whether to write a minus sign before it."""
     numeric = sections[:3] if len(sections) > 3 else sections
     if any(section.condition for section in numeric):
         for section in numeric:
@@ -231,7 +233,7 @@ def _number(value: float, section: _Section, sign: str) -> str:
     tokens = section.tokens
     kinds = [kind for kind, _ in tokens]
     if "digit" not in kinds:
-        # Literals alone are shown in place of the number; `@` and nothing else is the number.
+        # A section with literals only is shown instead of the number; `@` alone shows the number.
         return sign + "".join(
             general(value) if kind == "text" else _literal(kind, token) for kind, token in tokens
         )
@@ -244,7 +246,7 @@ def _number(value: float, section: _Section, sign: str) -> str:
     digits = [at for at, kind in enumerate(kinds) if kind == "digit"]
     whole_digits = [at for at in digits if at < point_at]
     decimals = [at for at in digits if point_at < at < exponent_at]
-    # Commas behind the last digit, or the last one before the point, divide by a thousand each.
+    # Each comma after the last digit, or before the decimal point, divides by a thousand.
     scale = 0
     for places in (whole_digits, decimals):
         at = places[-1] + 1 if places else len(tokens)
@@ -293,7 +295,7 @@ def _number(value: float, section: _Section, sign: str) -> str:
         elif kind != "comma":
             parts.append(_literal(kind, token) if kind != "text" else "")
     text = "".join(parts)
-    # A currency stands behind the minus sign: -₩1,200.
+    # A currency follows the minus sign: -₩1,200.
     if sign and not text.startswith(sign) and sign in text:
         text = sign + text.replace(sign, "", 1)
     return text
@@ -302,7 +304,7 @@ def _number(value: float, section: _Section, sign: str) -> str:
 def _whole_part(
     tokens: Sequence[tuple[str, str]], places: Sequence[int], whole: str, *, grouped: bool
 ) -> dict[int, str]:
-    """Digits for each place before the point; the first takes all that are left."""
+    """Placeholder index -> digits; the first placeholder takes all digits that are left."""
     shown_digits: dict[int, str] = {}
     left = whole
     count = 0
@@ -317,7 +319,7 @@ def _whole_part(
                 parts.append("," if count and count % 3 == 0 else "")
                 count += 1
             parts.append(digit)
-        # Written from the right: a separator stands behind the digit that comes after it.
+        # From right to left: a separator follows the digit to its left.
         shown_digits[at] = "".join(reversed(parts))
     return shown_digits
 
@@ -356,7 +358,7 @@ def _is_fraction(tokens: Sequence[tuple[str, str]]) -> bool:
 
 
 def _fraction(value: float, tokens: Sequence[tuple[str, str]]) -> str:
-    """`# ?/?`, `# ??/??`, `?/8`: the nearest fraction of so many digits."""
+    """`# ?/?`, `# ??/??`, `?/8`: the nearest fraction with as many digits."""
     slash = next(at for at, (kind, _) in enumerate(tokens) if kind == "slash")
     below = ""
     for kind, token in tokens[slash + 1 :]:
@@ -474,4 +476,4 @@ def _date_part(when: datetime, token: str, locale: str, *, is_half: bool) -> str
         return f"{when.minute:0{min(width, 2)}d}"
     if letter == "s":
         return f"{when.second:0{min(width, 2)}d}"
-    return ""  # eras, and years of Buddha
+    return ""  # eras, and years of the Buddhist calendar

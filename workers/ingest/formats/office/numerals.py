@@ -1,7 +1,7 @@
 """Numbers as automatic numbering writes them: "iii", "다", "③".
 
-The names of the forms are those of Office Open XML (ST_NumberFormat, ISO/IEC 29500-1, 17.18.59); a
-form that is not known is decimal.
+The names of the forms are those of Office Open XML (ST_NumberFormat, ISO/IEC 29500-1, 17.18.59); an
+unknown form counts as decimal.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ _ENCLOSED: Final = {
 }
 _LARGEST: Final = 9999
 LABEL_CHARS: Final = 100
-"""Of the text around an automatic number, which each paragraph of its list has."""
+"""Limit for the text around an automatic number, since each paragraph of a list repeats it."""
 
 
 def numeral(number: int, form: str) -> str:

@@ -1,12 +1,13 @@
-"""OpenDocument (ISO/IEC 26300): texts, spreadsheets, presentations, and templates of them.
+"""OpenDocument (ISO/IEC 26300) -> passages: texts, spreadsheets, presentations, and their
+templates.
 
-Texts become sections under their headings, as Word documents do (`outline.py`); lists and headings
-have their numbers, notes and comments, headers and footers are passages of their own (`part`), and
-tracked deletions are not read. Sheets become rows (`sheets.py`): cells hold the text that people
-see, and values beside it. Of a presentation each slide is a passage, its notes another one.
+Texts become sections under their headings, as Word documents do (`outline.py`). Lists and headings
+have their numbers; notes, comments, headers and footers are passages of their own (`part`); tracked
+deletions are not read. Sheets become rows (`sheets.py`): each cell has the text that people see,
+and its value. Each slide of a presentation is a passage, and its notes are another.
 
-By lxml alone: odfpy makes objects of everything and is no longer kept; LangChain's loader needs
-unstructured and pandoc. Repeated rows and cells are counted, not copied, unless they have text.
+By lxml alone: odfpy builds objects for all elements and is not maintained; LangChain's loader needs
+unstructured and pandoc. Repeated rows and cells are counted, and copied only if they have text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,7 @@ class _ListLevel:
 
 @dataclass(kw_only=True)
 class _List:
-    """Where a list is being read."""
+    """The state of a list while it is read."""
 
     style: str = ""
     counts: list[int] = field(default_factory=list)
@@ -219,7 +220,7 @@ def _sheet_passages(
 
 
 def _numbered_rows(table: etree._Element) -> Iterator[tuple[int, int, etree._Element]]:
-    """Number, how often it is repeated, and the row."""
+    """The number of a row, how often it is repeated, and the row."""
     number = 1
     for row in descendants(table, "table-row"):
         repeated = max(1, _count(row, "number-rows-repeated", _LAST_ROW))
@@ -299,7 +300,7 @@ class _Reader:
     ) -> None:
         self._package = package
         self.properties: dict[str, etree._Element] = {}
-        """Properties of drawing pages and tables by their style's name."""
+        """Name of a style -> the properties of drawing pages and tables."""
         self._lists: dict[str, dict[int, _ListLevel]] = {}
         self._outline_levels: dict[int, _ListLevel] = {}
         self._heading_counts = [0] * _LEVELS
@@ -332,7 +333,7 @@ class _Reader:
                 self.shape(node, out)
 
     def shape(self, node: etree._Element, out: Blocks) -> None:
-        """A shape, with what is in it."""
+        """A shape, with its content."""
         if local(node) in _SHAPES or local(node) in _GROUPS:
             self.blocks(node, out)
         elif local(node) == "table":
@@ -454,7 +455,7 @@ class _Reader:
             parts.append(_collapsed(part.tail, parts))
 
     def _formula(self, frame: etree._Element) -> str:
-        """Empty where a frame holds none."""
+        """The formula in a frame; empty if there is none."""
         thing = child(frame, "object")
         if thing is None:
             return ""
@@ -490,7 +491,7 @@ class _Reader:
 
 
 def _collapsed(text: str | None, before: Sequence[str]) -> str:
-    """White space is as in HTML: `text:s` stands for more than one."""
+    """White space collapses as in HTML; `text:s` stands for several spaces."""
     if not text:
         return ""
     words = " ".join(text.split())
@@ -545,7 +546,7 @@ def _label(levels: dict[int, _ListLevel], counts: Sequence[int], level: int) -> 
 
 
 def _count(node: etree._Element, name: str, limit: int) -> int:
-    """0 where there is none; never more than the limit."""
+    """The number in an attribute, at most `limit`; 0 if there is none."""
     value = attribute(node, name)
     return min(int(value), limit) if value and value.isdecimal() and len(value) < 10 else 0
 

@@ -1,16 +1,15 @@
 """Text in sections under headings -> one passage for each section.
 
-A section's text is its headings and what stands below the last of them; the path of headings is its
-metadata, as `Guide > Install`. Headings that nothing stands between are of one section. Paragraphs
-stand between blank lines; items of a list and rows of a table are lines.
+The text of a section is its headings and what follows the last of them; the path of its headings is
+metadata, such as `Guide > Install`. Headings with nothing between them belong to one section. Blank
+lines separate paragraphs; items of a list and rows of a table are lines.
 
-A row of a table is one line with its cells separated by " | ", and an empty cell leaves its place
-empty. A merged cell counts in each row that it covers, unless it is long, and once in a row. As
-tables also serve for layout, a row of one cell is no row but blocks, and the cells of a row that
-holds a table, or long text of several paragraphs, stand one below the other.
+A row of a table is one line with its cells separated by " | "; an empty cell stays, as nothing
+between two separators. A merged cell counts in each row that it covers, unless it is long, and once
+in a row. Tables are also used for layout. So a row with one cell is written as blocks, and in a row
+with a table inside, or with long text of several paragraphs, the cells follow one another.
 
-What stands beside the text (notes, comments) becomes passages of its own, behind its section, with
-`part` saying what it is.
+Notes and comments become passages of their own behind their section; `part` says what they are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,26 +28,26 @@ from workers.ingest.formats.loader import (
 
 _LONG_ROW_CHARS: Final = 1000
 _LONG_CELL_CHARS: Final = 300
-"""A merged cell with more text is in the first of its rows alone."""
+"""A merged cell with more text counts only in its first row."""
 PATH_SIGN: Final = " > "
 SYMBOLS: Final = {
     "\uf02d": "-", "\uf06c": "●", "\uf06e": "■", "\uf06f": "□", "\uf071": "❑", "\uf076": "❖",
     "\uf0a7": "▪", "\uf0a8": "◻", "\uf0b7": "•", "\uf0d8": "➢", "\uf0e0": "→", "\uf0fc": "✓",
 }  # fmt: skip
-"""Bullets and the like of the fonts Symbol and Wingdings, whose characters are private ones."""
+"""Bullets and similar signs in the fonts Symbol and Wingdings, which use private characters."""
 _SYMBOLS: Final = str.maketrans(SYMBOLS)
 CELL_SIGN: Final = " | "
 _MAX_PATH_CHARS: Final = 1000
-"""Each chunk below carries its headings."""
+"""Limit for the path of headings, since each chunk of the section repeats it."""
 
 
 @dataclass(kw_only=True)
 class Cell:
-    """Blocks of a cell of a table; of each whether it is a line of the block before."""
+    """The blocks of a cell of a table; with each, whether it is a line of the block before."""
 
     blocks: list[tuple[str, bool]] = field(default_factory=list)
     has_rows: bool = False
-    """Whether a table with rows of several cells is in it."""
+    """Whether it contains a table whose rows have several cells."""
 
     def text(self) -> str:
         return " ".join(" ".join(text for text, _ in self.blocks).split())
@@ -57,13 +56,13 @@ class Cell:
         return "\n".join(text for text, _ in self.blocks)
 
     def below(self) -> "Cell":
-        """What a merged cell is in the rows below its first one."""
+        """The cell as it counts in the rows below its first one, if it is merged."""
         is_long = sum(len(text) for text, _ in self.blocks) > _LONG_CELL_CHARS
         return Cell() if is_long or self.has_rows else self
 
 
 class Blocks:
-    """What paragraphs, lines and rows are written to; `Outline` and the inside of a cell."""
+    """Receives paragraphs, lines and rows. `Outline` makes passages of them, `CellBlocks` a cell."""
 
     def paragraph(self, text: str) -> None:
         self.add(text, is_line=False)
@@ -75,11 +74,11 @@ class Blocks:
         raise NotImplementedError
 
     def heading(self, level: int, text: str, *, label: str = "") -> None:
-        """`label` is its automatic number."""
+        """`label` is the automatic number of the heading."""
         raise NotImplementedError
 
     def rows(self, rows: Sequence[Sequence[Cell]]) -> None:
-        """A whole table."""
+        """Write a whole table."""
         for number, row in enumerate(rows):
             self.row(row, is_first=not number)
 
@@ -99,7 +98,7 @@ class Blocks:
 
 
 class CellBlocks(Blocks):
-    """What writes into a cell."""
+    """Writes into a cell."""
 
     def __init__(self) -> None:
         self.cell = Cell()
@@ -121,8 +120,8 @@ class Outline(Blocks):
     """Blocks in reading order -> passages."""
 
     def __init__(self, document: RawDocument, own: Metadata | None = None) -> None:
-        """`own` is noted of each passage. Raises `DocumentError`, later, where they become more
-        text than a document may have, or more passages."""
+        """`own` is metadata of each passage. Later calls raise DocumentError if the document has
+        more text, or more passages, than the settings allow."""
         self._document = document
         self._own = dict(own or {})
         self._chars = 0
@@ -133,8 +132,11 @@ class Outline(Blocks):
         self._passages: list[RawPassage] = []
 
     def heading(self, level: int, text: str, *, label: str = "") -> None:
-        """Level 1 is the outermost but for titles, whose level is 0. An automatic number is text,
-        but not a part of the path, for it changes when others come before it."""
+        """Level 1 is the outermost; titles have level 0.
+
+        An automatic number is part of the text but not of the path, since it changes when others
+        are inserted before it.
+        """
         name = heading_title(text)
         if not name:
             return
@@ -159,12 +161,12 @@ class Outline(Blocks):
         self._has_body = True
 
     def note(self, part: str, text: str) -> None:
-        """What stands beside the text at this place."""
+        """A note or comment at this point of the text."""
         if text.strip():
             self._notes.setdefault(part, []).append(text.strip())
 
     def passages(self) -> Iterator[RawPassage]:
-        """All of them; nothing is written behind this."""
+        """All passages; call it last."""
         self._end_section()
         yield from self._passages
 

@@ -1,10 +1,10 @@
 """Documents that are ZIP archives of XML: Office Open XML, OpenDocument, EPUB, HWPX.
 
-A `Package` reads members by name and parses XML safely: no entity of a document's own is expanded
-into the tree, no DTD is loaded, nothing is fetched, and libxml2's own limits on depth (256), on the
-length of a text (10 MB) and on what entities amplify stay on. What all members that are read unpack
-to is limited, and so is how much more that is than the archive, so that a bomb is refused while it
-unpacks. Members that no loader reads (pictures, fonts) cost nothing.
+A `Package` reads members by name and parses XML safely: entities of a document are not expanded
+into the tree, no DTD is loaded, nothing is fetched, and libxml2's own limits stay on: for depth
+(256), for the length of a text (10 MB) and for the amplification by entities. The bytes that all
+members unpack to are limited, in total and relative to the archive, so that a bomb is refused while
+it unpacks. Members that no loader reads (pictures, fonts) cost nothing.
 """
 
 import lzma
@@ -22,7 +22,8 @@ from shared.errors import DocumentError
 from workers.ingest.formats.loader import RawDocument
 
 _RATIO_FROM_BYTES: Final = 16 * 1024 * 1024
-"""Small documents of much repetition may unpack to more."""
+"""The limit relative to the archive counts from here on: small repetitive documents compress well.
+"""
 
 _AGAIN: Final = 8
 
@@ -35,10 +36,11 @@ _DAMAGE: Final = (
 
 
 class Package:
-    """Raises `DocumentError` for what is no archive, damaged, encrypted, or unpacks to too much."""
+    """Raises DocumentError if the document is not an archive, is damaged or encrypted, or unpacks
+    to too much."""
 
     def __init__(self, document: RawDocument, *, kind: str) -> None:
-        """`kind` is what people call the format, with its article: `a Word document`."""
+        """`kind` is the name of the format with its article: `a Word document`."""
         self.name = document.name
         self.kind = kind
         content = document.content
@@ -48,21 +50,21 @@ class Package:
             self._archive = zipfile.ZipFile(BytesIO(content))
         except _DAMAGE as wrong:
             raise self.damage(wrong) from wrong
-        # Names are compared without case, as OPC has it, and some writers have backslashes.
+        # Names are compared without case, as OPC requires; some writers use backslashes.
         self._members: dict[str, zipfile.ZipInfo] = {
             _key(member.filename): member for member in self._archive.infolist()
         }
         self._unpacked = Unpacked(document)
 
     def names(self) -> list[str]:
-        """Of all members, in small letters."""
+        """Names of all members, in lower case."""
         return list(self._members)
 
     def __contains__(self, name: str) -> bool:
         return _key(name) in self._members
 
     def read(self, name: str) -> bytes:
-        """Empty where there is no such member."""
+        """The bytes of a member; empty if there is none of this name."""
         if name not in self:
             return b""
         stream = self.open(name)
@@ -72,7 +74,7 @@ class Package:
         return b"".join(blocks)
 
     def open(self, name: str) -> "_Limited":
-        """A stream of a member that is there, for what is parsed as it comes."""
+        """A stream of a member, which must exist, for parsers that read it in parts."""
         member = self._members[_key(name)]
         if member.flag_bits & 0x1:
             raise self.encryption()
@@ -83,7 +85,7 @@ class Package:
         return _Limited(stream, member.filename, self._unpacked, self.damage)
 
     def xml(self, name: str) -> etree._Element | None:
-        """None where there is no such member."""
+        """The root element of a member; None if there is none of this name."""
         data = self.read(name)
         if not data.strip():
             return None
@@ -96,8 +98,10 @@ class Package:
             ) from wrong
 
     def events(self, name: str, tags: tuple[str, ...]) -> Iterator[etree._Element]:
-        """Elements of these names as they end, for members that are too large for a tree. Each is
-        emptied behind its use, and so is what stands before it."""
+        """Elements with these names as they end, for members too large for a tree.
+
+        After its use, each is emptied with all that precedes it.
+        """
         if name not in self:
             return
         stream = self.open(name)
@@ -117,7 +121,7 @@ class Package:
             ) from wrong
 
     def relations(self, name: str) -> dict[str, "Relation"]:
-        """What a part of an Office Open XML package refers to, by id."""
+        """Id -> what a part of an Office Open XML package refers to."""
         folder, _, base = name.rpartition("/")
         root = self.xml(join(folder, "_rels", base + ".rels"))
         relations: dict[str, Relation] = {}
@@ -158,7 +162,7 @@ class Package:
 
 
 class Unpacked:
-    """What has been unpacked of a document, which is limited."""
+    """Counts and limits the bytes that are unpacked from a document."""
 
     def __init__(self, document: RawDocument) -> None:
         self._name = document.name
@@ -171,8 +175,10 @@ class Unpacked:
         )
 
     def add_member(self, name: str, end: int, count: int) -> None:
-        """Of a member, `count` bytes up to `end`. What is read again costs time but no memory, and
-        may be more."""
+        """Count `count` bytes of a member, up to its byte `end`.
+
+        A member that is read again costs time but no memory, so its limit is higher.
+        """
         reached = self._reached.get(name, 0)
         if end > reached:
             self._reached[name] = end
@@ -187,11 +193,11 @@ class Unpacked:
 
     @property
     def left(self) -> int:
-        """Bytes that may still come."""
+        """How many more bytes may be unpacked."""
         return min(self._settings.max_unpacked_mib * 2**20, self._most) - self._bytes
 
     def add(self, count: int) -> None:
-        """Raises `DocumentError`."""
+        """Count bytes. Raises DocumentError above the limits."""
         self._bytes += count
         if self._bytes > self._settings.max_unpacked_mib * 2**20:
             raise DocumentError(
@@ -207,7 +213,7 @@ class Unpacked:
 
 
 class Relation:
-    """Of an Office Open XML part to another."""
+    """A reference from one part of an Office Open XML package to another."""
 
     __slots__ = ("target", "type")
 
@@ -215,11 +221,11 @@ class Relation:
         self.type = type_
         """The last word of its type, such as `footnotes`."""
         self.target = target
-        """The name of a member."""
+        """The name of the member."""
 
 
 class _Limited:
-    """A member's stream that counts what it unpacks to."""
+    """The stream of a member, which counts the bytes that it unpacks to."""
 
     def __init__(
         self,
@@ -252,7 +258,7 @@ def xml_parser() -> etree.XMLParser:
 
 
 def resolve(folder: str, target: str) -> str:
-    """The name of the member that an address within the package means, seen from a folder."""
+    """The name of the member at a relative address, resolved against a folder."""
     path = unquote(urlsplit(target).path) if ":" not in target.split("/")[0] else target
     if path.startswith("/"):
         return normpath(path).lstrip("/")
@@ -260,14 +266,14 @@ def resolve(folder: str, target: str) -> str:
 
 
 def local(node: etree._Element) -> str:
-    """The name of an element without its namespace, for these differ between versions of a format;
-    empty for what is no element."""
+    """The name of an element without its namespace, which differs between versions of a format;
+    empty if the node is not an element."""
     tag = node.tag
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
 
 def attribute(node: etree._Element, name: str) -> str | None:
-    """An attribute of whatever namespace."""
+    """The value of an attribute in any namespace."""
     value = node.get(name)
     if value is None:
         for key, other in node.attrib.items():
@@ -283,7 +289,7 @@ def children(node: etree._Element | None, *names: str) -> Iterator[etree._Elemen
 
 
 def child(node: etree._Element | None, *path: str) -> etree._Element | None:
-    """The first child of a name, and of that the first of the next name."""
+    """The first child with the first name, then its first child with the next name, and so on."""
     for name in path:
         node = next(children(node, name), None)
     return node
@@ -299,7 +305,7 @@ def text_within(node: etree._Element) -> str:
 
 
 def alternative(node: etree._Element) -> etree._Element | None:
-    """Of several forms of the same content, the first with text."""
+    """The first of several forms of the same content that has text."""
     first: etree._Element | None = None
     for branch in children(node, "Choice", "Fallback"):
         if first is None:
@@ -319,7 +325,7 @@ def _one_line(wrong: object) -> str:
 
 
 def archive_of(members: Mapping[str, str]) -> bytes:
-    """A ZIP archive of these texts, always the same bytes: an example of a format."""
+    """A ZIP archive of these texts, always with the same bytes: an example of a format."""
     stream = BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in members.items():
@@ -344,8 +350,8 @@ _PREFERENCE: Final = ("created", "creation-date", "initial-creator", "title", "c
 
 
 def dublin_core(root: etree._Element | None) -> dict[str, str]:
-    """Terms of Dublin Core (and those of OpenDocument that say the same) under our keys. Of several
-    dates, when it was made."""
+    """Metadata of Dublin Core, and similar terms of OpenDocument, under our keys. Of several dates,
+    the creation date counts."""
     terms: dict[str, str] = {}
     for node in () if root is None else root.iter():
         name = local(node)

@@ -1,18 +1,18 @@
 """PDF -> a passage for each page, with its number.
 
-Lines that a page has wrapped become paragraphs again: words that were divided with a hyphen at a
-line's end are one word, and where Korean text breaks within words, these are joined if the page
-shows where its spaces are. Columns that are drawn line by line across the page are read one behind
-the other; in rows of a table cells are separated by " | ". What form fields and text annotations
-show is text. Encrypted documents are read if they open without a password. Pages that have no text
-but pictures are read by optical character recognition where the job asks for it (`ocr.py`); a
-document of such pages alone is else an error.
+Wrapped lines become paragraphs again: a word hyphenated at the end of a line is joined. Where
+Korean text breaks within words, these are joined if the page shows where its spaces are. Columns
+that are drawn line by line across the page are read one after the other; cells in a row of a table
+are separated by " | ". The visible text of form fields and annotations counts. Encrypted documents
+are read if they open without a password. Pages with pictures and no text are read by optical
+character recognition if the job asks for it (`ocr.py`); without it, a document of such pages only
+is an error.
 
-By PDFium (pypdfium2; Apache-2.0 and BSD-3-Clause), which Chrome fuzzes, and for single characters
-of fonts that are nowhere, which it leaves out, by pypdf (BSD-3-Clause). LangChain's loaders for
-both have the lines as they stand; PyMuPDF has the AGPL. Compared in
-`docs/decisions/0024-reading-office-documents.md`. PDFium is not safe for threads, so one document
-at a time is read in a process.
+By PDFium (pypdfium2; Apache-2.0 and BSD-3-Clause), which Chrome fuzzes. It leaves out single
+characters of fonts that are neither embedded nor installed; such pages are read by pypdf
+(BSD-3-Clause). LangChain's loaders for both keep the lines as they are; PyMuPDF has the AGPL.
+`docs/decisions/0024-reading-office-documents.md` compares them. PDFium is not thread-safe, so a
+process reads one document at a time.
 """
 
 import logging
@@ -51,7 +51,7 @@ _DATE: Final = re.compile(
     r"D:([0-9]{4})([0-9]{2})?([0-9]{2})?([0-9]{2})?([0-9]{2})?([0-9]{2})?(?:([+\-Z])([0-9]{2})?'?([0-9]{2})?)?"
 )
 _HYPHENS: Final = ("\x02", "\ufffe", "\xad")
-"""What PDFium has for a hyphen that divides a word at a line's end."""
+"""What PDFium returns for a hyphen at the end of a line that divides a word."""
 _SHOWN_ANNOTATIONS: Final = frozenset(
     {pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP}
 )
@@ -59,27 +59,27 @@ _COLUMN_LINES: Final = 4
 _NAMED_PAGES: Final = 20
 _MAX_SEGMENTS: Final = 64
 _MAX_LINES: Final = 400
-"""Of a page, so many lines behind each other are looked at for a gutter."""
+"""How many consecutive lines of a page are examined for a gutter."""
 _WIDE_GAP: Final = 1.2
-"""Of the height of its line."""
+"""In heights of the line."""
 _OPENER: Final = re.compile(r"(?:[-–—•‣▪◦●○■□▶※*·☞]|\(?[0-9]{1,3}[.)]|[①-⑳])(?:\s|$)")
 _KOREAN_OPENER: Final = re.compile(r"[가나다라마바사아자차카타파하][.)](?:\s|$)")
 _ENDS: Final = frozenset(".!?:;)")
 _PARTICLES: Final = frozenset("은는이가을를의에로고며서도만과와지면게")
-"""With which a Korean word often ends, and hardly a part of one."""
+"""Syllables that Korean words often end with, and rarely contain elsewhere."""
 _SUFFIXES: Final = frozenset(
     {"다", "니다", "습니다", "입니다", "합니다", "됩니다", "은", "는", "이", "가", "을", "를", "의"}
     | {"에", "로", "으로", "에서", "에게", "까지", "부터", "도", "만", "과", "와", "고", "며", "서"}
 )
-"""What is no word of its own at the beginning of a line."""
+"""Particles and endings: at the beginning of a line, they continue the word before."""
 _HANGUL: Final = re.compile(r"[가-힣]")
 _CJK: Final = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 _NO_BOX: Final = pdfium.FS_RECTF()
 _NO_GAP: Final = 0.1
 _SIZES: Final = 0.04
-"""By how much sizes of fonts differ within a paragraph."""
+"""By how much font sizes may differ within a paragraph."""
 _FULL: Final = 1.4
-"""Room at the end of a line that is full, in characters: less than one and a space."""
+"""A line is full if it has less room at its end than this many characters: one and a space."""
 _NO_WIDTH: Final = 0.01
 _SAMPLE_WORDS: Final = 50
 _PLAIN: Final = str.maketrans(
@@ -91,21 +91,22 @@ _STANDARD_FONTS: Final = (b"Helvetica", b"Times", b"Courier", b"Arial", b"Symbol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Segment:
-    """Words of a line without a wide gap between them."""
+    """Words of a line without a wide gap between them. Coordinates are in points, from the lower
+    left."""
 
     text: str
     left: float
     right: float
     bottom: float
     size: float
-    """Of its font."""
+    """The font size."""
     lead: float
     """The width of its first word."""
     first: float
     """The width of its first character."""
     ends_with_space: bool = False
     is_divided: bool = False
-    """It ends with a hyphen that divides a word."""
+    """Whether it ends with a hyphen that divides a word."""
 
     def is_alike(self, other: "_Segment") -> bool:
         return abs(self.size - other.size) <= _SIZES * max(self.size, other.size)
@@ -113,12 +114,12 @@ class _Segment:
 
 @dataclass(kw_only=True)
 class _Column:
-    """Lines one below the other, of one column or of the page's width."""
+    """Consecutive lines of one column, or of the whole width of the page."""
 
     width: float
     lines: list[_Segment] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
-    """Of a table instead."""
+    """The rows, if it is a table."""
 
 
 def load(document: RawDocument) -> DocumentParts:
@@ -166,7 +167,7 @@ def _metadata(document: RawDocument) -> Metadata:
 
 
 def _date(text: str) -> str | None:
-    """`D:20240301120000+09'00'` in ISO 8601."""
+    """`D:20240301120000+09'00'` -> ISO 8601; None if it is not a date."""
     match = _DATE.match(text)
     if match is None:
         return None
@@ -215,7 +216,7 @@ def _passages(document: RawDocument, warnings: list[str]) -> Iterator[RawPassage
 
 
 def _page(document: RawDocument, pdf: pypdfium2.PdfDocument, index: int) -> tuple[str, bool]:
-    """The text of a page, and whether it is none but a picture."""
+    """The text of a page, and whether the page is only a picture."""
     try:
         page = pdf.get_page(index)
     except pypdfium2.PdfiumError as wrong:
@@ -244,7 +245,7 @@ def _page(document: RawDocument, pdf: pypdfium2.PdfDocument, index: int) -> tupl
 
 
 def _scale(page: pypdfium2.PdfPage) -> float:
-    """At which a page is drawn to be read."""
+    """The scale at which a page is rendered for optical character recognition."""
     width, height = page.get_size()
     return min(ocr.DPI / 72, math.sqrt(_MAX_PIXELS / max(width * height, 1.0)))
 
@@ -260,8 +261,8 @@ def _has_shown_annotations(page: pypdfium2.PdfPage) -> bool:
 
 
 def _drops_text(page: pypdfium2.PdfPage) -> bool:
-    """Whether PDFium leaves out text: single characters of a font that is neither embedded nor on
-    this machine have no width there."""
+    """Whether PDFium leaves out text: single characters of a font that is neither embedded nor
+    installed have no width there."""
     left, bottom, right, top = c_float(), c_float(), c_float(), c_float()
     buffer = create_string_buffer(128)
     for thing in page.get_objects([pdfium.FPDF_PAGEOBJ_TEXT], max_depth=4):
@@ -277,11 +278,11 @@ def _drops_text(page: pypdfium2.PdfPage) -> bool:
 
 
 def _without_pdfium(document: RawDocument, index: int) -> str:
-    """By pypdf, in the order of the page; empty where it cannot read the page."""
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it thinks of the document
+    """The text by pypdf, in the order of the page; empty if it cannot read the page."""
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # pypdf's warnings about the document
     try:
         return pypdf.PdfReader(BytesIO(document.content)).pages[index].extract_text()
-    except Exception:  # its own classes are a part of what it raises
+    except Exception:  # its own classes are only some of those that it raises
         return ""
 
 
@@ -307,8 +308,8 @@ def _text(page: pypdfium2.PdfPage) -> str:
 
 
 def _quarter_turns(text_page: pypdfium2.PdfTextPage, text: str) -> int:
-    """How most of the text is turned, against the clock, as it is on pages that are shown turned.
-    PDFium's angles go with the clock."""
+    """By how many quarter turns, counterclockwise, most of the text is turned; PDFium's angles are
+    clockwise."""
     places = [word.start() for word in islice(_WORD.finditer(text), _SAMPLE_WORDS)]
     turns = Counter(
         round(-pdfium.FPDFText_GetCharAngle(text_page, at) / (math.pi / 2)) % 4 for at in places
@@ -317,7 +318,7 @@ def _quarter_turns(text_page: pypdfium2.PdfTextPage, text: str) -> int:
 
 
 def _chars(text_page: pypdfium2.PdfTextPage) -> str:
-    """The text with one character for each index of PDFium's."""
+    """The text, with one character for each index of PDFium."""
     count = text_page.count_chars()
     text = text_page.get_text_range() if count else ""
     if len(text) == count:
@@ -327,7 +328,7 @@ def _chars(text_page: pypdfium2.PdfTextPage) -> str:
 
 
 class _Line:
-    """A line that is being gathered from characters of PDFium's."""
+    """A line, built from the characters of PDFium."""
 
     def __init__(self, text_page: pypdfium2.PdfTextPage, text: str, turns: int) -> None:
         self._page = text_page
@@ -339,7 +340,7 @@ class _Line:
         self._start = self._end = 0
 
     def add(self, word: re.Match[str]) -> bool:
-        """Whether the word is of this line, which then has it."""
+        """Add a word if it belongs to this line; returns whether it does."""
         left, right = self._box(word.start()), self._box(word.end() - 1)
         if self._words:
             last = self._last
@@ -353,7 +354,7 @@ class _Line:
             if gap > _WIDE_GAP * height:
                 self.end_segment()
             elif gap < _NO_GAP * height:
-                # A space that PDFium puts where a font changes, or that is drawn elsewhere.
+                # A space that PDFium inserts where the font changes, or that is drawn elsewhere.
                 self._words[-1] += word[0]
                 self._last, self._end = right, word.end()
                 return True
@@ -388,7 +389,7 @@ class _Line:
         self._words = []
 
     def _ends_with_space(self, size: float) -> bool:
-        """Whether a space stands right behind it, and not elsewhere on the page."""
+        """Whether a space follows directly, and not elsewhere on the page."""
         if self._text[self._end : self._end + 1] != " ":
             return False
         if pdfium.FPDFText_IsGenerated(self._page, self._end) != 0:
@@ -396,7 +397,8 @@ class _Line:
         return bool(abs(self._box(self._end).left - self._last.right) < 0.3 * max(size, 1.0))
 
     def _box(self, at: int) -> pdfium.FS_RECTF:
-        """By the font's height and the character's width, for glyphs may be missing."""
+        """The box of a character, from the height of the font and the width of the character:
+        glyphs may be missing."""
         box = pdfium.FS_RECTF()
         pdfium.FPDFText_GetLooseCharBox(self._page, at, byref(box))
         left, right, bottom, top = box.left, box.right, box.bottom, box.top
@@ -410,9 +412,10 @@ class _Line:
 
 
 def _lines(text_page: pypdfium2.PdfTextPage, text: str, turns: int) -> Iterator[list[_Segment]]:
-    """Each line's segments, from left to right, in the order of the page.
+    """The segments of each line, left to right, in the order of the page.
 
-    By the places of words, for PDFium also ends a line within one, before single characters.
+    Lines come from the positions of words: PDFium also ends a line within one, before single
+    characters.
     """
     line = _Line(text_page, text, turns)
     for word in _WORD.finditer(text):
@@ -427,7 +430,7 @@ def _lines(text_page: pypdfium2.PdfTextPage, text: str, turns: int) -> Iterator[
 
 
 def _columns(lines: Sequence[list[_Segment]], width: float) -> Iterator[_Column]:
-    """Neighbouring lines that a gutter divides become columns, or rows of a table."""
+    """Consecutive lines that a gutter divides become columns, or rows of a table."""
     at = 0
     plain = _Column(width=width)
     while at < len(lines):
@@ -459,7 +462,7 @@ def _columns(lines: Sequence[list[_Segment]], width: float) -> Iterator[_Column]
 
 
 def _gutter(lines: Sequence[list[_Segment]], at: int) -> tuple[int, float]:
-    """Up to which line a gap goes on that begins in this one, and its middle."""
+    """The index of the line up to which the gap of this line continues, and the middle of the gap."""
     if not 1 < len(lines[at]) <= _MAX_SEGMENTS:
         return at + 1, 0.0
     best = at + 1, 0.0
@@ -479,7 +482,8 @@ def _gutter(lines: Sequence[list[_Segment]], at: int) -> tuple[int, float]:
 
 
 def _gap(line: Sequence[_Segment], low: float, high: float) -> tuple[float, float] | None:
-    """What is left of a gap between x of `low` and `high` in a line; None if it is crossed."""
+    """The part of the gap between `low` and `high` that is free in this line; None if text crosses
+    it."""
     for segment in line[:_MAX_SEGMENTS]:
         if segment.right <= low or segment.left >= high:
             continue
@@ -494,7 +498,7 @@ def _gap(line: Sequence[_Segment], low: float, high: float) -> tuple[float, floa
 
 
 def _are_columns(lines: Sequence[Sequence[_Segment]], gutter: float) -> bool:
-    """Whether both sides are running text, whose lines are long and nearly all of one width."""
+    """Whether both sides are running text, with long lines of nearly the same width."""
     for is_right in (False, True):
         side = [
             segment for line in lines for segment in line if (segment.left >= gutter) is is_right
@@ -527,7 +531,7 @@ def _text_of(segment: _Segment) -> str:
 
 
 def _blocks(lines: Sequence[_Segment]) -> Iterator[list[_Segment]]:
-    """Lines of one size at the usual distance below each other."""
+    """Groups of lines with the same size and the usual distance."""
     pitch = _pitch(lines)
     block: list[_Segment] = []
     for line in lines:
@@ -542,7 +546,7 @@ def _blocks(lines: Sequence[_Segment]) -> Iterator[list[_Segment]]:
 
 
 def _pitch(lines: Sequence[_Segment]) -> float:
-    """From line to line, as most of them have it."""
+    """The most frequent distance from line to line."""
     steps = sorted(
         round(above.bottom - below.bottom, 1)
         for above, below in pairwise(lines)
@@ -552,8 +556,8 @@ def _pitch(lines: Sequence[_Segment]) -> float:
 
 
 def _paragraphs(lines: Sequence[_Segment], width: float) -> str:
-    """Lines of a block, joined where the text was wrapped: where a line is so full that the first
-    word of the next one had no room."""
+    """The text of a block. Lines are joined where the text was wrapped: where a line has no room
+    left for the first word of the next one."""
     left, edge = min(line.left for line in lines), max(line.right for line in lines)
     is_full = sum(edge - line.right < 0.12 * (edge - left) for line in lines) >= _COLUMN_LINES - 1
     pairs = list(pairwise(lines))
@@ -581,18 +585,18 @@ def _paragraphs(lines: Sequence[_Segment], width: float) -> str:
 
 def _begins_item(before: _Segment, line: _Segment) -> bool:
     if _KOREAN_OPENER.match(line.text):
-        return before.text[-1:] in _ENDS  # else the "다." of a sentence
+        return before.text[-1:] in _ENDS  # else it is the "다." of a sentence
     return _OPENER.match(line.text) is not None
 
 
 class _Breaks(Enum):
-    """Where lines of Korean are broken."""
+    """Where lines of Korean text may break."""
 
     UNKNOWN = 0
     SPACES_ARE_SHOWN = 1
-    """A space at a line's end is in the page."""
+    """At spaces, which the page contains at the ends of lines."""
     ANYWHERE = 2
-    """Lines are as full as they can be, and ragged."""
+    """Within words; lines are as full as possible, and ragged."""
 
 
 def _breaks(
@@ -613,7 +617,7 @@ def _breaks(
 
 
 def _between(before: _Segment, line: _Segment, breaks: _Breaks, words: set[str]) -> str:
-    """What the end of a line stands for within a paragraph."""
+    """The text that replaces a line break within a paragraph."""
     last, first = before.text[-1:], line.text[:1]
     if _CJK.match(last) and _CJK.match(first):
         return ""

@@ -1,12 +1,12 @@
 """Rich Text Format (version 1.9.1) -> sections under headings.
 
-Text is decoded by the code page of its font (Korean, Japanese, Chinese, …) or by its Unicode
-escapes. Headings are paragraphs with an outline level of their own or of their style; labels of
-lists are text, tables are a line a row, and notes, comments, headers and footers are passages of
-their own (`part`). Deleted and hidden text, pictures and instructions of fields are not read.
+Text is decoded by the code page of its font (Korean, Japanese, Chinese, …) or from Unicode escapes.
+Headings are paragraphs whose own format or style has an outline level. Labels of lists are text, a
+row of a table is one line, and notes, comments, headers and footers are passages of their own
+(`part`). Deleted and hidden text, pictures and instructions of fields are not read.
 
-By own code, linear in the file: striprtf, which is kept, knows no headings, notes or merged cells,
-and has each control word tried against many patterns; LangChain's loader needs pandoc.
+Own code, linear in the size of the file: striprtf has no headings, notes or merged cells and
+matches each control word against many patterns; LangChain's loader needs pandoc.
 """
 
 import codecs
@@ -33,8 +33,8 @@ _TOKEN: Final = re.compile(
     re.DOTALL,
 )
 _ESCAPES: Final = re.compile(rb"(?:\\u-?[0-9]{1,5} ?\?){2,1000}")
-"""Unicode escapes one behind the other, as all of a text in Korean is, each with the usual sign for
-readers that know none."""
+"""Consecutive Unicode escapes, such as all of a Korean text, each with the usual fallback
+character."""
 _ESCAPED: Final = re.compile(rb"\\u(-?[0-9]{1,5})")
 _CODE_PAGES: Final = {
     0: "cp1252", 77: "mac_roman", 128: "cp932", 129: "cp949", 130: "johab",
@@ -42,7 +42,7 @@ _CODE_PAGES: Final = {
     161: "cp1253", 162: "cp1254", 163: "cp1258", 177: "cp1255", 178: "cp1256", 186: "cp1257",
     204: "cp1251", 222: "cp874", 238: "cp1250", 254: "cp437", 255: "cp850",
 }  # fmt: skip
-"""By `\\fcharset`."""
+"""By the number of `\\fcharset`."""
 _SIGNS: Final = {
     "tab": "\t", "line": "\n", "lbr": "\n", "emdash": "—", "endash": "–", "emspace": " ",
     "enspace": " ", "qmspace": " ", "bullet": "•", "lquote": "‘", "rquote": "’",
@@ -62,7 +62,7 @@ _LEFT_OUT: Final = frozenset(
     }
 )  # fmt: skip
 _KEPT: Final = frozenset({"shpinst", "shppict", "nesttableprops", "pn", "ud", "footnote"})
-"""Destinations that a reader may leave out (`\\*`), but with text."""
+"""Destinations marked as optional (`\\*`) that contain text."""
 _PARTS: Final = {
     "header": "header", "headerl": "header", "headerr": "header", "headerf": "header",
     "footer": "footer", "footerl": "footer", "footerr": "footer", "footerf": "footer",
@@ -74,7 +74,7 @@ _LEVELS: Final = 9
 
 @dataclass(kw_only=True)
 class _Target:
-    """Where text goes: the body, a note, a header, a title."""
+    """Where text is written: the body, a note, a header, a title."""
 
     part: str
     out: Blocks
@@ -82,7 +82,7 @@ class _Target:
     cells: list[Cell] = field(default_factory=list)
     cell: CellBlocks = field(default_factory=CellBlocks)
     merges: list[str] = field(default_factory=list)
-    """Of the cells of the row that is being defined: empty, or how the next one is merged."""
+    """The cells of the row being defined: empty, or how the next cell is merged."""
     above: dict[int, Cell] = field(default_factory=dict)
     pending: str = ""
     has_rows: bool = False
@@ -93,7 +93,7 @@ class _Group:
     target: _Target
     code_page: str = "cp1252"
     fallback_chars: int = 1
-    """How many characters stand for a Unicode escape where that is not understood."""
+    """How many fallback characters follow a Unicode escape."""
     is_hidden: bool = False
     is_left_out: bool = False
     is_optional: bool = False
@@ -325,7 +325,7 @@ class _Reader:
         self._skip = self._group.fallback_chars
 
     def _write_codes(self, values: list[int]) -> None:
-        """Units of UTF-16, as signed numbers or not; the first half of a pair waits."""
+        """Units of UTF-16, signed or not; the first half of a surrogate pair waits for the second."""
         text = self._surrogate + "".join(chr(value % 0x10000) for value in values)
         self._surrogate = ""
         if "\ud800" <= text[-1] < "\udc00":
@@ -402,7 +402,7 @@ class _Reader:
 
 
 def _codec(name: str) -> str:
-    """Empty where there is none."""
+    """The name of a codec; empty if Python has none."""
     try:
         return codecs.lookup("utf-8" if name == "cp65001" else name).name
     except LookupError:

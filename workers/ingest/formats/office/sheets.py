@@ -1,16 +1,14 @@
-"""Sheets of a workbook (.xlsx, .ods, .xls) -> one passage of text for each row.
+"""Sheets of a workbook (.xlsx, .ods, .xls) -> a passage for each row.
 
-Which row is the header goes by the same signs as in CSV (`tables.py`): titles above it are a
-passage of their own, and a row reads "column: value" line by line. A header may have several rows,
-where cells of it are merged: `2023 first half`. Where no row looks like a header, a row is its
-values, separated by " | ". Rows have the numbers that people see; the name of the sheet is in the
-metadata, and `hidden` where the sheet is hidden.
+The header row is found by the same signs as in CSV (`tables.py`). Titles above it are a passage of
+their own, and a row reads "column: value", a line for each column. A header has several rows if it
+has merged cells: `2023 first half`. Without a header, a row is its values, separated by " | ". Rows
+have the numbers that people see; metadata has the name of the sheet, and `hidden` for a hidden one.
 
 A merged cell counts in each row that it covers, unless it is long, and once in a row.
-`csv.content_columns` and `csv.metadata_columns` choose columns as they do for CSV, in each sheet
-that has them. A metadata column is stored as integers, numbers or truth values if all its cells
-are such and none is shown with leading zeros; dates are of ISO 8601, and everything else is the
-text that is shown.
+`csv.content_columns` and `csv.metadata_columns` select columns as for CSV, in each sheet that has
+them. A metadata column has integers, numbers or booleans if all its cells are such and none is
+shown with leading zeros; dates are ISO 8601; all other values are the text shown.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,19 +34,19 @@ class SheetCell(NamedTuple):
     column: int
     """From 0."""
     text: str
-    """As it is shown."""
+    """The text shown."""
     value: Value
-    """What a metadata column has of it."""
+    """The value for a metadata column."""
 
 
 class SheetRow(NamedTuple):
     number: int
     cells: list[SheetCell]
-    """That are not empty, by column."""
+    """The cells that are not empty, by column."""
 
 
 class Merge(NamedTuple):
-    """The cells that are one, both ends included; rows as in `SheetRow`."""
+    """Merged cells: first and last row and column, both included; rows as in `SheetRow`."""
 
     first_row: int
     last_row: int
@@ -60,7 +58,7 @@ class Merge(NamedTuple):
 class Sheet:
     name: str
     rows: Callable[[], Iterator[SheetRow]]
-    """In order; may be called again."""
+    """The rows in order; may be called again."""
     merges: Callable[[], Sequence[Merge]] = tuple
     is_hidden: bool = False
 
@@ -69,20 +67,20 @@ class Sheet:
 class _Header:
     titles: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
-    """Of columns; empty where there is no header."""
+    """Column -> its name; empty without a header."""
     last_row: int = 0
-    """Rows behind it are the table's."""
+    """The rows of data follow this row."""
 
 
 def date_value(moment: datetime) -> str:
-    """Without a time of day where it is midnight."""
+    """ISO 8601; without a time of day at midnight."""
     if not (moment.hour or moment.minute or moment.second or moment.microsecond):
         return moment.date().isoformat()
     return moment.isoformat(timespec="seconds")
 
 
 def passages(document: RawDocument, sheets: Sequence[Sheet]) -> Iterator[RawPassage]:
-    """Raises `DocumentError` where no sheet has a chosen column, or there are too many rows."""
+    """Raises DocumentError if a selected column is in no sheet, or if there are too many rows."""
     options = document.options.csv
     chosen = [*(options.content_columns or ()), *(options.metadata_columns or ())]
     left = dict.fromkeys(chosen)
@@ -153,7 +151,7 @@ def _name(header: _Header, column: int) -> str:
 
 
 def _joined(cells: Sequence[SheetCell]) -> str:
-    """With places of empty cells between, unless these are many."""
+    """The cells separated by " | ", with empty ones between them unless these are many."""
     parts: list[str] = []
     before = cells[0].column if cells else 0
     for cell in cells:
@@ -165,10 +163,10 @@ def _joined(cells: Sequence[SheetCell]) -> str:
 
 
 def _filled(rows: Iterator[SheetRow], merges: Sequence[Merge]) -> Iterator[SheetRow]:
-    """Rows in which merged cells of rows above stand, too. Rows of nothing else are left out."""
+    """The rows, with merged cells of rows above filled in. Rows with nothing else are left out."""
     waiting = 0
     active: dict[int, tuple[int, SheetCell]] = {}
-    """By column: the last row of a merged cell, and what is in it."""
+    """Column -> the last row of a merged cell, and its content."""
     for row in rows:
         if not row.cells:
             continue
@@ -201,7 +199,7 @@ def _header(head: Sequence[SheetRow], merges: Sequence[Merge]) -> _Header:
     at = 0
     width = max(len(row.cells) for row in head)
     if width == 1:
-        # One column: its first cell is the name, as in CSV, unless there is nothing below.
+        # One column: the first cell is the name, as in CSV, unless nothing is below it.
         name = head[0].cells[0]
         is_above = any(row.cells[0].column == name.column for row in head[1:])
         if is_above and isinstance(name.value, str) and len(name.text) <= 100:
@@ -231,7 +229,8 @@ def _header(head: Sequence[SheetRow], merges: Sequence[Merge]) -> _Header:
 
 
 def _last_header_row(row: SheetRow, merges: Sequence[Merge]) -> int:
-    """Cells of a header that are merged over columns have names of their own below them."""
+    """The last row of the header: below cells merged over columns there are names of the single
+    columns."""
     spans = [merge for merge in merges if merge.first_row == row.number]
     last = max((merge.last_row for merge in spans), default=row.number)
     is_over_columns = any(merge.last_column > merge.first_column for merge in spans)
@@ -241,7 +240,7 @@ def _last_header_row(row: SheetRow, merges: Sequence[Merge]) -> int:
 
 
 def _names(rows: Sequence[SheetRow], merges: Sequence[Merge]) -> dict[int, str]:
-    """Of each column, what stands in the header's rows, a merged name over all of its columns."""
+    """Column -> the texts of the header's rows; a merged name counts for all its columns."""
     across = {
         (merge.first_row, merge.first_column): merge.last_column
         for merge in merges
@@ -262,7 +261,7 @@ def _names(rows: Sequence[SheetRow], merges: Sequence[Merge]) -> dict[int, str]:
 
 
 def _column_types(rows: Iterator[SheetRow], header: _Header, metadata: set[int]) -> frozenset[int]:
-    """Metadata columns whose values are stored as they are, not as they are shown."""
+    """The metadata columns that store values and not the text shown."""
     kinds: dict[int, set[str]] = {column: set() for column in metadata}
     if not metadata:
         return frozenset()

@@ -1,14 +1,13 @@
 """PowerPoint presentations (Office Open XML, ISO/IEC 29500) -> a passage for each slide, and one
 for its notes.
 
-The title comes first, then the shapes in the order of the slide, which is the order in which
-screen readers read it; groups, tables (a line a row), text of SmartArt, and titles, names and
-values of charts are among them. Numbers of slides and dates of footers are left out. The slide's
-number and title are in the metadata, `part` for notes and comments, and `hidden` for a slide that
-is not shown.
+The title is first, then the shapes in the order of the slide, as screen readers read them, with
+groups, tables (a line for each row), text of SmartArt, and the titles, names and values of charts.
+Slide numbers and dates in footers are left out. Metadata has the number and title of the slide,
+`part` for notes and comments, and `hidden` for a slide that is not shown.
 
-By lxml alone: LangChain's loader needs unstructured; python-pptx has no text of SmartArt, and makes
-objects of all pictures.
+By lxml alone: LangChain's loader needs unstructured; python-pptx does not read SmartArt and builds
+objects for all pictures.
 """
 
 from collections.abc import Iterator
@@ -45,7 +44,7 @@ from workers.ingest.formats.office.package import (
 _TITLES: Final = frozenset({"title", "ctrTitle"})
 _LEFT_OUT: Final = frozenset({"sldNum", "dt"})
 _POINTS: Final = 200
-"""Of a chart's series that become text."""
+"""How many points of a chart's series become text."""
 
 
 def load(document: RawDocument) -> DocumentParts:
@@ -76,7 +75,7 @@ def _passages(package: Package, main: str, root: etree._Element) -> Iterator[Raw
 
 
 def _relation_id(node: etree._Element) -> str | None:
-    """`r:id`, which stands beside an `id` of another meaning."""
+    """`r:id`, beside an `id` with another meaning."""
     for key, value in node.attrib.items():
         if str(key).endswith("}id"):
             return str(value)
@@ -116,7 +115,7 @@ def _slide(package: Package, part: str, slide: etree._Element, number: int) -> I
 def _shapes(
     package: Package, relations: dict[str, Relation], tree: etree._Element | None, out: Blocks
 ) -> str:
-    """Writes the shapes; returns the title."""
+    """Write the shapes; returns the title."""
     title = ""
     for shape in () if tree is None else tree:
         name = local(shape)
@@ -180,7 +179,7 @@ def _frame(
     for table in descendants(frame, "tbl"):
         _table(table, out)
     for node in descendants(frame, "chart", "relIds"):
-        # A diagram names its data with `dm`, a chart its part with `id`.
+        # A diagram names its data by the attribute `dm`, a chart its part by `id`.
         id_ = attribute(node, "dm") or attribute(node, "id")
         relation = relations.get(id_ or "")
         root = None if relation is None else package.xml(relation.target)

@@ -1,15 +1,14 @@
 """Word documents (.docx, .docm, .dotx, Office Open XML, ISO/IEC 29500) -> sections under headings.
 
-Text is what the document says with all changes accepted: insertions are in, deletions, hidden text
-and instructions of fields are not. Headings are paragraphs whose style or own format has an outline
-level; automatic numbers of headings, clauses and lists ("제3조", "1.2", "(a)") are text, as a
-reader sees them. Text boxes follow the paragraph that holds them. Footnotes, endnotes, comments,
-headers and footers are passages of their own (`part` in the metadata); a note's mark `[1]` stands
-in the text.
+The text is that of the document with all changes accepted: with insertions, without deletions,
+hidden text and instructions of fields. Headings are paragraphs whose style or own format has an
+outline level. Automatic numbers of headings, clauses and lists ("제3조", "1.2", "(a)") are text.
+Text boxes follow the paragraph that contains them. Footnotes, endnotes, comments, headers and
+footers are passages of their own (`part` in the metadata); the mark of a note, `[1]`, stays in the
+text.
 
-By lxml alone: LangChain's loader (docx2txt) loses headings, numbers and rows of tables, and the
-API of python-docx leaves out what is inserted, in text boxes, in content controls or in notes.
-Costs are linear.
+By lxml alone: LangChain's loader (docx2txt) loses headings, numbers and rows of tables, and the API
+of python-docx leaves out insertions, text boxes, content controls and notes. Costs are linear.
 """
 
 from collections.abc import Iterator
@@ -58,7 +57,7 @@ class _ListLevel:
     format: str = "decimal"
     text: str = ""
     has_plain_numbers: bool = False
-    """All numbers in it are decimal ones (`isLgl`)."""
+    """Whether all numbers in it are decimal (`isLgl`)."""
 
 
 @dataclass(kw_only=True)
@@ -75,15 +74,15 @@ class _Numbering:
     """Automatic numbers (`numbering.xml`)."""
 
     levels: dict[str, dict[int, _ListLevel]] = field(default_factory=dict)
-    """Of each `numId`."""
+    """`numId` -> its levels."""
     lists: dict[str, str] = field(default_factory=dict)
-    """`numId` -> the abstract list whose count it goes on with."""
+    """`numId` -> the abstract list whose count it continues."""
     counts: dict[str, list[int | None]] = field(default_factory=dict)
     restarted: set[tuple[str, int]] = field(default_factory=set)
     overrides: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def label(self, number_id: str, level: int) -> str | None:
-        """The next one; None where there is no such list, empty where it has none to be seen."""
+        """The next number; None if there is no such list, empty if the list shows none."""
         levels = self.levels.get(number_id)
         if levels is None or level not in levels:
             return None
@@ -189,7 +188,7 @@ class _Reader:
                 self._foreign(node, out)
 
     def _foreign(self, node: etree._Element, out: Blocks) -> None:
-        """A part in another format, which Word would read when it opens the document."""
+        """An embedded part in another format, which Word reads when it opens the document."""
         relation = self.relations.get(attribute(node, "id") or "")
         data = self.package.read(relation.target) if relation else b""
         if relation is None or not data:
@@ -305,7 +304,7 @@ class _Reader:
 
     def _table(self, node: etree._Element, out: Blocks) -> None:
         merged: dict[int, Cell] = {}
-        """Cells that go on in the rows below, by column."""
+        """Column -> a cell that continues in the rows below."""
         for number, row in enumerate(_inside(node, "tr")):
             if child(row, "trPr", "del") is not None:
                 continue
@@ -344,7 +343,7 @@ def _inside(parent: etree._Element, name: str) -> Iterator[etree._Element]:
 
 
 def _symbol(code: str) -> str:
-    """Of a font whose characters are its own; empty for one that nobody would know."""
+    """A character of a symbol font; empty if it has no known equivalent."""
     try:
         char = chr(int(code, 16))
     except (ValueError, OverflowError):
@@ -379,7 +378,7 @@ def _number(value: str | None) -> int | None:
 
 
 def _styles(root: etree._Element | None) -> tuple[dict[str, _ParagraphStyle], str]:
-    """Paragraph styles by id, with what they inherit; and the id of the default."""
+    """Id -> paragraph style, with inherited properties; and the id of the default style."""
     styles: dict[str, _ParagraphStyle] = {}
     default = ""
     for node in children(root, "style"):
@@ -412,7 +411,7 @@ def _inherit(style: _ParagraphStyle, styles: dict[str, _ParagraphStyle]) -> None
         seen.add(id(base))
         chain.append(base)
     for base, derived in zip(reversed(chain[1:]), reversed(chain[:-1]), strict=True):
-        derived.based_on = ""  # it has all of it now, so that no chain is walked twice
+        derived.based_on = ""  # complete now, so that no chain is followed twice
         if derived.outline is None:
             derived.outline = base.outline
         if derived.numbering is None:

@@ -1,14 +1,13 @@
 """Excel workbooks (.xlsx, .xlsm, .xltx, Office Open XML, ISO/IEC 29500) -> a passage for each row.
 
-Numbers, dates, percentages and currencies read as people see them (`number_formats.py`); of a
-formula its value when the workbook was saved last, or else the formula. What becomes of rows,
-headers and merged cells says `sheets.py`. Notes and comments on cells, and text of shapes, are
+Numbers, dates, percentages and currencies are text as people see them (`number_formats.py`). A
+formula counts as its value when the workbook was last saved, or else as the formula. `sheets.py`
+describes rows, headers and merged cells. Notes and comments on cells, and text of shapes, are
 passages of their own (`part` in the metadata). Charts and pictures are not read.
 
-By lxml alone: openpyxl knows merged cells only where it makes an object of each covered one, which
-a file of 5 kB can make billions, and has no text of numbers under their formats; LangChain's loader
-for Excel needs unstructured, which loses sheets' rows. Here only cells that are in the file cost
-anything.
+By lxml alone: openpyxl builds an object for each cell that a merged cell covers, which may be
+billions in a file of 5 kB, and does not format numbers; LangChain's loader for Excel needs
+unstructured, which loses rows. Here only cells in the file have a cost.
 """
 
 import re
@@ -55,7 +54,7 @@ class _Book(NamedTuple):
     package: Package
     strings: list[str]
     formats: list[str]
-    """Number format codes by the index of a cell's style."""
+    """Number format codes, by the index of a cell's style."""
     is_1904: bool
 
 
@@ -159,7 +158,7 @@ def _cell(book: _Book, node: etree._Element, column: int) -> SheetCell | None:
         return SheetCell(column, "TRUE" if truth else "FALSE", truth)
     if kind == "n":
         return number_cell(column, raw, code, is_1904=book.is_1904)
-    return SheetCell(column, raw, raw)  # an error such as #DIV/0!, or a date of ISO 8601
+    return SheetCell(column, raw, raw)  # an error such as #DIV/0!, or a date in ISO 8601
 
 
 def number_cell(column: int, raw: str, code: str, *, is_1904: bool) -> SheetCell:
@@ -187,7 +186,7 @@ def _strings(package: Package, part: str) -> Iterator[str]:
 
 
 def _rich_text(node: etree._Element) -> str:
-    """Of a cell; without the readings of East Asian text (`rPh`)."""
+    """The text of a cell, without the phonetic guides of East Asian text (`rPh`)."""
     parts: list[str] = []
     for part in node:
         name = local(part)
@@ -199,7 +198,7 @@ def _rich_text(node: etree._Element) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """`_x000D_` is how a character is written that XML cannot hold."""
+    """`_x000D_` encodes a character that XML cannot contain."""
     if "_x" not in text:
         return text
     return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text).replace("\r\n", "\n")
@@ -219,7 +218,7 @@ def _formats(root: etree._Element | None) -> list[str]:
 
 
 def _merges(book: _Book, part: str) -> Sequence[Merge]:
-    """They stand behind the rows, and are looked for there."""
+    """The merged cells, which the file has behind the rows."""
     data = book.package.read(part)
     merges: list[Merge] = []
     for match in _MERGE.finditer(data, max(0, data.rfind(b"sheetData"))):
@@ -231,7 +230,7 @@ def _merges(book: _Book, part: str) -> Sequence[Merge]:
 
 
 def _beside(book: _Book, sheet: Relation, name: str) -> Iterator[RawPassage]:
-    """What stands on a sheet but in no cell."""
+    """Text on a sheet outside of its cells."""
     comments: list[str] = []
     shapes: list[str] = []
     relations = book.package.relations(sheet.target).values()

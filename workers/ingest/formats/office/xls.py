@@ -1,8 +1,8 @@
-"""Excel workbooks of 97 to 2003 (.xls, BIFF) -> a passage for each row, as of `.xlsx`.
+"""Excel workbooks 97 to 2003 (.xls, BIFF) -> a passage for each row, as for `.xlsx`.
 
-By xlrd, which reads these and nothing else; LangChain's loader for Excel needs unstructured. What
-programs call so is often a page with a table, CSV, or a workbook in XML (SpreadsheetML of Office
-2003, [MS-OE376] and the XML Spreadsheet Reference): these are read as what they are.
+By xlrd, which reads only these; LangChain's loader for Excel needs unstructured. Many programs
+write other formats under this suffix: a web page with a table, CSV, or a workbook in XML
+(SpreadsheetML of Office 2003, [MS-OE376] and the XML Spreadsheet Reference). These are read, too.
 """
 
 import io
@@ -46,7 +46,7 @@ def load(document: RawDocument) -> DocumentParts:
             file_contents=document.content, formatting_info=True, ragged_rows=True,
             logfile=io.StringIO(),
         )  # fmt: skip
-    except Exception as wrong:  # what it raises for damage is of every kind
+    except Exception as wrong:  # xlrd raises errors of every class for damage
         if "encrypted" in str(wrong):
             raise DocumentError(
                 f"{document.name}: is encrypted with a password. Save it without one and ingest "
@@ -109,7 +109,8 @@ def _load_xml(document: RawDocument) -> DocumentParts:
 
 
 def _places(nodes: Iterator[etree._Element]) -> Iterator[tuple[int, etree._Element]]:
-    """Rows, or cells of a row, with their numbers from 1: only those behind a gap say theirs."""
+    """Rows, or cells of a row, with their numbers from 1; the file states a number only after a
+    gap."""
     place = 0
     for node in nodes:
         place = min(max(place + 1, _count(node, "Index")), _LAST_PLACE)
@@ -118,7 +119,7 @@ def _places(nodes: Iterator[etree._Element]) -> Iterator[tuple[int, etree._Eleme
 
 
 def _count(node: etree._Element, name: str) -> int:
-    """0 where there is none."""
+    """The number in an attribute; 0 if there is none."""
     value = attribute(node, name) or ""
     return int(value) if value.isdecimal() and len(value) < 8 else 0
 
@@ -138,7 +139,7 @@ def _xml_rows(table: etree._Element | None, codes: Mapping[str, str]) -> Iterato
 
 def _xml_cell(column: int, kind: str, text: str, code: str) -> SheetCell:
     if kind == "Number":
-        # Formats also have names, such as `Fixed`; a code has one of these signs.
+        # Formats may have names, such as `Fixed`; a code contains one of these characters.
         is_code = any(sign in code for sign in "0#?@")
         return number_cell(column, text, code if is_code else number_formats.GENERAL, is_1904=False)
     if kind == "Boolean":
@@ -189,7 +190,7 @@ def _code(book: xlrd.Book, index: int | None) -> str:
         return number_formats.GENERAL
     key = book.xf_list[index].format_key
     if key in number_formats.BUILT_IN and 14 <= key <= 22:
-        return number_formats.BUILT_IN[key]  # xlrd has the American form of a short date
+        return number_formats.BUILT_IN[key]  # xlrd returns the American form of the short date
     format_ = book.format_map.get(key)
     return format_.format_str if format_ is not None else number_formats.GENERAL
 
@@ -201,7 +202,7 @@ def _merges(sheet: RawSheet) -> list[Merge]:
     ]
 
 
-# A workbook of two rows as xlwt writes it, compressed.
+# A workbook with two rows, written by xlwt and compressed.
 _EXAMPLE: Final = (
     "eNrtWD1oFEEU/mZzm/shd9mLFyER4hEwmpgm2NjEjYLGJiHaKCKYi3eFJOyGjSliodF4pSBYKTaBNDZRG3/QQrGx"
     "ECJaCIJwp6VVQMEiufW9d7tyiSlyoCHKfMt88/bNm523O29mdubtUro0/7C9jHU4hAZU/Dgaa3SKUjy8sUDlvs9i"

@@ -1,9 +1,9 @@
-"""Source code -> its text as it stands, with the name of its language.
+"""Source code -> its text, unchanged, with the name of its language.
 
-The language goes by the suffix of the file's name. Whatever splits by characters, splits code at
-the definitions and statements of its language: by the separators of LangChain's
-`RecursiveCharacterTextSplitter.from_language`, of which only those that are plain strings count.
-(Packs of tree-sitter grammars parse better, but the current one fetches grammars when it runs.)
+The language follows from the suffix of the file's name. Splitters by characters split code at the
+definitions and statements of its language, by the separators of LangChain's
+`RecursiveCharacterTextSplitter.from_language`; only those that are plain strings count. (Packages
+of tree-sitter grammars parse better, but the current one downloads grammars when it runs.)
 """
 
 import re
@@ -16,7 +16,7 @@ from shared.bounds import Metadata
 from workers.ingest.formats.loader import DocumentKey, DocumentParts, Loader, RawDocument
 from workers.ingest.formats.texts.text import text_of
 
-# Suffix -> the name of the language, and what LangChain calls the one whose separators it has.
+# Suffix -> the name of the language, and LangChain's name for the language whose separators it has.
 _LANGUAGES: Final[dict[str, tuple[str, str]]] = {
     ".py": ("python", "python"),
     ".pyi": ("python", "python"),
@@ -84,7 +84,7 @@ _LANGUAGES: Final[dict[str, tuple[str, str]]] = {
 }
 _SEPARATORS_OF: Final = dict(_LANGUAGES.values())
 _PYTHON_METHODS: Final = ("\n    def ", "\n    async def ")
-"""Which the separators of LangChain lack; they come behind those of the top level."""
+"""Methods, which LangChain's separators lack; they follow those of the top level."""
 _REGULAR: Final = re.compile(r"(?<!\\)[*+?(\[|^$]")
 
 
@@ -109,12 +109,12 @@ def _language(name: str) -> str | None:
 
 @cache
 def code_separators(language: object) -> Sequence[str]:
-    """Where the code of a language is best divided, the best first; none for what is no code or has
-    no separators."""
+    """The separators at which code of a language is divided, the best first; none if it is not
+    code, or LangChain has none."""
     langchain_name = _SEPARATORS_OF.get(language) if isinstance(language, str) else None
     if not langchain_name:
         return ()
-    # Imported late: it takes a second, and most documents are no code.
+    # Imported late: it takes a second, and most documents are not code.
     from langchain_text_splitters import Language, RecursiveCharacterTextSplitter
 
     patterns = RecursiveCharacterTextSplitter.get_separators_for_language(Language(langchain_name))

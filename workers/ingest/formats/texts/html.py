@@ -1,23 +1,23 @@
-"""HTML and XHTML -> readable text, with the title beside it.
+"""HTML and XHTML -> readable text, with the title and other metadata.
 
-Blocks become lines, paragraphs and headings stand between blank lines, `<pre>` keeps its line
-ends, list items begin with "- ". A row of a table is one line with its cells separated by " | ",
-an empty cell leaving its place empty, and line ends inside a cell becoming spaces. What a merged
-cell says is in each row that it covers, once in a row. Not so where tables serve for layout: a row
-of one cell is no row but a block, and the cells of a row that holds the rows of another table,
-lines of code or long text of several blocks stand on lines of their own, one below the other. A row
-without any text is left out.
+Blocks become lines, blank lines separate paragraphs and headings, `<pre>` keeps its line ends, and
+list items begin with "- ". A row of a table is one line with its cells separated by " | "; an empty
+cell stays as nothing between two separators, and line ends inside a cell become spaces. A merged
+cell counts in each row that it covers, once in a row. Tables for layout are treated otherwise: a
+row of one cell is a block, and if a row contains rows of another table, lines of code or long text
+of several blocks, its cells follow one another on lines of their own. A row without any text is
+left out.
 
-Of a whole page, as opposed to a fragment, the main content becomes text (`main_content.py`), unless
-the job says otherwise; or what has one of the classes that the job names.
+Of a whole page, as opposed to a fragment, only the main content becomes text (`main_content.py`),
+unless the job says otherwise or names CSS classes.
 
-Left out is what a browser does not show: scripts, styles, templates, `<noscript>`, `<noframes>`,
-what elements hold for browsers that do not know them (`<iframe>`, `<object>`, `<canvas>`,
-`<video>`, …), comments, a closed `<dialog>`, parts that the attribute `hidden` or their own style
-hides, and what `aria-hidden` says is only decoration. Besides these `<svg>`, and navigation where
-the page says that it is navigation: `<nav>`, `role="navigation"`, and the `navheader`/`navfooter`
-bars of DocBook. `<header>`, `<footer>`, `<aside>` and a closed `<details>` stay. Stylesheets are
-not read. The text of `<title>` is metadata, not text. It runs no scripts and loads nothing.
+What a browser does not show is left out: scripts, styles, templates, `<noscript>`, `<noframes>`,
+fallbacks for old browsers (`<iframe>`, `<object>`, `<canvas>`, `<video>`, …), comments, a closed
+`<dialog>`, parts hidden by the attribute `hidden` or their own style, and decoration
+(`aria-hidden`). So are `<svg>`, and what the page marks as navigation: `<nav>`,
+`role="navigation"`, and the `navheader`/`navfooter` bars of DocBook. `<header>`, `<footer>`,
+`<aside>` and a closed `<details>` stay. Stylesheets are not read. The text of `<title>` is
+metadata, not text. No script runs and nothing is loaded.
 """
 
 import itertools
@@ -50,7 +50,7 @@ _CHARSET: Final = re.compile(rb"""<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-
 _XML_ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")
 _DECLARED_WITHIN_BYTES: Final = 4096
 
-# Where they stand, words before and after are two words: a browser shows something between them.
+# They separate words: a browser shows something at their place.
 _REPLACED_TAGS: Final = (
     "audio canvas embed iframe img input meter object picture progress svg video"
 )
@@ -74,7 +74,7 @@ _HEADINGS: Final = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _CELLS: Final = frozenset({"td", "th"})
 _VERBATIM: Final = frozenset({"listing", "plaintext", "pre", "textarea", "xmp"})
 _READINGS: Final = frozenset({"rt", "rtc"})
-# Parts of formulas, and inline elements that a browser draws as boxes.
+# Parts of formulas, and inline elements that a browser shows as boxes.
 _SPACED: Final = frozenset({"button", "math", "mi", "mn", "mo", "ms", "mtext"}) | _REPLACED
 _MAIN_PARTS: Final = ("main", "article", "h1")
 
@@ -85,7 +85,7 @@ _INSET: Final = re.compile(r"inset\((?:50|100)%\)")
 _STYLE_COMMENT: Final = re.compile(r"/\*(?:.*?\*/|.*$)", re.S)
 _BLOCK_DISPLAYS: Final = ("block", "flex", "flow-root", "grid", "list-item", "table")
 _PRESERVED_SPACE: Final = frozenset({"pre", "pre-wrap", "pre-line", "break-spaces"})
-# Places where a line may break, and what mails pad their previews with.
+# Characters at which a line may break, and those that fill the previews of mails.
 _INVISIBLE: Final = re.compile("[\u00ad\u200b\u2060\ufeff]|(?<!\\S)[\u034f\u200c\u200d]+(?!\\S)")
 _KANA: Final = re.compile(r"[぀-ヿㄅ-ㄯˊˇˋ˙]+")
 
@@ -99,7 +99,7 @@ _XML_ENTITIES: Final = frozenset({"amp;", "apos;", "gt;", "lt;", "quot;"})
 
 _PAGE_ENDS: Final = re.compile(r"</(?:body|html)\s*>", re.I)
 
-# As HTML's tokenizer reads it: a name, and a value that is quoted or without white space.
+# As the tokenizer of HTML reads it: a name, and a value that is quoted or has no white space.
 _TAG: Final = re.compile(r"<[A-Za-z][^\s/>]*+")
 _ATTRIBUTE: Final = re.compile(
     r"""[\s/]*+(?:[^\s/>=]|=)[^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"?|'[^']*+'?|[^\s>"'][^\s>]*+)?)?"""
@@ -116,7 +116,7 @@ _MERGED_PARTS: Final = 50
 _FILLED_CELLS: Final = 1000
 _FILLED_CHARS: Final = 10_000
 _FILLED_SHARE: Final = 8
-"""What merged cells add to rows is bounded by what is in the page."""
+"""Limits what merged cells add to rows, relative to the page."""
 
 _CLASSES_NAMED: Final = 30
 _META_LIMIT: Final = 500
@@ -155,7 +155,7 @@ _MONTHS: Final = _MONTH_NAMES.split()
 _PUBLISHED: Final = re.compile(r'"date(?:Published|Created)"\s{0,9}:\s{0,9}"([^"]{8,40})"')
 
 _LONG_ROW_CHARS: Final = 1000
-"""A row with blocks in it and more text than this is layout, not data: the text is an article."""
+"""A row with blocks and more text than this is layout, not data: the text is an article."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +164,11 @@ class HtmlPage:
     title: str | None
     headings: tuple[Heading, ...] = ()
     metadata: Metadata = field(default_factory=dict)
-    """What the page says of itself beside its title: its language, its address, its date."""
+    """Metadata besides the title: language, address, date."""
 
 
 def declared_charset(data: bytes) -> str | None:
-    """The encoding that the first bytes name, in an XML declaration or a `<meta>`."""
+    """The encoding that the first bytes declare, in an XML declaration or a `<meta>`."""
     head = data[:_DECLARED_WITHIN_BYTES]
     match = _XML_ENCODING.search(head) or _CHARSET.search(head)
     return match[1].decode("ascii") if match else None
@@ -177,8 +177,11 @@ def declared_charset(data: bytes) -> str | None:
 def render(
     text: str, *, name: str, main_content: bool = False, css_classes: Sequence[str] | None = None
 ) -> HtmlPage:
-    """The text of a page or fragment; only of its main content, or of the elements of certain
-    classes. Raises `DocumentError` if there is none."""
+    """The text of a page or fragment; only of its main content, or of elements with certain
+    classes.
+
+    Raises DocumentError if there is no text.
+    """
     root = parse(text, name=name)
     page = None
     if root is not None and css_classes is not None:
@@ -203,7 +206,7 @@ def render(
 
 
 def page_within(data: bytes, *, name: str) -> HtmlPage | None:
-    """Of a page that is a part of a document in another format; None where it has no text."""
+    """The text of a page that is part of a document in another format; None if there is none."""
     hint = "Save the document again with the program that it comes from."
     decoded = decode(data, name=name, declared=[declared_charset(data)], hint=hint)
     return _page(parse(decoded.text.removeprefix("\ufeff"), name=name))
@@ -214,8 +217,7 @@ def _page(
     parts: Sequence[etree._Element] | None = None,
     left_out: set[etree._Element] | None = None,
 ) -> HtmlPage | None:
-    """Of all that is shown, or of parts of the page without what is left out; None if there is no
-    text."""
+    """The text of a page, or of parts of it, without the elements left out; None if there is none."""
     if root is None:
         return None
     writer = _Writer()
@@ -256,20 +258,20 @@ HTML = Loader(
 
 
 def parse(text: str, *, name: str) -> etree._Element | None:
-    """As XML where that is what it says and is, else as HTML, of whatever quality."""
+    """Parsed as XML if it declares that and is well-formed, else as HTML of any quality."""
     if name.lower().endswith((".xhtml", ".xht")) or _IS_XHTML.search(text[:_DECLARED_WITHIN_BYTES]):
         root = _parse_xml(text)
         if root is not None:
             return root
-        # An HTML parser takes CDATA for a comment.
+        # An HTML parser reads CDATA as a comment.
         text = _ENTITY_OR_CDATA.sub(
             lambda match: escape(match[2], quote=False) if match[3] else match[0], text
         )
     check_attributes(text, name=name)
-    # Behind these, which need not be there, the parser reads no more; browsers do.
+    # The parser stops at these end tags, which are optional; browsers do not.
     text = _PAGE_ENDS.sub(" ", text)
-    # Bytes with the encoding given to the parser: a string that carries an XML declaration would
-    # be refused, and a <meta> that names the file's old encoding would be believed.
+    # As bytes, with the encoding given to the parser: it refuses strings with an XML declaration,
+    # and would believe a <meta> that declares the file's old encoding.
     parser = etree.HTMLParser(
         encoding="utf-8", huge_tree=True, recover=True, remove_comments=True, remove_pis=True
     )
@@ -278,7 +280,7 @@ def parse(text: str, *, name: str) -> etree._Element | None:
     except (etree.XMLSyntaxError, ValueError) as wrong:
         raise DocumentError(f"{name}: cannot be read as HTML: {wrong}.") from wrong
     if any(entry.type == etree.ErrorTypes.ERR_RESOURCE_LIMIT for entry in parser.error_log):
-        # The parser has left out all that is nested deeper; half a page would go unnoticed.
+        # The parser drops what is nested more deeply; half a page could be missing unnoticed.
         raise DocumentError(
             f"{name}: elements nest more than 2,000 deep in this HTML. Save it in a simpler form."
         )
@@ -286,12 +288,11 @@ def parse(text: str, *, name: str) -> etree._Element | None:
 
 
 def check_attributes(text: str, *, name: str) -> None:
-    """Refuse elements of very many attributes, each of which the parser compares with all before
-    it.
+    """Refuse elements with very many attributes: the parser compares each with all before it.
 
-    Whatever may be the beginning of a tag is looked at, also within scripts, comments and other
-    tags: what the parser takes for a tag is then among them. Tags within tags cost more than their
-    length, so all attributes together are limited by the length of the page.
+    Anything that may begin a tag counts, also within scripts, comments and other tags, so that all
+    tags that the parser sees are among them. Tags within tags cost more than their length, so the
+    number of all attributes is limited, too, by the length of the page.
     """
     left = _ATTRIBUTES_FEW + len(text)
     for tag in _TAG.finditer(text):
@@ -312,7 +313,8 @@ def check_attributes(text: str, *, name: str) -> None:
 
 
 def _parse_xml(text: str) -> etree._Element | None:
-    """None where it is not well-formed. No DTD is loaded and no entity of its own expanded."""
+    """The root; None if it is not well-formed. No DTD is loaded, and no entity of its own is
+    expanded."""
     parser = etree.XMLParser(
         encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True,
         resolve_entities=False, load_dtd=False, no_network=True,
@@ -326,14 +328,14 @@ def _parse_xml(text: str) -> etree._Element | None:
 
 
 def _number_entity(match: re.Match[str]) -> str:
-    """HTML's names of characters, which XML does not know without its DTD."""
+    """Names of characters from HTML, which XML does not know without its DTD."""
     if match[1] is None or match[1] in _XML_ENTITIES or match[1] not in html5:
         return match[0]
     return "".join(f"&#{ord(char)};" for char in html5[match[1]])
 
 
 def _hidden(root: etree._Element) -> set[etree._Element]:
-    """What no browser shows, and decoration. Elements within such ones are left out of account."""
+    """The outermost elements that no browser shows, or that are decoration."""
     hidden: set[etree._Element] = set()
     main_parts: set[etree._Element] | None = None
     walker = etree.iterwalk(root, events=("start",))
@@ -344,7 +346,7 @@ def _hidden(root: etree._Element) -> set[etree._Element]:
             is_hidden = _is_hidden(tag, node, _declarations(node.get("style", "")))
             is_decoration = node.get("aria-hidden", "").strip().lower() == "true"
             if not is_hidden and is_decoration and tag not in ("html", "body"):
-                # A page that was saved under an open dialog marks all of its content so.
+                # A page saved under an open dialog marks all of its content so.
                 main_parts = _around_main_parts(root) if main_parts is None else main_parts
                 is_hidden = node not in main_parts
         if is_hidden or (tag == "dialog" and node.get("open") is None):
@@ -356,8 +358,8 @@ def _hidden(root: etree._Element) -> set[etree._Element]:
 def _of_classes(
     root: etree._Element, css_classes: Sequence[str], *, name: str
 ) -> list[etree._Element]:
-    """The outermost elements that have one of the classes, or whose attribute is just that, as
-    with a `SoupStrainer` of Beautiful Soup."""
+    """The outermost elements that have one of the classes, or whose attribute is exactly that text,
+    as with a `SoupStrainer` of Beautiful Soup."""
     wanted = set(css_classes)
     roots: list[etree._Element] = []
     others: dict[str, None] = {}
@@ -383,7 +385,7 @@ def _of_classes(
 
 
 def _walk(root: etree._Element, writer: "_Writer", left_out: set[etree._Element]) -> None:
-    """Visit every node in document order, without recursion."""
+    """Visit all nodes in document order, without recursion."""
     skipped: etree._Element | None = None
     walker = etree.iterwalk(root, events=("start", "end"))
     writer.begin()
@@ -402,7 +404,7 @@ def _walk(root: etree._Element, writer: "_Writer", left_out: set[etree._Element]
                 writer.space()
             elif tag not in _DROPPED:
                 writer.part(tag)
-            # The end event of a skipped element still comes, and comes next.
+            # The end event of a skipped element follows next.
             walker.skip_subtree()
             skipped = node
             continue
@@ -412,7 +414,7 @@ def _walk(root: etree._Element, writer: "_Writer", left_out: set[etree._Element]
 
 
 def _title(root: etree._Element) -> str | None:
-    """Of the page, not of an image in it."""
+    """The title of the page, not of an image in it."""
     for node in root.iter("{*}title"):
         parent = node.getparent()
         is_page_title = parent is None or _local(parent.tag) in ("html", "head", "body")
@@ -422,7 +424,7 @@ def _title(root: etree._Element) -> str | None:
 
 
 def _meta(root: etree._Element) -> dict[str, str]:
-    """Names and contents of `<meta>`; of two of one name the first."""
+    """Name -> content of `<meta>`; the first counts if a name occurs twice."""
     found: dict[str, str] = {}
     for node in root.iter("{*}meta"):
         names = (node.get(key) for key in ("property", "name", "itemprop", "http-equiv"))
@@ -457,8 +459,8 @@ def _about(root: etree._Element) -> Metadata:
 
 
 def iso_date(text: str) -> str | None:
-    """A date as pages write it, as ISO 8601 has it, with its time if it was in that form. None for
-    what is no date, has no day, or may be two."""
+    """A date as web pages write it -> ISO 8601, with its time if it is in that format already. None
+    if it is not a date, has no day, or is ambiguous."""
     text = text.strip()
     if match := _DATE.match(text):
         with suppress(ValueError):
@@ -476,7 +478,7 @@ def iso_date(text: str) -> str | None:
 
 
 def _month(text: str) -> int:
-    """1 to 12, 0 for what is none."""
+    """1 to 12; 0 if it is not the name of a month."""
     if text.isdigit():
         return int(text)
     names = (number for number, name in enumerate(_MONTHS, 1) if name.startswith(text.lower()))
@@ -488,7 +490,7 @@ def _is_canonical(link: etree._Element) -> bool:
 
 
 def _dates(root: etree._Element, meta: Mapping[str, str]) -> Iterator[str]:
-    """What may be the date of publication, the surest first."""
+    """Candidates for the date of publication, the most reliable first."""
     yield from (meta[name] for name in _DATE_NAMES if name in meta)
     for script in itertools.islice(root.iter("{*}script"), _META_LIMIT):
         if script.get("type", "").strip().lower() == "application/ld+json" and script.text:
@@ -507,7 +509,8 @@ def _local(tag: str) -> str:
 
 
 def _declarations(style: str) -> Mapping[str, str]:
-    """A `style` attribute's declarations, in lower case; of two the important or the later one."""
+    """The declarations of a `style` attribute, in lower case; of two, the important or the later
+    one counts."""
     if not _STYLES.search(style):
         return {}
     declared: dict[str, str] = {}
@@ -526,11 +529,11 @@ def _declarations(style: str) -> Mapping[str, str]:
 
 def _is_hidden(tag: str, node: etree._Element, style: Mapping[str, str]) -> bool:
     if tag in ("html", "body"):
-        return False  # a script shows them, once the page is complete
+        return False  # a script shows them once the page is complete
     display = style.get("display")
     if display == "none" or _is_out_of_sight(style):
         return True
-    # What can be found with the browser's search is content.
+    # Parts that the browser's search can find are content.
     hidden = node.get("hidden")
     if hidden is not None and hidden.strip().lower() != "until-found" and display is None:
         return True
@@ -541,7 +544,7 @@ def _is_hidden(tag: str, node: etree._Element, style: Mapping[str, str]) -> bool
 
 
 def _is_out_of_sight(style: Mapping[str, str]) -> bool:
-    """By the usual ways of hiding text from those who see the page."""
+    """Whether one of the usual ways hides text from sighted readers."""
     if _FAR.fullmatch(style.get("text-indent", "")):
         return True
     if style.get("position") not in ("absolute", "fixed"):
@@ -555,7 +558,7 @@ def _is_out_of_sight(style: Mapping[str, str]) -> bool:
 
 
 def _around_main_parts(root: etree._Element) -> set[etree._Element]:
-    """The elements that are, or hold, what a page is about. Each is looked at once."""
+    """The elements that are, or contain, the main part of the page. Each is visited once."""
     around: set[etree._Element] = set()
     for part in root.iter(*(f"{{*}}{tag}" for tag in _MAIN_PARTS)):
         node: etree._Element | None = part
@@ -566,22 +569,22 @@ def _around_main_parts(root: etree._Element) -> set[etree._Element]:
 
 
 class _Mark(IntEnum):
-    """What stands between texts: whitespace by its strength, or a sign of its own."""
+    """A separator between texts: white space by its strength, or a sign."""
 
     NOTHING = -1
     SPACE = 0
     LINE = 1
     PARAGRAPH = 2
-    BR = 3  # a line end more than there is, up to an empty line
+    BR = 3  # one line end more than there is, up to an empty line
     CELL = 4  # " | "
-    ITEM = 5  # "- ", if any text follows before ITEM_END
+    ITEM = 5  # "- ", if text follows before ITEM_END
     ITEM_END = 6
-    SUPERSCRIPT = 7  # "^" between two digits, lest 10<sup>6</sup> be 106
+    SUPERSCRIPT = 7  # "^" between two digits, so that 10<sup>6</sup> does not become 106
     SUBSCRIPT = 8  # "_" likewise
 
 
 class _HeadingMark(NamedTuple):
-    """Where a heading begins; with level 0 where it ends."""
+    """The beginning of a heading; with level 0, its end."""
 
     level: int
 
@@ -594,19 +597,19 @@ _SHIFTS: Final = {"sup": _Mark.SUPERSCRIPT, "sub": _Mark.SUBSCRIPT}
 
 @dataclass(kw_only=True)
 class _Row:
-    """A row that is being written: what becomes of its marks is known at its end."""
+    """A row being written; its end decides how its marks are written."""
 
-    ends_with: etree._Element  # the <tr>; or what holds cells without one
+    ends_with: etree._Element  # the <tr>, or the element that holds cells without one
     is_implied: bool
     in_cell: bool = False
     cells: int = 0
     chars: int = 0
-    inner_rows: bool = False  # that have to stay lines
+    inner_rows: bool = False  # that must remain lines
     inner_lines: bool = False
     column: int = 0  # of the next cell
-    filled: list[int] = field(default_factory=list)  # where what merged cells add is
+    filled: list[int] = field(default_factory=list)  # where the text of merged cells is
     merged: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """Cells of more than one row: column, width, rows that follow, and where its text begins."""
+    """Cells of more than one row: column, width, rows that follow, and where the text begins."""
     ends: list[int] = field(default_factory=list)  # where the cells of `merged` end
     gaps: list[int] = field(default_factory=list)  # where the marks between cells are
     breaks: list[int] = field(default_factory=list)  # and those of blocks within cells
@@ -620,17 +623,17 @@ class _Row:
 
 @dataclass(kw_only=True)
 class _Merged:
-    """A cell of a row above, of a table that is being written."""
+    """A cell of a row above, merged over rows, in a table being written."""
 
     text: str
     width: int
     rows: int
-    """How many more it covers."""
+    """How many more rows it covers."""
 
 
 @dataclass(kw_only=True)
 class _Style:
-    """Inherited properties, from one element on."""
+    """Inherited properties, from an element on."""
 
     node: etree._Element | None
     is_visible: bool
@@ -638,23 +641,23 @@ class _Style:
 
 
 def _span(cell: etree._Element, attribute: str) -> int:
-    """How many columns or rows a cell covers; those that it names 0, all that follow."""
+    """How many columns or rows a cell covers; 0 means all that follow."""
     match = _SPAN.match(cell.get(attribute, "1"))
     return min(int(match[1]) or _SPAN_LIMIT, _SPAN_LIMIT) if match else 1
 
 
 class _Writer:
-    """Takes elements and texts in order; marks and texts are put together at the end.
+    """Receives elements and texts in order; puts marks and texts together at the end.
 
-    Each mark is written once and changed at most once, so that the cost is linear however deep
-    tables nest.
+    Each mark is written once and changed at most once, so the cost is linear however deeply tables
+    nest.
     """
 
     def __init__(self) -> None:
         self._parts: list[str | _Mark | _HeadingMark] = []
         self._rows: list[_Row] = []
         self._styles = [_Style(node=None, is_visible=True, is_verbatim=False)]
-        self._is_fresh = False  # a <pre> has just begun; its first line end is not content
+        self._is_fresh = False  # just after <pre>: its first line end is not content
         self._has_line = False  # verbatim text has been written since
         self._line_ended = False
         self._tables: list[dict[int, _Merged]] = [{}]
@@ -751,14 +754,14 @@ class _Writer:
         return _put_together(self._parts)
 
     def begin(self) -> None:
-        """Of a part of the page: it stands apart from the one before."""
+        """Start a part of the page, separated from the one before."""
         while self._rows:
             self._end_row()
         self._styles = self._styles[:1]
         self._break(_Mark.PARAGRAPH)
 
     def part(self, tag: str) -> None:
-        """In the place of an element that is left out."""
+        """Replaces an element that is left out."""
         self._part(tag, {})
 
     def _add(self, text: str) -> None:
@@ -768,7 +771,7 @@ class _Writer:
             self._rows[-1].chars += len(text)
 
     def _add_lines(self, text: str) -> None:
-        """In a row, line ends around verbatim text are marks, for it may become one line."""
+        """In a row, line ends around verbatim text are marks: it may become one line."""
         if not self._rows:
             if text:
                 self._parts.append(text)
@@ -796,7 +799,7 @@ class _Writer:
         self._parts.append(mark)
 
     def _part(self, tag: str, style: Mapping[str, str]) -> None:
-        """What parts an element from what is before and after it."""
+        """Write the separator between an element and what precedes or follows it."""
         mark = _BLOCKS.get(tag)
         display = style.get("display", "")
         if mark is not None:
@@ -840,13 +843,13 @@ class _Writer:
         row.column += width
 
     def _fill(self, row: _Row) -> None:
-        """The text of merged cells of the rows above, up to the next cell."""
+        """Write merged cells of the rows above, up to the next cell."""
         merged = self._tables[-1]
         while (cell := merged.get(row.column)) is not None:
             self._filled += 1
             self._filled_chars += len(cell.text)
             if self._filled > _FILLED_CELLS + _FILLED_SHARE * self._cells:
-                return  # a page that is made to be large
+                return  # a page made to grow without limit
             cell.rows -= 1
             if not cell.rows:
                 del merged[row.column]
@@ -890,7 +893,7 @@ class _Writer:
             self._break(_Mark.LINE)
 
     def _note_merged(self, row: _Row) -> None:
-        """What cells of several rows put into the rows below: their text, if it is short."""
+        """Note the cells merged over rows, for the rows below, if their text is short."""
         for (column, width, rows, start), end in zip(row.merged, row.ends, strict=False):
             words: list[str] = []
             for part in self._parts[start : min(end, start + _MERGED_PARTS)]:
@@ -904,7 +907,7 @@ class _Writer:
             self._tables[-1][column] = _Merged(text=text, width=width, rows=rows)
 
     def _end_readings(self) -> None:
-        """How the characters of a ruby are read, in brackets after them."""
+        """Write the readings of ruby characters in brackets after them."""
         if self._readings and not self._ruby:
             gap = "" if all(map(_KANA.fullmatch, self._readings)) else " "
             self._add(f"({gap.join(self._readings)})")
@@ -912,16 +915,16 @@ class _Writer:
 
 
 def _put_together(parts: list[str | _Mark | _HeadingMark]) -> tuple[str, tuple[Heading, ...]]:
-    """The text, fit to be stored, and where in it headings are."""
+    """The text, in storable form, and its headings."""
     written: list[str] = []
     headings: list[Heading] = []
-    begun = 0  # in `written`, of a heading
+    begun = 0  # of a heading, in `written`
     level = 0
     edges: list[tuple[int, int, int]] = []  # of headings in `written`, with their level
     gap, last = _Mark.NOTHING, ""
     item = False
     shift: _Mark | None = None
-    in_row = False  # a mark between cells has just been written
+    in_row = False  # a mark between cells was just written
     for part in parts:
         if isinstance(part, str):
             pieces = [_white(gap, last), "- " if item else ""]
@@ -951,18 +954,18 @@ def _put_together(parts: list[str | _Mark | _HeadingMark]) -> tuple[str, tuple[H
             if gap > _Mark.SPACE and last:
                 written.append(_white(gap, last))
                 last = "\n"
-            # "a |  | b": an empty cell keeps its place.
+            # "a |  | b": an empty cell stays.
             begins = not last or last.endswith("\n")
             last = "|" if begins else "  |" if in_row else " |"
             written.append(last)
             gap, item, in_row = _Mark.SPACE, False, True
         elif item:
-            continue  # a block that opens a list item does not part it from its mark
+            continue  # a block at the beginning of a list item stays on the line of its "- "
         elif part is _Mark.BR:
             gap = _Mark(min(_Mark.PARAGRAPH, max(gap, _Mark.SPACE) + 1))
         else:
             gap = max(gap, part)
-    # Headings are between line ends, across which no two characters become one.
+    # Headings are between line ends, across which no two characters combine.
     texts: list[str] = []
     length = reached = 0
     for first, last_, level in edges:

@@ -1,9 +1,9 @@
-"""Plain text that is too large to be held: decoded and normalized a section at a time.
+"""Plain text that is too large for memory: decoded and normalized in sections.
 
-Its sections together are the very text that `text.py` makes of the whole. The bytes are read three
-times, from their beginning: to find the encoding, to decode all of them strictly before anything
-is made of the text, and to make use of it. Memory does not grow with the text, unless it has no
-place where a section can end: white space, or characters that no mark can join.
+The sections together are exactly the text that `text.py` makes of the whole. The bytes are read
+three times: to detect the encoding, to decode all of them strictly before anything is written, and
+to use the text. Memory does not grow with the text, unless it has no point where a section can end:
+white space, or a character that does not combine with the one before.
 """
 
 import codecs
@@ -25,29 +25,30 @@ from workers.ingest.formats.texts.text import (
 )
 
 LARGE_TEXT_BYTES: Final = 8 * 2**20
-"""Texts of more bytes are read like this."""
+"""Larger texts are read in this way."""
 SECTION_CHARS: Final = 300_000
 _SAMPLE_BYTES: Final = 2**20
 _UNIT_BYTES: Final = 4
-"""Of the longest character."""
+"""The size of the longest character."""
 _SLICE_CHARS: Final = 100
 _SLICES: Final = 40
 _NEAR_CHARS: Final = 32
-"""Beyond which no character changes how another one is normalized."""
+"""Characters farther apart do not affect each other's normalization."""
 _TRIED_PLACES: Final = 1000
 _SEVEN_BIT_SIGNS: Final = (b"\x1b$", b"\x1b(I", b"~{", b"+")
-"""Of encodings whose bytes are all ASCII (`text.py`)."""
+"""How text in encodings with ASCII bytes only begins an escape (`text.py`)."""
 
 
 class Digest(Protocol):
-    """Of `hashlib`."""
+    """A hash of `hashlib`."""
 
     def update(self, data: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class LargeText:
-    """`blocks` gives the bytes, from the beginning at each call."""
+    """A text of any size. `blocks` returns an iterator over the bytes, from the beginning at each
+    call."""
 
     name: str
     blocks: Callable[[], Iterable[bytes]]
@@ -56,7 +57,7 @@ class LargeText:
     max_chars: int
 
     def encoding(self, digests: Sequence[Digest]) -> str:
-        """The codec of the text; the digests are updated with its bytes. Raises DocumentError."""
+        """The codec of the text; updates the digests with all bytes. Raises DocumentError."""
         looks = _Looks()
         for block in self.blocks():
             for digest in digests:
@@ -76,10 +77,10 @@ class LargeText:
         except DocumentError as error:
             if self.options.encoding is not None or sample == looks.head:
                 raise
-            # What it says counts from the beginning of the sample.
+            # Offsets in the message count from the beginning of the sample.
             if (nearest := nearest_encoding(sample)) is not None:
                 for _ in _decoded(self.blocks(), nearest[0], name=self.name):
-                    pass  # it names the first byte that does not fit
+                    pass  # the error names the first bad byte
             raise DocumentError(
                 f"{self.name}: byte 0x{looks.bad_byte:02x} at offset {looks.bad_at:,} is not valid "
                 "UTF-8, and no other encoding fits. Save it as UTF-8, or name the encoding: "
@@ -87,7 +88,7 @@ class LargeText:
             ) from error
 
     def _encoding_of(self, sample: bytes) -> str:
-        """Raises DocumentError."""
+        """Raises DocumentError if no encoding fits."""
         for cut in range(_UNIT_BYTES):
             try:
                 return decode(
@@ -103,8 +104,8 @@ class LargeText:
         raise AssertionError
 
     def sections(self, encoding: str) -> Iterator[str]:
-        """The text, fit to be stored, in parts that are not empty. Raises DocumentError where the
-        bytes are none of that encoding, and where it is too long."""
+        """The text in storable form, in parts that are not empty. Raises DocumentError if the bytes
+        do not fit the encoding, or if the text is too long."""
         text, retry_at, chars, is_first = "", SECTION_CHARS, 0, True
         for decoded in _decoded(self.blocks(), encoding, name=self.name):
             text += decoded
@@ -124,7 +125,7 @@ class LargeText:
             yield last
 
     def measured(self, encoding: str, check: Callable[[], None]) -> "Measures":
-        """Decode all of it. Raises DocumentError."""
+        """Decode all of it; `check` is called for each section. Raises DocumentError."""
         letters, slices = 0, []
         for section in self.sections(encoding):
             check()
@@ -141,13 +142,13 @@ class LargeText:
 @dataclass(frozen=True, kw_only=True)
 class Measures:
     letters: int
-    """Characters that are no white space."""
+    """Characters that are not white space."""
     sample: str
-    """Slices from all over the text."""
+    """Slices from all parts of the text."""
 
 
 def metadata_of(encoding: str) -> Metadata:
-    """What is noted of the document."""
+    """Metadata of the document."""
     return {
         DocumentKey.MEDIA_TYPE.value: PLAIN_TEXT.media_types[0],
         DocumentKey.ENCODING.value: encoding,
@@ -155,17 +156,17 @@ def metadata_of(encoding: str) -> Metadata:
 
 
 class _Looks:
-    """What the bytes of a text show of their encoding."""
+    """Collects what the bytes show of their encoding."""
 
     def __init__(self) -> None:
         self.head = b""
         self.nul_at: int | None = None
         self.bad_at, self.bad_byte = 0, 0
-        """Of the first byte that is no UTF-8."""
+        """The offset and the value of the first byte that is not UTF-8."""
         self._is_valid = self._is_ascii = True
         self._has_signs = False
         self._lines: list[bytes] = []
-        """Some that have more than ASCII in them, or signs of encodings of seven bits."""
+        """Some lines with non-ASCII bytes, or with escapes of seven-bit encodings."""
         self._lines_bytes = self._size = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
@@ -178,7 +179,7 @@ class _Looks:
             try:
                 self._decoder.decode(block)
             except UnicodeDecodeError as error:
-                # It was given this block behind what was left of the one before.
+                # The decoder received this block after the rest of the one before.
                 at = self._size + len(block) - len(error.object)
                 self.bad_at, self.bad_byte = at + error.start, error.object[error.start]
                 self._is_valid = False
@@ -191,7 +192,7 @@ class _Looks:
         self._size += len(block)
 
     def _keep_lines(self, block: bytes) -> None:
-        """But for the first and the last of the block, which may be parts of lines."""
+        """Without the first and the last line of the block, which may be incomplete."""
         for line in block.split(b"\n")[1:-1]:
             if not line.isascii() or any(sign in line for sign in _SEVEN_BIT_SIGNS):
                 self._lines.append(line)
@@ -205,20 +206,20 @@ class _Looks:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it may be in units of two or four bytes."""
+        """Whether its units may have two or four bytes."""
         return b"\0" in self.head or self.head.startswith((b"\xff\xfe", b"\xfe\xff"))
 
     def sample(self, *, whole_lines: bool) -> bytes:
-        """What tells the encoding; from the beginning where it has to be."""
+        """Bytes that show the encoding; from the beginning of the text where necessary."""
         if self.is_wide:
             self.head = self.head[: len(self.head) // _UNIT_BYTES * _UNIT_BYTES]
         if self.is_wide or not (whole_lines and self._lines):
             return self.head
-        return b"\n" + b"\n".join(self._lines) + b"\n"  # none of them begins with a mark
+        return b"\n" + b"\n".join(self._lines) + b"\n"  # none of them begins with a byte order mark
 
 
 def _decoded(blocks: Iterable[bytes], encoding: str, *, name: str) -> Iterator[str]:
-    """With `\\n` as line ends."""
+    """The text in parts, with `\\n` as line ends."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
     size = 0
 
@@ -246,8 +247,8 @@ def _decoded(blocks: Iterable[bytes], encoding: str, *, name: str) -> Iterator[s
 
 
 def _section_end(text: str) -> int:
-    """The last place where the text can be divided: before a blank line, else before a line end, a
-    space, or any character that is not joined to the one before it; 0 where there is none."""
+    """The last offset where the text can be divided: before a blank line, else before a line end, a
+    space, or any character that does not combine with the one before; 0 if there is none."""
     for sign in ("\n\n", "\n", " "):
         end = text.rfind(sign, len(text) // 2)
         while end > 0 and text[end - 1] == sign[0]:

@@ -1,11 +1,10 @@
-"""Logs -> passages of some entries each, with when and where they begin.
+"""Logs -> passages of several entries each, with the time and the line where they begin.
 
-An entry begins with a time (ISO 8601 and its like, those of Apache, syslog, Java, Android, glog and
-the kernel, Korean ones, a number of seconds) or is one line of JSON, and what follows without one,
-such as a stack trace, belongs to it. Entries stay as they are written, without the colors of
-terminals. `date` is the time of the first entry of a passage as ISO 8601, where it says the year,
-`line` its line in the file, and `level` the gravest level of its entries. A log without times is
-one passage.
+An entry begins with a time (ISO 8601 and similar, those of Apache, syslog, Java, Android, glog and
+the kernel, Korean ones, a number of seconds), or is one line of JSON. Lines without a time, such as
+a stack trace, belong to the entry before. Entries stay as they are, without the colors of
+terminals. `date` is the time of the first entry in ISO 8601 if it has a year, `line` its line in
+the file, and `level` the most severe level of the entries. A log without times is one passage.
 """
 
 import re
@@ -45,7 +44,7 @@ _MONTHS: Final = (
     "Dec",
 )
 _MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})"
-# What may stand before a time: brackets, a level, the priority of syslog (RFC 5424), a name.
+# Before a time: brackets, a level, the priority of syslog (RFC 5424), a name.
 _BEFORE: Final = (
     r"(?:<[0-9]{1,3}>[0-9]{0,2} ?)?[^\w\n]{0,3}"
     r"(?:(?:[A-Z]{1,8}|[a-z]{4,8}(?=\])|[가-힣]{1,4}(?=\]))[ :\]\[|,]{1,6})?"
@@ -151,7 +150,7 @@ def _date(line: str) -> str | None:
 
 
 def _iso(match: re.Match[str]) -> str | None:
-    """None for a day or time that there is not."""
+    """None if there is no such day or time."""
     parts = match.groupdict()
     month = parts["month"]
     month = f"{_MONTHS.index(month) + 1:02}" if month in _MONTHS else month.zfill(2)

@@ -1,12 +1,12 @@
-"""A page of HTML -> its main content: what is left without what stands around it on every page.
+"""An HTML page -> its main content, without the parts that surround it on each page of a site.
 
-Two things decide. What a page itself says of its parts, by elements, roles and the names of classes
-and ids: navigation, sidebars, cookie banners, bars for sharing, what is in the page's own header
-and footer. And trafilatura, which finds the text of an article: the main content is the smallest
-element that holds all of what it finds. Its own output is not used, for it leaves out rows, lists
-and formulas of an article; here all of that element counts that a reader sees. Where trafilatura
-finds less than half of the text that is no link, the page is no article, and nothing is left out on
-its word; so too in pages that are very large or deep, on which it would take more than linear time.
+Two sources decide. First, what the page itself declares, by elements, roles and the names of
+classes and ids: navigation, sidebars, cookie banners, bars for sharing, the header and the footer
+of the page. Second, trafilatura, which extracts the text of an article: the main content is the
+smallest element that contains all of that text. Its output itself is not used, since it lacks rows,
+lists and formulas; all text of that element that a reader sees counts. If trafilatura returns less
+than half of the text outside links, the page is not an article, and its result does not count. The
+same holds for pages that are very large or deep, where it would need more than linear time.
 """
 
 import copy
@@ -35,7 +35,7 @@ _NEVER_AROUND: Final = frozenset(
 _ANCHORS: Final = ("¶", "#", "§")  # links of headings to themselves
 _CONTROLS: Final = frozenset({"a", "button", "input"})
 
-# Parts of the names of classes and ids. Sites of Korea call their menus gnb, lnb and snb.
+# Parts of the names of classes and ids. Korean sites call their menus gnb, lnb and snb.
 _AROUND_NAMES: Final = (
     "cookie cookies cookiebar cookiebanner cookieconsent gdpr consent onetrust sidebar breadcrumb "
     "breadcrumbs navbar navigation gnb lnb snb footer pagination paging newsletter skiplink "
@@ -44,7 +44,7 @@ _AROUND_NAMES: Final = (
     "usercentrics iubenda"
 )
 _AROUND_WORDS: Final = frozenset(_AROUND_NAMES.split())
-# These may as well be content: a menu of dishes, a list of related laws.
+# These may also be content: a menu of dishes, a list of related laws.
 _PERHAPS_NAMES: Final = (
     "nav menu related recommend recommended recommendations popular trending share sharing sns "
     "social ad ads advert banner promo popup modal toolbar subscribe login widget pager tags "
@@ -57,8 +57,7 @@ _AROUND_FORMS: Final = re.compile(
     r"|action[-_]?bar",
     re.I,
 )
-# Text for those who do not see the page, or only for those who do, by the classes of usual
-# stylesheets.
+# Text only for screen readers, or only for those who see, by the classes of common stylesheets.
 _UNSEEN_NAMES: Final = (
     "sr-only sr_only visually-hidden visuallyhidden screen-reader-text screenreader-text "
     "screen-reader-only a11y-hidden a11y_hidden blind element-invisible assistive-text show-for-sr "
@@ -108,32 +107,32 @@ _SPACE: Final = re.compile(r"\s+")
 @dataclass(frozen=True, kw_only=True)
 class MainContent:
     roots: list[etree._Element]
-    """In the order of the page; none is within another."""
+    """In the order of the page; none contains another."""
     left_out: set[etree._Element] = field(default_factory=set)
-    """Elements within the roots."""
+    """Elements within the roots that do not count."""
 
 
 @dataclass(kw_only=True)
 class _Part:
-    """What is known of an element and all that is in it; counted without white space."""
+    """Counts for an element with all of its content; characters are counted without white space."""
 
     chars: int = 0
     link_chars: int = 0
     found: int = 0
-    """Characters outside of links that trafilatura has found, too."""
+    """Characters outside links that trafilatura has, too."""
     links: int = 0
     blocks: int = 0
     """Line ends, paragraphs and tables."""
     headings: int = 0
-    """Of the first level."""
+    """Headings of level 1."""
     has_main: bool = False
-    """It is or holds the main part of a page."""
+    """Whether it is or contains the main part of a page."""
     has_control: bool = False
     has_cookies: bool = False
     has_choice: bool = False
-    """It speaks of cookies, and of accepting something."""
+    """Whether it mentions cookies, and accepting something."""
     has_arrow: bool = False
-    """One stands outside of links, as between them."""
+    """Whether an arrow separates links, as in breadcrumbs."""
 
     def add(self, inner: "_Part") -> None:
         self.chars += inner.chars
@@ -150,7 +149,7 @@ class _Part:
 
     @property
     def is_banner(self) -> bool:
-        """Whether it asks for consent to cookies, without a name that says so."""
+        """Whether it asks for consent to cookies, without a class or id that says so."""
         is_short = self.chars <= _BANNER_CHARS
         return is_short and self.has_control and self.has_cookies and self.has_choice
 
@@ -160,20 +159,20 @@ class _Part:
 
 
 def is_page(markup: str) -> bool:
-    """Whether this is a whole page; a fragment has nothing around its content."""
+    """Whether this is a whole page; nothing surrounds the content of a fragment."""
     return _IS_PAGE.search(markup[:_BEGINNING_CHARS]) is not None
 
 
 def find_main_content(root: etree._Element, *, hidden: set[etree._Element]) -> MainContent:
-    """All of the page where nothing tells its main content from the rest. `hidden` are elements
-    that do not count."""
+    """The main content; all of the page if nothing distinguishes it. `hidden` elements do not
+    count."""
     body = root.find("{*}body")
     body = root if body is None else body
     if sum(1 for _ in body.iter()) > _ELEMENTS_LIMIT:
         return MainContent(roots=[body])
     left_out, chars = _around(body, hidden)
     if chars < _ARTICLE_CHARS:
-        return MainContent(roots=[body], left_out=left_out)  # trafilatura cannot find so much
+        return MainContent(roots=[body], left_out=left_out)  # trafilatura cannot return as much
     found = _article_text(root, hidden | left_out)
     parts = _parts(body, hidden | left_out, _grams(found))
     page = parts[body]
@@ -218,7 +217,7 @@ def _walk(
 def _parts(
     root: etree._Element, left_out: set[etree._Element], grams: set[int]
 ) -> dict[etree._Element, _Part]:
-    """Of each element, from the inside out."""
+    """Element -> its counts, from the inside out."""
     parts: dict[etree._Element, _Part] = {}
     open_: list[_Part] = []
     links = 0
@@ -271,13 +270,13 @@ def _notice(part: _Part, text: str) -> None:
 
 
 def _grams(text: str) -> set[int]:
-    """Hashes of all runs of a few characters, by which a text is found again."""
+    """Hashes of all sequences of a few characters, by which text is recognized."""
     return {hash(text[at : at + _GRAM_CHARS]) for at in range(len(text) - _GRAM_CHARS + 1)}
 
 
 def _around(body: etree._Element, hidden: set[etree._Element]) -> tuple[set[etree._Element], int]:
-    """What the page itself says is not its main content, never all of its text; and how many
-    characters are left."""
+    """The elements that the page itself declares as surroundings, never with all of its text; and
+    the number of characters that are left."""
     parts = _parts(body, hidden, set())
     page = parts[body]
     layout = set(_layout_tables(parts, page))
@@ -307,8 +306,8 @@ def _around(body: etree._Element, hidden: set[etree._Element]) -> tuple[set[etre
 def _layout_tables(
     parts: dict[etree._Element, _Part], page: _Part
 ) -> Iterator[etree._Element | None]:
-    """Tables with a cell that has most of the page's text, in blocks: the cells beside it that are
-    full of links are menus."""
+    """Tables for layout, of which one cell has most of the text of the page, in blocks: cells
+    beside it that are full of links are menus."""
     for node, part in parts.items():
         if part.blocks < _BLOCKS_OF_PAGE or _local(node) not in ("td", "th"):
             continue
@@ -342,7 +341,7 @@ def _is_around(node: etree._Element, part: _Part, page: _Part, *, in_main: bool)
     if tag in _AROUND_TAGS or node.get("aria-label", "").strip().lower() in _AROUND_LABELS:
         return True
     if part.has_arrow and part.is_links and part.links > 1 and part.chars <= _CRUMBS_CHARS:
-        return True  # the way from the home page to this one
+        return True  # breadcrumbs: the path from the home page to this one
     if tag in ("header", "footer") and not in_main:
         return not is_most
     if (tag == "aside" and (part.is_links or not in_main)) or (not in_main and part.is_banner):
@@ -381,7 +380,7 @@ def _by_names(node: etree._Element) -> str:
 
 
 def _article_text(root: etree._Element, left_out: set[etree._Element]) -> str:
-    """What trafilatura finds, without white space; empty where it finds nothing or is not used."""
+    """The text by trafilatura without white space; empty if there is none, or if it is not used."""
     size = depth = deepest = 0
     for event, _ in etree.iterwalk(root, events=("start", "end")):
         depth += 1 if event == "start" else -1
@@ -401,13 +400,13 @@ def _article_text(root: etree._Element, left_out: set[etree._Element]) -> str:
     markup = etree.tostring(page, encoding="unicode", method="html")
     if len(markup) > _MARKUP_LIMIT:
         return ""
-    # Imported late: it takes a third of a second and what many pages never need.
+    # Imported late: it takes a third of a second, and many pages do not need it.
     from trafilatura import bare_extraction
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # pages without an article
     try:
         article = bare_extraction(markup, fast=True, favor_recall=True, include_comments=False)
-    except Exception:  # whatever a library does not understand, is no article
+    except Exception:  # a page that a library cannot handle is not an article
         return ""
     if article is None or isinstance(article, dict) or article.body is None:
         return ""
@@ -415,7 +414,7 @@ def _article_text(root: etree._Element, left_out: set[etree._Element]) -> str:
 
 
 def _remove(node: etree._Element) -> None:
-    """The element and what is in it, not the text behind it."""
+    """Remove the element with its content, not the text behind it."""
     parent = node.getparent()
     if parent is None:
         return
@@ -429,7 +428,7 @@ def _remove(node: etree._Element) -> None:
 
 
 def _smallest(body: etree._Element, parts: dict[etree._Element, _Part]) -> etree._Element:
-    """The innermost element that holds all that was found, but for scraps."""
+    """The innermost element that contains the text of the article, except small rests."""
     article = body
     while True:
         inner = max(
@@ -456,8 +455,8 @@ def _smallest(body: etree._Element, parts: dict[etree._Element, _Part]) -> etree
 def _labelled_table(
     cell: etree._Element, parts: dict[etree._Element, _Part]
 ) -> etree._Element | None:
-    """The table around an article in a cell, if another of its rows has a label and what it is:
-    notices have their title, date and office so, above the text."""
+    """The table around an article in a cell, if another row has a label and its value: notices have
+    their title, date and office there."""
     table = _table_of(cell)
     if table is None:
         return None
@@ -473,14 +472,14 @@ def _labelled_table(
 def _has_contents(
     outer: etree._Element, inner: etree._Element, parts: dict[etree._Element, _Part]
 ) -> bool:
-    """Whether a table of contents stands beside the inner element."""
+    """Whether there is a table of contents beside the inner element."""
     others = (child for child in outer if child is not inner and child in parts)
     return any(_is_contents(node) for child in others for node in child.iter("*"))
 
 
 def _edges(article: etree._Element, parts: dict[etree._Element, _Part]) -> set[etree._Element]:
-    """Lists of links before and behind all that was found, if nothing says that they belong to
-    it: a heading, or that they are a table of contents."""
+    """Lists of links before and after the text of the article, unless a heading assigns them to it
+    or they are a table of contents."""
     if _is_main(article) or any(map(_is_main, article.iterancestors())):
         return set()
     edges: set[etree._Element] = set()
@@ -514,8 +513,8 @@ def _is_contents(node: etree._Element) -> bool:
 def _heading_outside(
     root: etree._Element, article: etree._Element, parts: dict[etree._Element, _Part]
 ) -> etree._Element | None:
-    """The heading above the article that the title of the page repeats, of several the longest; or
-    else the last one before it that is no link, if there is none in it."""
+    """The heading before the article that the title of the page repeats, the longest if there are
+    several; or else the last one before it that is not a link, if the article has none."""
     title = root.find(".//{*}title")
     words = "" if title is None else _dense(title)
     around = {article, *article.iterancestors()}

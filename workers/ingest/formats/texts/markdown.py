@@ -1,13 +1,12 @@
-"""Markdown text -> its sections: a heading with what follows it up to the next heading.
+"""Markdown -> its sections: a heading with the text up to the next heading.
 
-Front matter (YAML, TOML, JSON) is metadata; where it is none that can be read, it stays text.
+Front matter (YAML, TOML, JSON) is metadata; if it cannot be read, it stays in the text.
 
-Headings are those of CommonMark that stand in the document itself, not in a quote or list: ATX
-(`# A`) and setext (lines of a paragraph, and no table, underlined by `===` or `---`). Lines in
-code, fenced or indented, in HTML blocks and comments, and in front matter (YAML, TOML, JSON) are
-no headings. A heading with nothing under it belongs to the section after it. Everything else of
-Markdown is left as it is: this reads the blocks of a text line by line and makes no tree. Time is
-linear.
+Headings are those of CommonMark at the top level of the document, not in a quote or list: ATX (`#
+A`) and setext (lines of a paragraph, not of a table, underlined by `===` or `---`). Lines in code,
+fenced or indented, in HTML blocks and comments, and in front matter are no headings. A heading with
+no text below belongs to the section after it. All other Markdown stays as it is: the text is read
+line by line, without a tree, in linear time.
 """
 
 import json
@@ -49,7 +48,7 @@ _HTML_TAGS: Final = (
     "search|section|summary|table|tbody|td|tfoot|th|thead|title|tr|track|ul"
 )
 _ATTRIBUTE: Final = r"\s++[A-Za-z_:][\w.:-]*+(?:\s*+=\s*+(?:[^\s\"'=<>`]++|'[^']*+'|\"[^\"]*+\"))?+"
-# How an HTML block begins, and what ends it; None: a blank line.
+# The beginning of an HTML block, and its end; None: a blank line.
 _HTML_BLOCKS: Final = tuple(
     (re.compile(begin, re.IGNORECASE), re.compile(end, re.IGNORECASE) if end else None)
     for begin, end in (
@@ -61,13 +60,13 @@ _HTML_BLOCKS: Final = tuple(
         (rf"</?(?:{_HTML_TAGS})(?=\s|/?>|$)", None),
     )
 )
-# A whole tag alone on its line, of whatever name; it does not interrupt a paragraph.
+# A whole tag of any name, alone on its line; it does not interrupt a paragraph.
 _HTML_LINE: Final = re.compile(
     rf"(?:<[A-Za-z][A-Za-z0-9-]*+(?:{_ATTRIBUTE})*+\s*+/?>|</[A-Za-z][A-Za-z0-9-]*+\s*+>)\s*+$"
 )
 _FRONT_MATTER_CHARS: Final = 65_536
 _FRONT_MATTER_FIELDS: Final = 200
-# What sites call it, and what it is called of every format.
+# Names of fields at common sites, and our keys for them.
 _KEYS: Final = {
     "title": DocumentKey.TITLE,
     "author": DocumentKey.AUTHOR,
@@ -92,7 +91,7 @@ def load(document: RawDocument) -> DocumentParts:
     return DocumentParts(passages=[(text[start:].lstrip("\n"), {})], metadata=metadata | own)
 
 
-# What its headings are for, the splitter `markdown` knows.
+# The splitter `markdown` uses the headings.
 MARKDOWN = Loader(
     load=load,
     example=b"---\ntitle: Hours\n---\n\n# Hours\n\nFrom *nine*.",
@@ -101,8 +100,8 @@ MARKDOWN = Loader(
 
 
 class _FrontMatterLoader(yaml.SafeLoader):
-    """Scalars as YAML 1.2 has them (its core schema), and dates: `no` and `10:30` are texts, and so
-    are numbers with zeros before them. What merges is bounded."""
+    """Scalars follow the core schema of YAML 1.2, plus dates: `no`, `10:30` and numbers with
+    leading zeros are text. The size of merged mappings is limited."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -136,7 +135,7 @@ for _tag, _pattern, _first in (
 def _moment(loader: _FrontMatterLoader, node: yaml.ScalarNode) -> Any:
     try:
         return loader.construct_yaml_timestamp(node)
-    except ValueError:  # a day that there is not
+    except ValueError:  # there is no such day
         return loader.construct_scalar(node)
 
 
@@ -144,8 +143,7 @@ _FrontMatterLoader.add_constructor("tag:yaml.org,2002:timestamp", _moment)
 
 
 def _front_matter(written: str) -> Metadata | None:
-    """The fields; None where it cannot be read. Scalars keep their types; dates are written as ISO
-    8601."""
+    """The fields; None if they cannot be read. Scalars keep their types; dates become ISO 8601."""
     lines = written.strip().split("\n")
     try:
         if lines[0].startswith("{"):
@@ -174,7 +172,7 @@ def _front_matter(written: str) -> Metadata | None:
 
 @dataclass
 class _Room:
-    """For what aliases repeat, which may be any number of times as long as it is written."""
+    """Limits the text that aliases repeat: an alias may occur any number of times."""
 
     chars: int = 4 * _FRONT_MATTER_CHARS
 
@@ -185,7 +183,7 @@ class _Room:
 
 
 def _plain(value: Any, room: _Room, depth: int = 0) -> Any:
-    """What JSON can hold. Raises `OverflowError` where that is too much."""
+    """The value as JSON can represent it. Raises OverflowError if it is too large or too deep."""
     room.take(1)
     if isinstance(value, dict) and depth < _NESTED_ITEMS:
         return {_key(key, room): _plain(inner, room, depth + 1) for key, inner in value.items()}
@@ -209,7 +207,7 @@ def _key(key: Any, room: _Room) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """`text[start:end]`, under `heading`: the path of headings, outermost first."""
+    """`text[start:end]`, with `heading`, the path of its headings, outermost first."""
 
     start: int
     end: int
@@ -221,7 +219,7 @@ def sections(text: str) -> Iterator[Section]:
 
 
 def sections_of(text: str, headings: Iterable[Heading]) -> Iterator[Section]:
-    """All of the text, in order, without gaps."""
+    """All of the text in sections, in order, without gaps."""
     path: dict[int, str] = {}
     start = body = 0
     for heading in headings:
@@ -243,7 +241,7 @@ def _after_front_matter(text: str) -> int:
     first, line_end, _ = text[:_RULE_CHARS].partition("\n")
     ending = _FRONT_MATTER.get(first.rstrip())
     body = len(first) + 1
-    # Behind a rule at the top of a text there is a blank line; behind front matter there is none.
+    # After a rule at the top of a text there is a blank line; after front matter there is none.
     is_rule = first.startswith("---") and text.startswith("\n", body)
     if ending is None or not line_end or is_rule:
         return 0
@@ -274,27 +272,27 @@ def _atx_title(line: str) -> str:
 
 @dataclass(kw_only=True)
 class _Blocks:
-    """The open blocks of the text before a line."""
+    """The blocks that are open before a line."""
 
     items: list[int] = field(default_factory=list)
-    """The columns at which the content of open list items begins, outermost first."""
+    """The columns where the content of open list items begins, outermost first."""
     fence: str = ""
     html_end: re.Pattern[str] | None = None
     in_html: bool = False
     paragraph: int | None = None
-    """Where the paragraph begins that the next line may go on with, in the text itself."""
+    """The start of the top-level paragraph that the next line may continue."""
     is_inner_paragraph: bool = False
-    """The next line may go on with a paragraph of a list item or quote."""
+    """Whether the next line may continue a paragraph of a list item or quote."""
     in_quote: bool = False
-    """That paragraph is one of a quote."""
+    """Whether that paragraph is in a quote."""
     in_quoted_fence: bool = False
     is_table: bool = False
-    """The last line is a row of a table, and so a line of hyphens under it no underline."""
+    """Whether the last line is a row of a table: hyphens below it are no underline."""
     title_start: int | None = None
-    """Of the setext heading that the last line ended."""
+    """The start of the setext heading that the last line ended."""
 
     def read(self, line: str, start: int) -> int:
-        """The level of the heading that this line is or underlines; 0 for none."""
+        """The level of the heading that this line is or underlines; 0 if there is none."""
         at = _INDENT.match(line).end()  # type: ignore[union-attr]  # matches anything
         column = _columns(line, 0, at, 0)
         is_blank = at == len(line)
@@ -302,7 +300,7 @@ class _Blocks:
             if is_blank or not self.items or column >= self.items[-1]:
                 self._go_on(line, at, column, is_blank=is_blank)
                 return 0
-            self.fence, self.in_html = "", False  # the list item that holds it has ended
+            self.fence, self.in_html = "", False  # its list item has ended
         if is_blank:
             self.paragraph, self.is_inner_paragraph = None, False
             self.in_quoted_fence = False
@@ -311,7 +309,8 @@ class _Blocks:
         kept = was_open
         while kept and column < self.items[kept - 1]:
             kept -= 1
-        # A plain line goes on with the paragraph of a list item or quote, however it is indented.
+        # An ordinary line continues the paragraph of a list item or quote, whatever its
+        # indentation.
         if self.is_inner_paragraph and not self._begins_block(line, at, column, kept):
             return 0
         if kept < was_open:
@@ -335,7 +334,7 @@ class _Blocks:
             self.in_html = self.html_end.search(line) is None
 
     def _begins_block(self, line: str, at: int, column: int, kept: int) -> bool:
-        """Whether the line interrupts a paragraph, so that it is no continuation of one."""
+        """Whether the line interrupts a paragraph instead of continuing it."""
         indent = column - (self.items[kept - 1] if kept else 0)
         if indent >= _CODE_INDENT:
             return False
@@ -350,7 +349,7 @@ class _Blocks:
         )
 
     def _item(self, line: str, at: int, *, is_interrupting: bool) -> int | None:
-        """Where the mark of a list item ends; None where there is none."""
+        """The end of the mark of a list item; None if there is none."""
         mark = _ITEM.match(line, at)
         if mark is None:
             return None
@@ -414,7 +413,7 @@ class _Blocks:
         return 0
 
     def _read_quote(self, line: str, at: int) -> None:
-        """A line of a quote; what goes on after it without a mark can only be a paragraph."""
+        """A line of a quote; a line after it without a mark can only continue a paragraph."""
         at = _INDENT.match(line, at).end()  # type: ignore[union-attr]
         is_fence = _FENCE.match(line, at) is not None
         if is_fence:
@@ -430,7 +429,7 @@ class _Blocks:
 
 
 def _columns(line: str, start: int, end: int, column: int) -> int:
-    """The column behind whitespace that begins in `column`."""
+    """The column after white space that begins at `column`."""
     if "\t" not in line[start:end]:
         return column + end - start
     for char in line[start:end]:
@@ -439,7 +438,7 @@ def _columns(line: str, start: int, end: int, column: int) -> int:
 
 
 def _underline(line: str, at: int) -> int:
-    """The level of the heading above an underline; 0 for another line."""
+    """The level of the heading above an underline; 0 if the line is not an underline."""
     if line[at] not in "=-" or line[at:].rstrip().strip(line[at]):
         return 0
     return 1 if line[at] == "=" else 2

@@ -1,16 +1,16 @@
 """JSON and JSON Lines -> one passage of text for each element, with its number and metadata.
 
-An object with a string under `text` (or else `content`) is that text, and its other fields are
-its metadata: scalars as they are; lists of texts, of numbers or of booleans as lists, in which
-scalars of several types become texts; anything deeper as JSON. Any other value is written out as
-"path: value" lines, such as "address.city: Seoul". The elements of an array at the top, and the
-lines of JSON Lines, are passages of their own; `item` or `line` counts them from 1. Null and empty
-values are left out. A key that comes again in its object is kept as `key (2)`.
+If an object has a string under `text` (or else `content`), that is the text, and the other fields
+are metadata: scalars as they are; lists of texts, numbers or booleans as lists (scalars of several
+types as texts); deeper values as JSON. Any other value becomes "path: value" lines, such as
+"address.city: Seoul". The elements of an array at the top level, and the lines of JSON Lines, are
+passages of their own; `item` or `line` counts them from 1. Null and empty values are left out. A
+key that occurs twice in an object is kept as `key (2)`.
 
-A job may choose other fields, by paths such as `author.name`, `tags[1]` (counted from 1), `tags[]`
-or `/author/name`; a name behind a list is that of each of its objects. Those that nothing in the
-document has are an error, and elements without any that is text are named in a warning. Costs are
-linear in the text and in what becomes of it, which `max_chars` bounds.
+A job may select other fields, by paths such as `author.name`, `tags[1]` (counted from 1), `tags[]`
+or `/author/name`; a name after a list refers to that field of each object in it. A field that is
+nowhere in the document is an error; a warning names elements without text in the selected fields.
+Costs are linear in the text and in the result, which `max_chars` limits.
 """
 
 import itertools
@@ -39,11 +39,11 @@ _DEPTH: Final = 200
 _NO_OPTIONS: Final = JsonOptions()
 _KEYS_NAMED: Final = 30
 _INDEX_DIGITS: Final = 10
-_EXACT_CHARS: Final = 15  # a double keeps so many digits, and zero and its exponent are short
+_EXACT_CHARS: Final = 15  # the precision of a double; zero and its exponent are short
 _PATH_STEPS: Final = 64
 _WARNED_ELEMENTS: Final = 3
 _PARAGRAPH_CHARS: Final = 80
-_LARGEST_INTEGER: Final = 2**63 - 1  # what Chroma's metadata can hold
+_LARGEST_INTEGER: Final = 2**63 - 1  # the range of integers in Chroma's metadata
 
 
 def elements(
@@ -54,7 +54,7 @@ def elements(
     warnings: list[str],
     options: JsonOptions = _NO_OPTIONS,
 ) -> Iterator[tuple[str, Metadata]]:
-    """The passages of a JSON document. Raises `DocumentError`."""
+    """The passages of a JSON document. Raises DocumentError."""
     value = _parse(text, name=name, line=None)
     fields = _Fields(options, name=name)
     if isinstance(value, list):
@@ -77,9 +77,9 @@ def lines(
     warnings: list[str],
     options: JsonOptions = _NO_OPTIONS,
 ) -> Iterator[tuple[str, Metadata]]:
-    """The passages of a JSON Lines document. Raises `DocumentError`."""
+    """The passages of a JSON Lines document. Raises DocumentError."""
     fields = _Fields(options, name=name)
-    # Not splitlines(): a JSON string may hold other line ends, such as U+2028, unescaped.
+    # Not splitlines(): a JSON string may contain other line ends, such as U+2028, unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -137,7 +137,7 @@ JSON_LINES = Loader(
 
 
 def _refuse_plain_json(text: str, *, name: str) -> None:
-    """Say so where the lines of a file are no values, but all of it is one."""
+    """Raise a clear error if the lines are no JSON values, but the whole file is one."""
     try:
         _parse(text, name=name, line=None)
     except DocumentError:
@@ -200,7 +200,7 @@ def _too_deep(name: str, line: int | None = None) -> DocumentError:
 
 
 def _exact(number: str) -> float | str:
-    """What a double cannot hold stays as it is written: 1e999, 0.12345678901234567890."""
+    """A number; as text if a double cannot represent it: 1e999, 0.12345678901234567890."""
     value = float(number)
     if not math.isfinite(value):
         return number
@@ -210,7 +210,7 @@ def _exact(number: str) -> float | str:
 
 
 class _Fields:
-    """The fields that a job chooses, and which of them a document has."""
+    """The fields that a job selects, and which of them a document has."""
 
     def __init__(self, options: JsonOptions, *, name: str) -> None:
         self.content = options.content_fields
@@ -226,8 +226,8 @@ class _Fields:
         return self.content is not None or self.metadata is not None
 
     def of(self, value: Any, path: str) -> Any:
-        """What lies at a path (`author.name`, `tags[1]`, or `/author/name` as in RFC 6901); None if
-        nothing does. A key that is written like the path wins."""
+        """The value at a path (`author.name`, `tags[1]`, or `/author/name` as in RFC 6901); None if
+        there is none. A key that is spelled like the path takes precedence."""
         if len(self._keys) < _KEYS_NAMED and isinstance(value, dict):
             self._keys.update(dict.fromkeys(itertools.islice(value, _KEYS_NAMED)))
         found = _at(value, path)
@@ -236,13 +236,13 @@ class _Fields:
         return found
 
     def note_empty(self, number: int) -> None:
-        """Of an element or line that has something, though no text under the chosen fields."""
+        """Note an element or line that has content, but no text in the selected fields."""
         self._empty_count += 1
         if len(self._empty) < _WARNED_ELEMENTS:
             self._empty.append(number)
 
     def check(self, warnings: list[str], *, what: str) -> None:
-        """Raises `DocumentError` for a field that is nowhere in the document."""
+        """Raises DocumentError for a field that is nowhere in the document."""
         if self._missing:
             named = ", ".join(map(repr, self._missing))
             has = ", ".join(map(repr, list(self._keys)[:_KEYS_NAMED])) or "none"
@@ -273,15 +273,18 @@ def _at(value: Any, path: str) -> Any:
 
 @lru_cache(maxsize=1024)
 def _steps(path: str) -> tuple[str, ...]:
-    """Names, dots, and what is in brackets. Any may be part of a name."""
-    if path.startswith(("$.", "$[")):  # as JSONPath begins
+    """Names, dots, and the content of brackets. Any of these may be part of a name."""
+    if path.startswith(("$.", "$[")):  # the beginning of a JSONPath
         path = path[1:]
     return tuple(re.findall(r"[^.\[\]]+|\[(?:[0-9]*|\*)\]|[.\[\]]", path)[:_PATH_STEPS])
 
 
 def _follow(value: Any, steps: tuple[str, ...]) -> Any:
-    """What lies at the end of the steps; None for nothing. Names may have dots: the longest counts
-    that leads to something. Behind a list, the list of what lies there in each of its items."""
+    """The value at the end of the steps; None if there is none.
+
+    Names may contain dots: the longest name that leads to a value counts. After a list: the list of
+    the values in each of its items.
+    """
     if len(steps) > 1 and steps[0] == ".":
         steps = steps[1:]
     if not steps:
@@ -345,7 +348,7 @@ def _chosen(
 
 
 def _are_paragraphs(value: Any) -> bool:
-    """Texts in a list that are more than its words."""
+    """Whether a list contains texts that are more than single words."""
     return (
         isinstance(value, list)
         and all(isinstance(item, str) for item in value)
@@ -372,7 +375,7 @@ def _rendered(value: Any, *, name: str, max_chars: int) -> Iterator[str]:
     for line in _render(value, name=name):
         yield line
         room -= len(line) + 1
-        if room < -1:  # each line repeats its path, so that they may be far longer than the file
+        if room < -1:  # each line repeats its path, so the lines may be far longer than the file
             raise too_long(name, max_chars)
 
 
@@ -402,7 +405,7 @@ def _as_list(items: list[Any]) -> list[Any]:
 
 
 def _render(value: Any, *, name: str) -> Iterator[str]:
-    """A line for each value that is none of others: its path, and what it is."""
+    """A line with path and value for each value that contains no others."""
     path: list[str] = []
     rest: list[Iterator[tuple[str, Any]]] = [iter([("", value)])]
     while rest:
@@ -434,5 +437,5 @@ def _labelled(text: str, path: str) -> str:
 
 
 def _scalar(value: Any) -> str:
-    # As JSON writes it: true, not Python's True.
+    # As in JSON: true, not Python's True.
     return value if isinstance(value, str) else json.dumps(value)

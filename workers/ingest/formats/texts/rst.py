@@ -1,10 +1,10 @@
-"""reStructuredText -> readable text, by docutils, with its headings.
+"""reStructuredText -> readable text by docutils, with its headings.
 
-Paragraphs stand between blank lines, items of lists begin with "- " or their number, a row of a
-table is one line with " | " between its cells, code stays as it is. The title and the fields at the
-top (`:Author: ...`) are metadata. What docutils does not know, such as the directives of Sphinx,
-stays as it is written. Comments, targets and hidden parts are left out. Nothing is included from
-files, no raw HTML is kept, no line of configuration is read.
+Blank lines separate paragraphs, items of lists begin with "- " or their number, a row of a table is
+one line with " | " between its cells, and code stays as it is. The title and the fields at the top
+(`:Author: ...`) are metadata. Markup that docutils does not know, such as directives of Sphinx,
+stays as it is written. Comments, targets and hidden parts are left out. No file is included, no raw
+HTML is kept, and no configuration is read.
 """
 
 import io
@@ -28,7 +28,7 @@ from workers.ingest.formats.texts.text import storable, text_of
 
 _LINE_CHARS: Final = 10_000
 _BLOCK_CHARS: Final = 20_000
-"""Within a paragraph docutils takes more than linear time."""
+"""Docutils needs more than linear time for a paragraph."""
 _BLANK_LINE: Final = re.compile(r"\n[ \t]*\n")
 _SETTINGS: Final = {
     "file_insertion_enabled": False,
@@ -56,7 +56,7 @@ _LEFT_OUT: Final = (
     nodes.decoration,
 )
 _CONTENTS: Final = "contents"
-"""The class of a table of contents, which says what the headings say."""
+"""The class of a table of contents, which repeats the headings."""
 _INDENTED: Final = 2
 _DEPTH: Final = 100
 _FIELD: Final = re.compile(r"[A-Za-z][\w -]{0,50}")
@@ -77,7 +77,7 @@ def load(document: RawDocument) -> DocumentParts:
     writer.blocks(tree, level=0, depth=0)
     rendered, headings = writer.text()
     if not rendered.strip():
-        rendered = text  # such as nothing but fields or targets
+        rendered = text  # such as only fields or targets
     title = tree.get("title")
     own: Metadata = {DocumentKey.TITLE: title} if title else {}
     for node in tree.findall(nodes.docinfo):
@@ -106,7 +106,7 @@ def _check_lengths(text: str, *, name: str) -> None:
 
 
 def _field(node: nodes.Node) -> Metadata:
-    """Of the fields at the top."""
+    """The fields at the top, as metadata."""
     if isinstance(node, nodes.authors):
         return {DocumentKey.AUTHOR: "; ".join(author.astext() for author in node)}
     if isinstance(node, nodes.field):
@@ -121,11 +121,11 @@ def _field(node: nodes.Node) -> Metadata:
 
 
 class _Writer:
-    """Takes blocks in order, with what stands between two: a blank line, or a line end."""
+    """Receives blocks in order, with the separator between two: a blank line, or a line end."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
-        self._levels: list[tuple[int, int]] = []  # of headings: where in the parts, and their level
+        self._levels: list[tuple[int, int]] = []  # of headings: index in the parts, and level
 
     def text(self) -> tuple[str, tuple[Heading, ...]]:
         levels = dict(self._levels)
@@ -163,7 +163,7 @@ class _Writer:
         elif isinstance(node, nodes.title | nodes.subtitle | nodes.rubric):
             if isinstance(node.parent, nodes.section | nodes.document):
                 words = " ".join(node.astext().split())
-                # The title of the document stands above all sections.
+                # The title of the document is above all sections.
                 own = max(1, level + (level > 0)) if isinstance(node, nodes.title) else 2
                 if words:
                     self._levels.append((len(self._parts) + bool(self._parts), own))
@@ -186,7 +186,7 @@ class _Writer:
         elif isinstance(node, nodes.literal_block | nodes.doctest_block | nodes.math_block):
             self._add(node.astext())
         elif isinstance(node, nodes.system_message):
-            # What docutils does not know stands in it as it was written.
+            # Unknown markup is in the tree as it was written.
             for block in node.findall(nodes.literal_block):
                 self._add(block.astext())
         elif isinstance(node, nodes.TextElement):
@@ -229,7 +229,7 @@ class _Writer:
     def _table(self, node: nodes.Element) -> None:
         for title in node.findall(nodes.title):
             self._add(title.astext())
-        merged: dict[int, list[str | int]] = {}  # column: rows that follow, text
+        merged: dict[int, list[str | int]] = {}  # column: number of rows that follow, text
         is_first = True
         for row in node.findall(nodes.row):
             cells: list[str] = []
@@ -249,7 +249,7 @@ class _Writer:
 
 
 def _fill(cells: list[str], merged: dict[int, list[str | int]], column: int) -> int:
-    """What merged cells say in the rows that they cover."""
+    """Add the merged cells of rows above."""
     while column in merged:
         rows, words = merged[column]
         cells.append(str(words))

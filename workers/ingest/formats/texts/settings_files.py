@@ -1,10 +1,9 @@
-"""YAML, TOML and INI -> their text as it stands, with its sections as headings.
+"""YAML, TOML, INI and .properties -> their text, unchanged, with its sections as headings.
 
-The text is not changed, for comments say what settings are for (but escapes of .properties are
-read). Sections are the keys at the top of
-YAML (below a line `---` those of the next document), the tables of TOML and the sections of INI;
-where the job splits at headings, each chunk carries the path of its section. Nothing is parsed
-further: no alias is expanded and no tag is followed.
+The text stays as it is, because comments explain settings; only the escapes of .properties are
+decoded. Sections are the top-level keys of YAML (a line `---` begins another document), the tables
+of TOML and the sections of INI. If the job splits at headings, each chunk has the path of its
+section. Nothing else is parsed: no alias is expanded and no tag is followed.
 """
 
 import re
@@ -27,7 +26,7 @@ _YAML_KEY: Final = re.compile(
 )
 _TABLE: Final = re.compile(r"[ \t]{0,20}\[\[?[ \t]*([^\]\n]{1,500}?)[ \t]*\]\]?[ \t]*(?=[#;\n]|$)")
 _JAVA_ESCAPE: Final = re.compile(r"(?<!\\)\\u+([0-9A-Fa-f]{4})")
-"""How .properties of Java write what is not Latin (JLS 3.3)."""
+"""How .properties files of Java write characters beyond Latin-1 (JLS 3.3)."""
 _TOML_STRINGS: Final = ('"""', "'''")
 
 
@@ -58,8 +57,8 @@ def _yaml_headings(text: str) -> Iterator[Heading]:
 
 
 def _table_headings(text: str, *, has_strings: bool) -> Iterator[Heading]:
-    above: list[str] = []  # the tables that hold the next one
-    within: str | None = None  # a string of several lines, in which a bracket is none
+    above: list[str] = []  # the tables that contain the next one
+    within: str | None = None  # a string of several lines, in which a bracket begins no table
     for start, end in _lines(text):
         line = text[start:end]
         if within is not None:

@@ -1,12 +1,12 @@
-"""Subtitles (SubRip, WebVTT, SubStation Alpha) -> passages of what is said, with when.
+"""Subtitles (SubRip, WebVTT, SubStation Alpha) -> passages of speech, with their times.
 
-Cues that follow each other become one passage, up to a pause or the end of a sentence after some
-length; `start_s` and `end_s` are seconds from the beginning. Lines of a cue are joined, but for
-those of several speakers; a cue of SubRip goes on behind a blank line, up to the next one. Tags of
-style are left out, a voice (`<v Mina>`, the field `Name`) is written before what it says. Formats:
+Consecutive cues become one passage, up to a pause, or to the end of a sentence after some length;
+`start_s` and `end_s` are seconds from the beginning. Lines of a cue are joined, except those of
+several speakers. A cue of SubRip may contain blank lines; it ends at the next cue. Style tags are
+left out, and the name of a speaker (`<v Mina>`, the field `Name`) precedes the speech. Formats:
 SubRip as players read it; WebVTT, https://www.w3.org/TR/webvtt1/; SubStation Alpha v4 and v4+
-(`.ssa`, `.ass`) as libass reads them: the order of its lines is that of layers, so they are sorted
-by time, and drawings and comments are left out.
+(`.ssa`, `.ass`) as libass reads it: lines are in the order of layers, so they are sorted by time,
+and drawings and comments are left out.
 """
 
 import re
@@ -34,7 +34,7 @@ _TIMES: Final = re.compile(rf"[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}(?=[ \t\n]|$)")
 _VOICE: Final = re.compile(r"<v(?:\.[^\s>]{1,50})?[ \t]+([^>\n]{1,200})>")
 _TAG: Final = re.compile(r"</?[A-Za-z0-9][^<>\n]{0,200}>|\{\\[^{}\n]{1,200}\}")
 _BREAK: Final = re.compile(r"\\[Nnh]")
-"""Of SubStation Alpha, whose cues programs copy."""
+"""Line breaks of SubStation Alpha, which other formats have from copied cues."""
 _LANGUAGE: Final = re.compile(r"WEBVTT[^\n]*\n(?:[^\n]+\n)*?Language:[ \t]*([\w-]{2,35})[ \t]*\n")
 _SENTENCE_END: Final = re.compile(r"[.!?…。！？][\"')\]”’」』]{0,2}$")
 _SPEAKER: Final = re.compile(r"[-–—]\s?\S")
@@ -123,7 +123,7 @@ _EVENT_TIME: Final = re.compile(rf"[ \t]*{_TIME}[ \t]*$")
 _EVENT_FIELDS: Final = (
     "layer", "start", "end", "style", "name", "marginl", "marginr", "marginv", "effect", "text",
 )  # fmt: skip
-"""Where no line `Format` says them; the last one may have commas in it."""
+"""The fields if there is no line `Format`; the last one may contain commas."""
 _DRAWING: Final = re.compile(r"\\p([0-9])")
 _BREAKS: Final = re.compile(r"\\[Nn]")
 
@@ -163,7 +163,7 @@ def _events(text: str) -> Iterator[Utterance]:
 
 
 def _plain(text: str) -> str:
-    """Without what stands in braces, and without the drawings that `\\p1` begins."""
+    """The text without tags in braces, and without the drawings that `\\p1` begins."""
     parts: list[str] = []
     is_drawing, at = False, 0
     while at < len(text):
@@ -205,7 +205,7 @@ def _are_apart(one: Utterance, other: Utterance) -> bool:
 
 
 def _once(cues: Iterable[Utterance]) -> list[Utterance]:
-    """Subtitles that scroll show a line twice."""
+    """Merge cues that repeat a line, as scrolling subtitles do."""
     once: list[Utterance] = []
     for cue in cues:
         if once and once[-1].text == cue.text and not _are_apart(once[-1], cue):
@@ -216,7 +216,7 @@ def _once(cues: Iterable[Utterance]) -> list[Utterance]:
 
 
 def passages_of(cues: Sequence[Utterance]) -> Iterator[RawPassage]:
-    """What follows each other together, with its times."""
+    """Consecutive cues as one passage, with their times."""
     together: list[Utterance] = []
     chars = 0
     for cue in cues:

@@ -1,24 +1,25 @@
-"""CSV and TSV text -> one passage of text for each row, with its number and metadata.
+"""CSV and TSV -> one passage of text for each row, with its number and metadata.
 
-The dialect is found from the whole file: the delimiter (comma, semicolon, tab or bar, or the one
-that a first line `sep=;` names) and the kind of quoting under which every row has as many fields as
-the header. Quoted fields may hold line ends, in the header too. Quotes inside a field are doubled
-or, if the file is only then a table, written with a backslash (Spark, MySQL). A row of another
-length is an error that names its line; nothing is padded or cut. Lines of one field above the
-header (titles) and, after a blank line, below the rows (notes) become passages of their own,
-where it is plain that they are such, and are else an error that says what to do. Lines that begin
-with `#` are comments, and a passage of their own, where the file is a table only without them, or
-where the first of them stands above what is plainly the header. A further table, behind a blank
-line and with a header of its own, is read under that header.
+The dialect is detected from the whole file: the delimiter (comma, semicolon, tab or bar, or the one
+of a first line `sep=;`) and the kind of quoting with which each row has as many fields as the
+header. Quoted fields may contain line ends, also in the header. Quotes inside a field are doubled,
+or written with a backslash (Spark, MySQL) if the file is a table only so. A row with another number
+of fields is an error with its line; nothing is padded or cut. Lines with one field above the header
+(titles) and, after a blank line, below the rows (notes) become passages of their own if they are
+clearly such, and are else an error that says what to do. Lines that begin with `#` are comments,
+and a passage of their own, if the file is a table only without them, or if the first of them is
+above a clear header. Another table, after a blank line and with its own header, is read with that
+header.
 
-A row reads "column: value" line by line; empty values, and `\\N`, which is how databases write
-NULL, are left out. A metadata column in which every value is an integer of at most 64 bits, a
-decimal number of at most 15 digits, or true/false is stored as that, if nothing of how the values
-are written is lost; with leading zeros, signs, exponents, separators, or anything else among them
-the whole column is text. A column of dates with the year first is stored as those of ISO 8601,
-which filters compare; any other date may be one of two days, and stays as it is written.
+A row reads "column: value", a line for each column; empty values and `\\N`, the NULL of databases,
+are left out. The values of a metadata column are stored as integers of at most 64 bits, as decimal
+numbers of at most 15 digits, or as booleans if all of them are such and no detail of their spelling
+is lost; with leading zeros, signs, exponents, separators, or other values among them, the whole
+column is text. A column of dates with the year first is stored in ISO 8601, which filters compare;
+all other dates are ambiguous and stay as they are.
 
-Costs are linear: the text is parsed a fixed number of times, row by row, and no table is held.
+Costs are linear: the text is parsed a fixed number of times, row by row, and no table is kept in
+memory.
 """
 
 import csv
@@ -41,14 +42,14 @@ from workers.ingest.formats.texts.text import text_of
 
 MAX_COLUMNS: Final = 10_000
 _DELIMITERS: Final = (",", ";", "\t", "|")
-_NO_DELIMITER: Final = "\x1f"  # for a file of one column, whose text may hold any of the others
+_NO_DELIMITER: Final = "\x1f"  # for one column, whose text may contain the others
 _NAMED_IN_ERRORS: Final = 3
 _COLUMNS_NAMED_IN_ERRORS: Final = 20
 _HEAD_RECORDS: Final = 64
 _TITLE_RECORDS: Final = 20
-_RUNS: Final = 64  # with more changes of width this is no table under that delimiter
+_RUNS: Final = 64  # with more changes of the number of fields, it is no table with that delimiter
 _NULL: Final = "\\N"
-_TABLES: Final = 64  # with more blank lines than this they are none between tables
+_TABLES: Final = 64  # with more blank lines, these do not separate tables
 _BLANK_LINE: Final = re.compile(r'^[,;|\t "]*+$', re.MULTILINE)
 _MISSING: Final = frozenset(
     {
@@ -74,13 +75,13 @@ _COMMENT_LINE: Final = re.compile(rf"^{_COMMENT}", re.MULTILINE)
 
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.([0-9]+))?")
-_DECIMAL_DIGITS: Final = 15  # a double keeps so many exactly
+_DECIMAL_DIGITS: Final = 15  # a double represents as many exactly
 _BOOLEANS: Final = {"true": True, "false": False}
 _NUMBER: Final = re.compile(r"[-+(]?[$€£¥₩]?\s?[0-9][0-9.,' ]*\)?\s?[%원]?")
 _YEAR: Final = re.compile(r"(?:1[89]|20)[0-9]{2}")
 _DATE: Final = re.compile(r"[0-9]{2,4}[-./][0-9]{1,2}[-./][0-9]{1,4}\b.*")
-# With the year first, so that it can be one day only. Dots alone are those of versions, too
-# (2024.3.1), and are taken only with two digits each or as Korean writes them.
+# With the year first, so that they are unambiguous. Dots alone also occur in versions (2024.3.1),
+# and count only with two digits each, or as Korean writes dates.
 _FULL_DATE: Final = re.compile(
     r"(?P<year>[0-9]{4})(?:"
     r"(?P<sign>[-/])(?P<month>[0-9]{1,2})(?P=sign)(?P<day>[0-9]{1,2})"
@@ -93,7 +94,7 @@ _FULL_DATE: Final = re.compile(
 )
 _SEP_LINE: Final = re.compile(r'"?sep=([^"\\\n\s]|\t)"?[ ]*(?=\n)', re.IGNORECASE)
 _SIGN_NAMES: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-# A number with a decimal comma, or with commas between its thousands.
+# A number with a decimal comma, or with commas between thousands.
 _COMMA_NUMBER: Final = re.compile(r"[-+]?(?:[0-9]+,[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]+)?")
 
 
@@ -102,15 +103,15 @@ class _Dialect:
     delimiter: str = ","
     quoting: bool = True
     spaces: bool = False
-    """Spaces may stand between a delimiter and a quote."""
+    """Whether spaces may be between a delimiter and a quote."""
     escapes: bool = False
-    """A backslash before a quote, a delimiter, a line end or a backslash takes it as it is."""
+    """Whether a backslash escapes a quote, a delimiter, a line end or a backslash."""
     comments: bool = False
-    """Lines that begin with `#`, outside of quotes, do not belong to the table."""
+    """Whether lines that begin with `#`, outside of quotes, are comments."""
 
 
 class _BadQuote(Exception):
-    """A quote that is never closed, or that text follows: in the row that begins on `line`."""
+    """In the row that begins at `line`, a quote is never closed, or text follows it."""
 
     def __init__(self, line: int, *, is_open: bool) -> None:
         super().__init__(line)
@@ -122,9 +123,9 @@ class _Record(NamedTuple):
     line: int
     fields: list[str]
     length: int
-    """Without empty fields at the end; never 0."""
+    """The number of fields without empty ones at the end; never 0."""
     blank_width: int
-    """How many fields the record before it has, all of them empty; 0 if that has text."""
+    """The number of fields of the record before, if all of them are empty; else 0."""
 
     @property
     def after_blank(self) -> bool:
@@ -133,7 +134,7 @@ class _Record(NamedTuple):
 
 @dataclass(kw_only=True)
 class _RecordRun:
-    """Neighbouring records that one number of fields fits: `low` to `high` fit all of them."""
+    """Consecutive records: any number of fields from `low` to `high` fits all of them."""
 
     first: _Record
     low: int
@@ -143,7 +144,7 @@ class _RecordRun:
 
 @dataclass(kw_only=True)
 class _Scan:
-    """What the text looks like under one dialect."""
+    """The records of a text in one dialect."""
 
     reader: "_Reader"
     head: list[_Record] = field(default_factory=list)
@@ -152,9 +153,9 @@ class _Scan:
     bad_quote: _BadQuote | None = None
     too_wide: _Record | None = None
     is_long: bool = False
-    """It has more rows than are read."""
+    """Whether it has more rows than are read."""
     is_whole: bool = False
-    """It was scanned to the end."""
+    """Whether it was scanned to the end."""
 
     @property
     def first_width(self) -> int:
@@ -204,14 +205,15 @@ def rows(
     delimiter: str | None = None,
     max_rows: int = sys.maxsize,
 ) -> Iterator[tuple[str, Metadata]]:
-    """Each row's text and metadata (`row` counts from 1, through all tables). Raises
-    `DocumentError`.
+    """The text and metadata of each row; `row` counts from 1, through all tables.
 
-    `delimiter` is tried before the others (a .tsv file). A table of more than `max_rows` records is
-    refused as soon as these are counted. Columns named in `metadata_columns` are
-    metadata, and text only if `content_columns` names them too.
+    `delimiter` is tried before the others (for .tsv). Columns in `metadata_columns` are metadata;
+    they are text, too, only if `content_columns` names them.
+
+    Raises DocumentError if the text is no table, or as soon as there are more than `max_rows`
+    records.
     """
-    # Python refuses fields of more than 128 KiB by default; the document's own limit is enough.
+    # Python refuses fields of more than 128 KiB by default; the limit of the document is enough.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     tables = _find_all(text, name=name, first=delimiter, max_rows=max_rows)
     chosen = [_Columns.of(table, options, name) for table in tables]
@@ -223,16 +225,16 @@ def rows(
 
 @dataclass(frozen=True, kw_only=True)
 class _Columns:
-    """Of a table."""
+    """The columns of a table, and which of them are text or metadata."""
 
     names: list[str]
     content: list[int]
-    """Which of them are text."""
+    """The indexes of those that are text."""
     metadata: list[int]
 
     @classmethod
     def of(cls, table: _Table, options: CsvOptions, name: str) -> "_Columns":
-        """Raises `DocumentError` for columns that the table does not have."""
+        """Raises DocumentError for columns that the table does not have."""
         names = column_names(table.header)
         content = _indices(options.content_columns, names, "csv.content_columns", name)
         metadata = _indices(options.metadata_columns, names, "csv.metadata_columns", name) or []
@@ -291,18 +293,18 @@ TSV = Loader(
 
 
 class _Reader:
-    """The records of a text under a dialect; blank ones are left out. It may be read many times."""
+    """The records of a text in a dialect, without blank ones. May be read many times."""
 
     def __init__(self, text: str, dialect: _Dialect) -> None:
         self.dialect = dialect
         self._source = text
         self.comments: list[str] = []
-        """Those that were met so far."""
+        """The comments read so far."""
         self._line_end = ""
         self._escaped: dict[int, str] = {}
         self._is_record_open = False
         if dialect.spaces:
-            # Behind a closing quote; those before an opening one are the csv module's business.
+            # After a closing quote; the csv module handles spaces before an opening one.
             sign = re.escape(dialect.delimiter)
             text = re.sub(rf'(?<=[^"\n{sign}])" ++(?={sign}|\n|\Z)', '"', text)
         if dialect.escapes:
@@ -313,7 +315,7 @@ class _Reader:
         return _Reader(self._source, dialect)
 
     def _without_escapes(self, text: str) -> str:
-        """Characters that are nowhere in the text stand for the escaped ones while it is parsed."""
+        """Replace escaped characters by others that are nowhere in the text, while it is parsed."""
         used = set(text)
         unused = (chr(code) for code in (*range(0xFDD0, 0xFDF0), *range(0xF0000, 0x110000)))
         stand_ins = dict(
@@ -329,8 +331,8 @@ class _Reader:
         return re.sub(rf'\\(["\\\n{signs}])', lambda escape: stand_ins[escape[1]], text)
 
     def _without_comments(self, source: Iterable[str]) -> Iterator[str]:
-        """The lines, blank instead of comments, whose quotes are none. Only where the parser asks
-        for the first line of a record can there be one."""
+        """The lines, with comments replaced by blank ones, so that quotes in them do not count. A
+        comment is only where the parser reads the first line of a record."""
         self.comments = []
         self._is_record_open = False
         for line in source:
@@ -378,7 +380,8 @@ class _Reader:
 
 
 def _find_all(text: str, *, name: str, first: str | None, max_rows: int) -> list[_Table]:
-    """The only table of most files; those that are divided by blank lines, each with its header."""
+    """The table of the text, as in most files; or its tables, separated by blank lines, each with
+    its header."""
     text, declared = _without_sep_line(text.rstrip(_FILE_END))
     present = [sign for sign in _DELIMITERS if sign in text]
     groups = [present]
@@ -411,16 +414,16 @@ def _find_all(text: str, *, name: str, first: str | None, max_rows: int) -> list
 
 
 def _parts_from_lines(text: str, starts: Sequence[int]) -> Iterator[str]:
-    """The text in parts that begin on these lines, each behind so many line ends as stood before
-    it, so that lines still count."""
+    """Parts of the text that begin at these lines. As many line ends precede a part as in the whole
+    text, so that line numbers stay right."""
     lines = text.split("\n")
     for start, end in itertools.pairwise([1, *starts, len(lines) + 1]):
         yield "\n" * (start - 1) + "\n".join(lines[start - 1 : end - 1])
 
 
 def _starts_of_tables(text: str, delimiter: str) -> list[int]:
-    """The lines on which further tables begin: behind a blank line, with a header that is none of
-    the rows of the table before. None where that is in doubt."""
+    """The lines where further tables begin: after a blank line, with a header that is no row of the
+    table before. None if in doubt."""
     blocks: list[list[_Record]] = []
     try:
         for record in _Reader(text, _Dialect(delimiter=delimiter)).records():
@@ -447,7 +450,7 @@ def _starts_of_tables(text: str, delimiter: str) -> list[int]:
 
 
 def _without_titles(block: Sequence[_Record]) -> Sequence[_Record]:
-    """From the first record of several fields on."""
+    """The records from the first one with several fields on."""
     first = next((at for at, record in enumerate(block) if record.length > 1), len(block))
     return block[first:] if first <= _TITLE_RECORDS else ()
 
@@ -476,7 +479,7 @@ def _is_further_table(records: Sequence[_Record], above: Sequence[_Record], deli
 
 
 def _find(text: str, groups: Sequence[Sequence[str]], *, name: str, max_rows: int) -> _Table:
-    """The table, under the first group of delimiters that makes one."""
+    """The table, with the first group of delimiters for which there is one."""
     failure: DocumentError | None = None
     for signs in groups:
         scans: list[_Scan] = []
@@ -497,7 +500,7 @@ def _find(text: str, groups: Sequence[Sequence[str]], *, name: str, max_rows: in
 
 
 def _below_comments(table: _Table, max_rows: int) -> _Table | None:
-    """The table without the comment that was taken for its header, if it plainly is one."""
+    """The table without the comment that was read as its header, if it clearly is one."""
     cells = table.header
     if table.titles or not cells[0].startswith(_COMMENT):
         return None
@@ -526,7 +529,7 @@ def _one_column(text: str, name: str, max_rows: int) -> _Table:
 
 
 def _variants(text: str, signs: Sequence[str]) -> list[_Dialect]:
-    """From the proper reading to the others. The first that makes a rectangle is right."""
+    """The dialects, from the proper one to the others. The first that makes a rectangle is right."""
     variants = _quotings(text, signs)
     if _COMMENT_LINE.search(text):
         variants += [replace(variant, comments=True) for variant in variants]
@@ -540,13 +543,13 @@ def _quotings(text: str, signs: Sequence[str]) -> list[_Dialect]:
     either = "".join(map(re.escape, signs)) or _NO_DELIMITER
     has_spaces = re.search(rf'[{either}] ++"|" ++[{either}\n]', text) is not None
     if has_spaces:
-        # First: ` "a"` would be read as a field that begins with a quote of its own.
+        # First, since ` "a"` would be read as an unquoted field.
         variants.insert(0, _Dialect(spaces=True))
     if re.search(rf'\\["\n{either}]', text):
         variants.append(_Dialect(escapes=True))
         if has_spaces:
             variants.append(_Dialect(escapes=True, spaces=True))
-    # Quotes as plain characters (5" pipes, database dumps), unless some field is quoted.
+    # Quotes as ordinary characters (5" pipes, database dumps), unless some field is quoted.
     if not re.search(rf'(?:^|[{either}])"[^"\n]*"(?:[{either}]|$)', text, re.MULTILINE):
         variants.append(_Dialect(quoting=False))
         if re.search(rf"\\[\n{either}]", text):
@@ -571,7 +574,7 @@ def _scan(reader: _Reader, max_rows: int) -> _Scan:
             if len(scan.head) < _HEAD_RECORDS:
                 scan.head.append(record)
             run = scan.runs[-1] if scan.runs else None
-            # More fields than the header are no loss if they are empty, as spreadsheets leave them.
+            # Fields beyond the header are no loss if they are empty; spreadsheets write such.
             if run and max(run.low, record.length) <= min(run.high, width):
                 run.low, run.high = max(run.low, record.length), min(run.high, width)
                 run.count += 1
@@ -587,7 +590,7 @@ def _scan(reader: _Reader, max_rows: int) -> _Scan:
 
 
 def _table(scan: _Scan) -> _Table | None:
-    """The rectangle that the records make, less titles and notes; None where they make none."""
+    """The rectangle of the records without titles and notes; None if there is none."""
     if not scan.is_whole or not scan.runs:
         return None
     runs = list(scan.runs)
@@ -619,7 +622,8 @@ def _table(scan: _Scan) -> _Table | None:
 
 
 def _is_below_empty_header(record: _Record) -> bool:
-    """A row of values below a row as wide without any name. (Above titles such a row is blank.)"""
+    """Whether a row of values follows a row as wide without any name. (Above titles such a row is
+    blank.)"""
     cells = [cell.strip() for cell in record.fields]
     return record.blank_width == len(cells) > 1 and any(
         _is_value(cell) and not _YEAR.fullmatch(cell) for cell in cells
@@ -635,7 +639,7 @@ def _are_notes(run: _RecordRun) -> bool:
 
 
 def _is_header_below_titles(scan: _Scan, above: int, body: _RecordRun) -> bool:
-    """Whether the records above the widest part are titles beyond doubt, and it has a header."""
+    """Whether the records above the widest part are clearly titles, and it has a header."""
     titles, rest = scan.head[:above], scan.head[above:]
     if not rest or body.count < 2 or not _looks_like_header(rest[0]):
         return False
@@ -650,7 +654,7 @@ def _is_header_below_titles(scan: _Scan, above: int, body: _RecordRun) -> bool:
 
 
 def _has_types(records: Sequence[_Record]) -> bool:
-    """Whether numbers or dates stand below a name that is none, in some column."""
+    """Whether some column has numbers or dates below a name that is none."""
     return len(records) > 1 and any(
         all(_is_value(row.fields[at]) for row in records[1:])
         for at in range(min(len(record.fields) for record in records))
@@ -659,7 +663,8 @@ def _has_types(records: Sequence[_Record]) -> bool:
 
 
 def _padded_titles(head: Sequence[_Record]) -> int:
-    """How many records at the beginning have only a first field, above what looks like a header."""
+    """How many records at the beginning have only a first field and precede what looks like a
+    header."""
     count = 0
     while count < len(head) and head[count].length == 1 and len(head[count].fields) > 1:
         count += 1
@@ -668,7 +673,7 @@ def _padded_titles(head: Sequence[_Record]) -> int:
     header, row = head[count], head[count + 1]
     if not _looks_like_header(header):
         return 0
-    if len(header.fields) == 2:  # `note,` may as well be a header with one name
+    if len(header.fields) == 2:  # `note,` may also be a header with one name
         is_table = header.length == 2 and any(
             _is_value(cell) and not _is_value(above)
             for cell, above in zip(row.fields, header.fields, strict=False)
@@ -682,7 +687,7 @@ def _looks_like_header(record: _Record) -> bool:
 
 
 def looks_like_header(fields: Sequence[str], *, width: int) -> bool:
-    """Whether they may be names of columns, of which there are `width`."""
+    """Whether the fields may be the names of `width` columns."""
     cells = [cell.strip() for cell in fields if cell.strip()]
     names = [cell for cell in cells if not _is_value(cell)]
     return (
@@ -695,7 +700,7 @@ def looks_like_header(fields: Sequence[str], *, width: int) -> bool:
 
 
 def _is_value(cell: str) -> bool:
-    """A number, a date or a truth value: what a header does not hold."""
+    """Whether it is a number, date or boolean, which headers do not contain."""
     cell = cell.strip()
     return bool(_NUMBER.fullmatch(cell) or _DATE.fullmatch(cell) or cell.lower() in _BOOLEANS)
 
@@ -710,7 +715,8 @@ def _is_spaced(records: Sequence[_Record], delimiter: str) -> bool:
 
 
 def _without_sep_line(text: str) -> tuple[str, str | None]:
-    """Excel's own first line, `sep=;`, names the delimiter. Blanked, so that lines still count."""
+    """The first line `sep=;` of Excel names the delimiter. It is made blank, so that line numbers
+    stay right."""
     declared = _SEP_LINE.match(text)
     if declared is None:
         return text, None
@@ -720,7 +726,7 @@ def _without_sep_line(text: str) -> tuple[str, str | None]:
 def _failure(
     scans: Sequence[_Scan], *, text: str, name: str, max_rows: int
 ) -> DocumentError | None:
-    """What keeps the likeliest dialect from being right; None where one column is likelier."""
+    """Why the most likely dialect does not fit; None if a single column is more likely."""
     likely = [scan for scan in scans if scan.plausibility()[0] or _is_table_below(scan, text)]
     if not likely:
         return None
@@ -752,7 +758,7 @@ def _too_many_rows(max_rows: int, name: str) -> DocumentError:
 
 
 def _is_table_below(scan: _Scan, text: str) -> bool:
-    """Whether most records have as many fields, more than one, though the first has but one."""
+    """Whether most records have the same number of fields, more than one, though the first has one."""
     sign = scan.reader.dialect.delimiter
     width, count = max(scan.widths.items(), key=lambda item: item[1], default=(0, 0))
     if width < 2 or 2 * count <= scan.widths.total() - 1:
@@ -817,7 +823,7 @@ def _ragged(scan: _Scan, header: _Record, name: str) -> DocumentError:
 
 
 def column_names(header: Sequence[str]) -> list[str]:
-    """Names on one line that are all there and all different: `column 3`, `name (2)`."""
+    """Names on one line, none empty or repeated: `column 3`, `name (2)`."""
     bases = [_plain(cell) or f"column {at}" for at, cell in enumerate(header, start=1)]
     taken = set(bases)
     seen: set[str] = set()
@@ -857,7 +863,7 @@ def _indices(
 
 
 def named_columns(columns: Sequence[str]) -> str:
-    """For messages."""
+    """The names, for messages."""
     named = ", ".join(map(repr, columns[:_COLUMNS_NAMED_IN_ERRORS]))
     more = len(columns) - _COLUMNS_NAMED_IN_ERRORS
     return named + (f" and {more:,} more" if more > 0 else "")
@@ -865,18 +871,18 @@ def named_columns(columns: Sequence[str]) -> str:
 
 @dataclass(kw_only=True)
 class _ColumnType:
-    """What all values of a column can be stored as without losing how they are written."""
+    """The type that the values of a column can be stored as without losing their spelling."""
 
     is_integer: bool = True
     is_decimal: bool = True
     is_boolean: bool = True
     is_date: bool = True
     zones: set[str] = field(default_factory=set)
-    """Of moments; dates are in none."""
+    """Of times; dates have none."""
     scales: set[int] = field(default_factory=set)
-    """How many decimals the values have."""
+    """The numbers of decimals of the values."""
     is_shortest: bool = True
-    """No value has zeros at its end that a number would lose."""
+    """Whether no value has zeros at its end that a number would lose."""
 
     def see(self, cell: str) -> None:
         self.is_boolean = self.is_boolean and cell.lower() in _BOOLEANS
@@ -905,17 +911,17 @@ class _ColumnType:
             return _BOOLEANS[cell.lower()]
         if self.is_integer:
             return int(cell)
-        # Texts of moments in several zones are not in the order of time.
+        # Texts of times in several zones do not sort by time.
         if self.is_date and len(self.zones) <= 1 and (date := _FULL_DATE.fullmatch(cell)):
             return _iso(date) or cell
-        # 12.50 among prices of two decimals is a number; 1.10 among 1.1 and 1.2 is a version.
+        # 12.50 among prices with two decimals is a number; 1.10 among 1.1 and 1.2 is a version.
         if self.is_decimal and (self.is_shortest or len(self.scales) == 1):
             return float(cell)
         return cell
 
 
 def _iso(date: re.Match[str]) -> str | None:
-    """As ISO 8601 has it, as exactly as it is written; None for a day or time that there is not."""
+    """ISO 8601, as precise as it is written; None if there is no such day or time."""
     parts = date.groupdict()
     month, day = (
         next(int(parts[key + n]) for n in ("", "2", "3", "4") if parts[key + n])

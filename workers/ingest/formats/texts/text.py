@@ -1,15 +1,15 @@
-"""Plain text, and how the bytes of every format that is text are decoded.
+"""Plain text, and decoding for all formats that are text.
 
-`decode` makes text of bytes, or raises a `DocumentError` that says what is wrong and what to do.
-The order: an encoding that the caller names, byte order mark, the escapes of ISO-2022, HZ and
-UTF-7, strict UTF-8, the encodings that the document declares, Korean CP949 (a superset of EUC-KR)
-and Johab, Windows-1252, and last `charset-normalizer`. A label is not believed where the bytes are
-plainly Korean, Japanese or Chinese text in another encoding, for most encodings fit any bytes; and
-those that servers and `file` name when they do not know (iso-8859-1, us-ascii, windows-1252) only
-where the text that they give could be one. A guess is taken only when the result looks like real
-text: a file with damaged bytes is an error that names the first bad one under the encoding of the
-rest, and never mojibake. UTF-16 and UTF-32 without a mark are read if all of the text makes sense,
-and are else an error that asks for their name.
+`decode` makes text of bytes, or raises a DocumentError that says what is wrong and what to do. The
+order: an encoding that the caller requires, byte order mark, the escapes of ISO-2022, HZ and UTF-7,
+strict UTF-8, the encodings that the document declares, Korean CP949 (a superset of EUC-KR) and
+Johab, Windows-1252, and last `charset-normalizer`. A declared encoding does not count if the bytes
+are clearly Korean, Japanese or Chinese text in another encoding, because most encodings fit any
+bytes. Encodings that servers and `file` name when they do not know (iso-8859-1, us-ascii,
+windows-1252) count only if the decoded text could be one in them. A guess counts only if the result
+looks like real text: a damaged file is an error that names the first bad byte in the encoding of
+the rest, and never mojibake. UTF-16 and UTF-32 without a byte order mark are read if all of the
+text is plausible; otherwise an error asks for the name of the encoding.
 """
 
 import codecs
@@ -63,7 +63,7 @@ _MAGIC = (
     (b"SQLite format 3\x00", "an SQLite database"),
     (b"\x00asm", "a WebAssembly program"),
 )
-# These marks are also how plain text may begin ("BM25 is ..."), so they count only beside NULs.
+# Plain text may begin like this, too ("BM25 is ..."), so these signatures count only with NULs.
 _MAGIC_WITH_NUL = (
     (b"MZ", "a Windows program"),
     (b"BM", "a BMP image"),
@@ -74,21 +74,21 @@ _MAGIC_WITH_NUL = (
     (b"PAR1", "a Parquet file"),
 )
 
-# They fit any bytes, and stand for "I do not know" at servers and in what `file` says.
+# They fit any bytes; servers and `file` name them when they do not know the encoding.
 _CATCH_ALL: Final = frozenset(
     {"ascii", "cp1252", "iso8859-1", "iso8859-15", "cp437", "cp850", "mac-roman"}
 )
-# Among what charset-normalizer may find.
+# Single-byte encodings among those that charset-normalizer may return.
 _SINGLE_BYTE: Final = _CATCH_ALL | frozenset(
     {"cp1251", "koi8_r", "koi8_u", "cp1253", "cp1255", "cp1256", "cp874", "tis_620"}
 )
 _WIDE: Final = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
-# Seven-bit encodings: their bytes are all valid UTF-8, and not what is meant.
+# Seven-bit encodings: their bytes are valid UTF-8, but another text.
 _ESCAPES: Final = (
     (b"\x1b$)C", ("iso2022_kr",)),
     (b"\x1b$)A", ()),
     (b"\x1b$)G", ()),
-    # ISO-2022-JP-2 has Korean in it, and others have Latin and half-width kana beside Japanese.
+    # ISO-2022-JP-2 includes Korean; others include Latin and half-width kana beside Japanese.
     (b"\x1b$(C", ("iso2022_jp_2", "iso2022_jp_ext")),
     *(
         (mark, ("iso2022_jp", "iso2022_jp_2", "iso2022_jp_ext", "iso2022_jp_3", "iso2022_jp_2004"))
@@ -97,16 +97,16 @@ _ESCAPES: Final = (
 )
 _SEVEN_BITS: Final = ("iso2022", "iso-2022", "csiso2022", "hz", "utf-7", "utf7")
 _SAMPLE_BYTES: Final = 65_536
-# Text of the alphabets that people write in, as opposed to bytes that are none.
+# Characters of alphabets in use; other bytes decode to others, too.
 _EVERYDAY: Final = re.compile(
     "[\t\n\f\r -~\xa0-\u024f\u0300-\u052f\u0531-\u06ff\u0900-\u109f\u10a0-\u10ff\u1780-\u17ff"
     "\u1e00-\u1fff\u2010-\u205e\u20a0-\u20bf\u2190-\u22ff\u2460-\u26ff\u3000-\u30ff\u3130-\u318f"
     "\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]"
 )
-# What bytes of another order, or of ASCII in pairs, hardly ever look like.
+# Text decoded with the wrong byte order, or ASCII decoded in pairs, hardly ever looks like this.
 _BLOCK_BITS: Final = 7
 _LARGE_SCRIPTS: Final = (("\u3041", "\u30ff"), ("\u3400", "\u9fff"), ("\uac00", "\ud7a3"))
-_ACCENTED: Final = range(1, 5)  # blocks of Latin letters, which stand among those of ASCII
+_ACCENTED: Final = range(1, 5)  # blocks of Latin letters, which occur among ASCII
 _FEW_UNITS: Final = 8
 _SURE_BYTES: Final = 64
 _ASIAN: Final = re.compile("[\u3400-\u9fff\uac00-\ud7a3]")
@@ -118,8 +118,8 @@ _COMMON_CHINESE: Final = frozenset(
     "老從動兩長來個國們說這時為過會後對學麼發還沒"
 )
 
-# The most frequent syllables of Korean text and names: nearly all of any real text, and about a
-# fifth of what other encodings look like when they are read as CP949.
+# The most frequent syllables of Korean texts and names: nearly all of any real text, and about a
+# fifth of what text in other encodings looks like when it is read as CP949.
 _COMMON_HANGUL = frozenset(
     "가각간갈감강같개거건걸검것게겠격결경계고곳공과곽관광교구국권규그근글금급기긴길김까깨께꽃끗"
     "나난날남내너네년노느는능니님다단달담답당대더덕던데도동되된될됩두드든들등디따때떻또라람랑래량"
@@ -133,7 +133,8 @@ _COMMON_HANGUL = frozenset(
 # With fewer characters beyond ASCII, damage and another encoding look alike.
 _FEW_CHARS = 3
 _SOME_CHARS = 10
-# What charset-normalizer may find. Other Latin alphabets are left out: too much fits into them.
+# Encodings that charset-normalizer may return. Other Latin alphabets are left out, because they fit
+# too much.
 _GUESSED = frozenset(
     {"cp932", "shift_jis", "shift_jis_2004", "euc_jp", "euc_jis_2004", "iso2022_jp"}
     | {"gb18030", "gb2312", "gbk", "big5", "big5hkscs", "cp950"}
@@ -142,21 +143,21 @@ _GUESSED = frozenset(
 _HANGUL = re.compile(r"[가-힣]")
 _KANA = re.compile(r"[぀-ヿ]")
 NO_CP932: Final = re.compile("[\uf8f0-\uf8f3]")
-"""What the codec makes of bytes that are no characters of CP932."""
+"""What the codec returns for bytes that are no characters of CP932."""
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _HIGH = re.compile(r"[^\x00-\x7f]")
-# More of them in a row than a Latin word has; with signs among them, fewer are too many.
+# More in a row than in a Latin word; signs among them reduce the limit.
 _HIGH_RUN = re.compile(r"[^\x00-\x7f]{3,}")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _LETTERS_IN_A_ROW = 5
-# A capital inside a word of small letters, and a sign inside a word.
+# A capital inside a word in lower case, and a sign inside a word.
 _MISPLACED = re.compile(
     r"(?<=[A-Za-zß-öø-ÿ])[À-ÖØ-ÞŠŽŸ](?=[a-zß-öø-ÿ])"
     r"|(?<=[^\W\d_])[¡-©«¬®-´¶¸¹»-¿†‡ˆ‰‹›„“”•˜™](?=[^\W\d_])"
 )
-# Characters of Windows-1252 text where they belong: accented letters beside letters (no capital
-# inside a lower-case word), typographic marks, signs before or after a number. What is left over
-# after these is a sign of another encoding or of damage.
+# Characters of Windows-1252 at plausible positions: accented letters beside letters (no capital
+# inside a word in lower case), typographic marks, signs before or after a number. Characters that
+# do not match show another encoding, or damage.
 _LATIN = re.compile(
     r"(?:"
     r"(?<![À-ÿœŒšŠžŽ])[à-öø-üœšž](?=[A-Za-zß\W_]|$)"
@@ -183,10 +184,10 @@ def text_of(
     declared: Sequence[str | None] = (),
     hint: str = "Save it as UTF-8.",
 ) -> tuple[str, Metadata]:
-    """The text of a document, fit to be stored, and the encoding as metadata.
+    """The text of a document in storable form, and its encoding as metadata. Raises DocumentError.
 
-    Nothing is decoded of text that was sent in the request. `declared` comes behind the charset
-    of the content type; the rest is as of `decode`.
+    Text that was sent in the request is not decoded. The charset of the content type precedes
+    `declared`; `decode` describes the rest.
     """
     if isinstance(document.data, str):
         return storable(document.data.removeprefix("\ufeff")), {}
@@ -202,11 +203,11 @@ def text_of(
 
 
 def storable(text: str) -> str:
-    """In NFC, with `\\n` as line ends, and without what PostgreSQL refuses."""
+    """The text in NFC, with `\\n` as line ends, without characters that PostgreSQL refuses."""
     text = nfc(text.replace("\r\n", "\n").replace("\r", "\n"))
     if UNSTORABLE.search(text) is None:
         return text
-    # Two JSON escapes that make a pair may sit side by side; together they are one character.
+    # Two JSON escapes of a surrogate pair may follow each other; together they are one character.
     text = _SURROGATE_PAIR.sub(
         lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text
     )
@@ -214,7 +215,7 @@ def storable(text: str) -> str:
 
 
 def load_whole(document: RawDocument) -> DocumentParts:
-    """The document is one passage, its text as it stands."""
+    """The document as one passage, its text unchanged."""
     text, metadata = text_of(document)
     return DocumentParts(passages=[(text, {})], metadata=metadata)
 
@@ -237,10 +238,10 @@ def decode(
     declared: Sequence[str | None] = (),
     hint: str,
 ) -> Decoded:
-    """`encoding`, which the `option` of that name has, is binding; those `declared`, the weightiest
-    first, are believed after UTF-8.
+    """Bytes -> text. Raises DocumentError, whose text ends with `hint`, if no encoding fits.
 
-    `hint` ends the error's remedy.
+    `encoding` is binding; `option` is the name of the option that has it. The encodings `declared`,
+    the most reliable first, are tried after UTF-8.
     """
     if encoding is not None:
         return _forced(data, encoding, name=name, why=f"{option} is {encoding!r}")
@@ -249,7 +250,7 @@ def decode(
     _refuse_known_binary(data, name, may_be_wide=False)
     labels = [label for label in declared if label]
     for label in labels:
-        # A page whose bytes say "utf-16" in ASCII is not UTF-16 (the HTML standard says the same).
+        # A page that declares "utf-16" in ASCII is not UTF-16 (as in the HTML standard).
         if _is_wide(label) and (b"\x00" in data or _wide_without_mark(data) is not None):
             return _strict(data, label, name=name, why=f"the document declares {label!r}")
     if b"\x00" in data and (unmarked := _without_mark(data, name)) is not None:
@@ -266,7 +267,7 @@ def decode(
     with contextlib.suppress(DocumentError):
         if (unmarked := _without_mark(data, name)) is not None:
             return unmarked
-    # Many programs say utf-8 whatever they send; what is not, is told from its bytes.
+    # Many programs declare utf-8 for anything they send; if it is not UTF-8, the bytes decide.
     known = [
         (label, codec)
         for label in labels
@@ -289,7 +290,7 @@ def decode(
 
 
 def _by_labels(data: bytes, known: Sequence[tuple[str, str]], name: str) -> Decoded | None:
-    """What the labels say, unless the bytes are plainly something else; None to guess."""
+    """Decoded as declared, unless the bytes clearly show another encoding; None: guess."""
     if not known:
         return None
     plain = _plainly(data)
@@ -313,7 +314,7 @@ def _by_labels(data: bytes, known: Sequence[tuple[str, str]], name: str) -> Deco
         return plain
     guess = _guess(data)
     if guess is not None and guess.encoding == "cp949":
-        return guess  # whatever the label: this is Korean text beyond doubt
+        return guess  # whatever is declared: this is clearly Korean text
     catch_all = next((pair for pair in known if pair[1] in _CATCH_ALL), None)
     if believable:
         label, codec = believable[0]
@@ -330,7 +331,7 @@ def _by_labels(data: bytes, known: Sequence[tuple[str, str]], name: str) -> Deco
 
 
 def _is_mixed(text: str) -> bool:
-    """Whether no script has most of the characters, as where bytes of another encoding are read in
+    """Whether no script has most of the characters, as if bytes of another encoding were read in
     pairs."""
     high: list[str] = _HIGH.findall(text)
     scripts = Counter(map(_script, high))
@@ -338,7 +339,7 @@ def _is_mixed(text: str) -> bool:
 
 
 def _script(char: str) -> int:
-    """A number for the script of a character: one for each of the large ones."""
+    """A number for the script of a character; the large scripts have one each."""
     for first, last in _LARGE_SCRIPTS:
         if first <= char <= last:
             return -ord(first)
@@ -346,7 +347,8 @@ def _script(char: str) -> int:
 
 
 def _plainly(data: bytes) -> Decoded | None:
-    """Korean, Japanese or Chinese text of some length, in the encoding that its bytes show."""
+    """Korean, Japanese or Chinese text of some length in the encoding that its bytes show; else
+    None."""
     for codec, is_plausible in _SEVERAL_BYTES:
         with contextlib.suppress(UnicodeDecodeError):
             text = _text(data, codec)
@@ -360,11 +362,10 @@ def _by_mark(data: bytes) -> str | None:
 
 
 def _forced(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
-    """As the caller says, whatever the bytes look like: the text in that encoding, or an error.
+    """Decoded as the caller requires, whatever the bytes look like. Raises DocumentError.
 
-    The mark of UTF-8 is left out of a text in any encoding, for it is text in none; those of
-    UTF-16 and UTF-32 say the order of the bytes where `encoding` does not, and are an error where
-    it is another one.
+    The byte order mark of UTF-8 is removed in any encoding, since it is text in none. The marks of
+    UTF-16 and UTF-32 set the byte order if `encoding` does not, and are an error if it is another.
     """
     codec = codec_of(encoding)
     if codec is None:
@@ -394,7 +395,7 @@ def _forced(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
     try:
         return _whole(data, codec, start=len(mark), name=name, why=why)
     except DocumentError as error:
-        if codec == "cp1252" and exact == "iso8859-1":  # which has all bytes
+        if codec == "cp1252" and exact == "iso8859-1":  # which has a character for each byte
             return _whole(data, exact, start=len(mark), name=name, why=why)
         if marked is not None and not marked.startswith(codec):
             raise DocumentError(
@@ -404,8 +405,8 @@ def _forced(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
 
 
 def _forced_wide(data: bytes, codec: str, *, name: str, why: str) -> str:
-    """The codec with its order of bytes. Raises `DocumentError` where all is plainly text under
-    another one, and none under this."""
+    """The codec with its byte order. Raises DocumentError if all is clearly text in another codec,
+    and nothing in this one."""
     seen = _wide_without_mark(data)
     if codec in ("utf-16", "utf-32"):
         if seen is not None and seen.startswith(codec):
@@ -422,7 +423,7 @@ def _forced_wide(data: bytes, codec: str, *, name: str, why: str) -> str:
 
 
 def _reads(data: bytes, codec: str) -> bool:
-    """Whether the bytes are text of some length that makes sense."""
+    """Whether the bytes are plausible text of some length in the codec."""
     try:
         text = data.decode(codec)
     except UnicodeDecodeError:
@@ -448,7 +449,7 @@ def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
     if codec is None:
         raise _no_encoding(encoding, name, why)
     if _is_wide(codec) and _by_mark(data) is None:
-        # The order and width of the bytes are seen from them: labels are often wrong about these.
+        # The bytes show their order and width; declared encodings often have the wrong ones.
         if (wide := _wide_without_mark(data)) is not None:
             codec = wide
         elif codec in ("utf-16", "utf-32"):
@@ -457,7 +458,7 @@ def _strict(data: bytes, encoding: str, *, name: str, why: str) -> Decoded:
 
 
 def _whole(data: bytes, codec: str, *, start: int = 0, name: str, why: str) -> Decoded:
-    """All of the data from `start` on, which is behind a mark."""
+    """All of the data from `start` on, which is behind a byte order mark."""
     try:
         text = _text(data[start:], codec)
     except UnicodeDecodeError as broken:
@@ -470,7 +471,7 @@ def _whole(data: bytes, codec: str, *, start: int = 0, name: str, why: str) -> D
 
 
 def _text(data: bytes, codec: str) -> str:
-    """Raises UnicodeDecodeError, also for bytes that CP932 hands on as private characters."""
+    """Raises UnicodeDecodeError, also for bytes that CP932 decodes to private characters."""
     text = data.decode(codec)
     if codec == "cp932" and (private := NO_CP932.search(text)) is not None:
         at = len(text[: private.start()].encode(codec))
@@ -528,8 +529,8 @@ def _unmarked(name: str, codec: str) -> DocumentError:
 
 
 def _without_mark(data: bytes, name: str) -> Decoded | None:
-    """Text in units of two or four bytes; None if it is none. Raises `DocumentError` where it seems
-    to be such a text and does not make sense."""
+    """Text in units of two or four bytes; None if it is none. Raises DocumentError if it seems to
+    be such text but is not plausible."""
     codec = _wide_without_mark(data)
     if codec is None:
         return None
@@ -540,8 +541,8 @@ def _without_mark(data: bytes, name: str) -> Decoded | None:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether all of a text is of alphabets that people write in. Syllables and characters of Asian
-    languages, which any two bytes may be, have to be those that are frequent."""
+    """Whether all characters are of alphabets in use. Of Asian scripts, which any two bytes may be,
+    only frequent characters count."""
     if len(_EVERYDAY.findall(text)) < 0.99 * len(text):
         return False
     if _ASIAN.search(text) is not None:
@@ -553,11 +554,12 @@ def _is_plain(text: str) -> bool:
 
 
 def _wide_without_mark(data: bytes) -> str | None:
-    """The codec of text in units of two or four bytes that has no mark; None if it is none."""
+    """The codec of text in units of two or four bytes without a byte order mark; None if it is
+    none."""
     sample = data[:_SAMPLE_BYTES]
     plain = len(sample) - len(sample.translate(None, bytes(range(32, 127))))
     if plain > 0.8 * len(sample) and sample.count(0) < 0.2 * len(sample):
-        return None  # ASCII with some NULs in it; its pairs would look like Chinese
+        return None  # ASCII with some NULs; its pairs would look like Chinese
     best: tuple[float, str] | None = None
     for codec in _WIDE:
         is_cut_off = b"\x00" in sample and len(data) >= _SURE_BYTES
@@ -577,7 +579,7 @@ def _wide_without_mark(data: bytes) -> str | None:
 
 
 def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None:
-    """Text in ISO-2022 or another encoding of seven bits, declared or seen from its escapes."""
+    """Text in ISO-2022 or another seven-bit encoding, by its declaration or its escapes; else None."""
     for label in labels:
         if label.lower().startswith(_SEVEN_BITS):
             return _strict(data, label, name=name, why="the document declares it")
@@ -609,7 +611,8 @@ def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None
 
 
 def nearest_encoding(data: bytes) -> tuple[str, int] | None:
-    """The encoding in which all of the text but a few bytes makes sense, and the first of these."""
+    """The encoding in which all but a few bytes are plausible text, and the offset of the first of
+    these bytes; None if there is none."""
     bad = sum("\udc80" <= char <= "\udcff" for char in data.decode("utf-8", "surrogateescape"))
     if _is_damaged_utf8(data):
         return None
@@ -658,8 +661,8 @@ def _guess(data: bytes) -> Decoded | None:
     high: list[str] = _HIGH.findall(data.decode("utf-8", "surrogateescape"))
     bad = sum("\udc80" <= char <= "\udcff" for char in high)
     sound = len(high) - bad
-    # In text of another encoding few byte pairs happen to be valid UTF-8, and in a UTF-8 file with
-    # damage most are. Short Korean words can come out even, but then they read as Korean.
+    # In text of another encoding few byte pairs happen to be valid UTF-8; in a damaged UTF-8 file
+    # most are. Short Korean words may be valid by chance, but then they read as Korean.
     if sound > 2 * bad:
         return None
     korean = _if(_is_korean, data, "cp949")
@@ -672,8 +675,8 @@ def _guess(data: bytes) -> Decoded | None:
     best = from_bytes(data).best()
     if best is None or best.encoding not in _GUESSED:
         return None
-    # No recognized language means a guess from byte statistics alone: that is how mojibake starts.
-    # (Japanese it never recognizes; syllable letters among the characters tell it well enough.)
+    # Without a recognized language, the guess rests on byte statistics alone, and often gives
+    # mojibake. (It never recognizes Japanese; kana among the characters show it well enough.)
     text = str(best)
     if _PRIVATE.search(text):  # where CP932 puts bytes that it does not know
         return None
@@ -704,7 +707,7 @@ def _is_latin(text: str) -> bool:
 
 
 def _is_no_latin(text: str) -> bool:
-    """Whether hardly any accented letter or sign is where those of a Latin text are."""
+    """Whether hardly any accented letter or sign is at a position plausible in Latin text."""
     high = len(_HIGH.findall(text))
     odd = len(_MISPLACED.findall(_HIGH_RUN.sub(" ", text)))
     for run in _HIGH_RUN.findall(text):

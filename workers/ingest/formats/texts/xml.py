@@ -1,11 +1,11 @@
-"""XML of whatever vocabulary -> its text, element by element.
+"""XML of any vocabulary -> its text.
 
-Where the elements below the root are records (the same element again and again, with values in it
-and no running text), each is a passage of lines "path: value", attributes among them as `@name`,
-and `item` counts them from 1. Other documents of short values or attributes alone, such as
-settings, are such lines, too. In any other document an element with text of its own is a paragraph,
-with what is in it; white space is as in HTML. Comments and processing instructions are left out. No
-DTD is read, and no entity is expanded but the five of XML and numbers.
+If the elements below the root are records (the same element repeated, with values and no running
+text), each is a passage of lines "path: value", with attributes as `@name`, and `item` counts them
+from 1. Other documents with only short values or attributes, such as settings, are lines of this
+kind, too. In all other documents an element with text of its own is a paragraph, together with its
+content; white space is as in HTML. Comments and processing instructions are left out. No DTD is
+read, and no entities are expanded except the five of XML and numeric ones.
 """
 
 import re
@@ -99,8 +99,8 @@ def _local(node: etree._Element) -> str:
 
 
 def _words(node: etree._Element) -> str:
-    """The text in an element. Elements may stand within words, as in H<sub>2</sub>O; those that
-    stand side by side, hold others alone, or are empty, part words."""
+    """The text in an element. Elements may be within words, as in H<sub>2</sub>O; elements that
+    follow each other, contain only others, or are empty separate words."""
     parts: list[str] = []
     has_ended = False
     for event, inner in etree.iterwalk(node, events=("start", "end")):
@@ -118,8 +118,8 @@ def _parts_words(node: etree._Element) -> bool:
 
 
 def _holder(root: etree._Element) -> etree._Element | None:
-    """The element whose children are records: the root, or the only one with many in it (as
-    `channel` in RSS)."""
+    """The element whose children are records: the root, or the only element with many in it (such
+    as `channel` in RSS); None if there is none."""
     candidates: list[etree._Element] = [root, *(root if len(root) <= _FEW_CHILDREN else ())]
     for node in candidates:
         names = Counter(map(_local, node))
@@ -134,7 +134,7 @@ def _holder(root: etree._Element) -> etree._Element | None:
 
 
 def _has_running_text(root: etree._Element) -> bool:
-    """Whether an element has text beside elements."""
+    """Whether an element has text beside child elements."""
     for node in root.iter("*"):
         if len(node) and (
             (node.text or "").strip() or any((child.tail or "").strip() for child in node)
@@ -144,7 +144,7 @@ def _has_running_text(root: etree._Element) -> bool:
 
 
 def _is_of_values(root: etree._Element) -> bool:
-    """Whether what the elements are called says as much as what is in them."""
+    """Whether the names of elements carry as much information as their texts."""
     names: set[str] = set()
     has_attributes = False
     for node in root.iter("*"):
@@ -188,7 +188,7 @@ def _attributes(node: etree._Element, path: list[str]) -> Iterator[str]:
 def _lines(
     root: etree._Element, *, without: etree._Element | None, path: list[str]
 ) -> Iterator[str]:
-    """A line for each value below an element, which itself is not in the path."""
+    """A line for each value below an element; the path does not contain the element itself."""
     path = list(path)
     walker = etree.iterwalk(root, events=("start", "end"))
     for event, node in walker:
@@ -208,7 +208,7 @@ def _lines(
 
 
 def _paragraphs(root: etree._Element) -> Iterator[RawPassage]:
-    """All in one passage."""
+    """All paragraphs as one passage."""
     blocks: list[str] = []
     walker = etree.iterwalk(root, events=("start",))
     for _, node in walker:
