@@ -191,7 +191,8 @@ def _unicode_path(extra: bytes, name: bytes) -> str | None:
 
 
 class _Stream:
-    """A decompressed stream that counts its bytes against the budget; `peek` shows its beginning."""
+    """A decompressed stream that counts its bytes against the budget; `peek` shows its
+    beginning."""
 
     def __init__(self, source: _Readable, budget: Budget) -> None:
         self._source = source

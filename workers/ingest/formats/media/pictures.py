@@ -78,7 +78,8 @@ def _damage(document: RawDocument, wrong: object) -> DocumentError:
 
 
 def _page(document: RawDocument, picture: Image.Image, page: int) -> Image.Image:
-    """A page as people see it: upright, and on white where it is transparent. Raises DocumentError."""
+    """A page as people see it: upright, and on white where it is transparent. Raises
+    DocumentError."""
     limit = document.settings.ocr_page_limit_pixels
     try:
         with _own_bounds():

@@ -62,7 +62,8 @@ class Cell:
 
 
 class Blocks:
-    """Receives paragraphs, lines and rows. `Outline` makes passages of them, `CellBlocks` a cell."""
+    """Receives paragraphs, lines and rows. `Outline` makes passages of them, `CellBlocks` a
+    cell."""
 
     def paragraph(self, text: str) -> None:
         self.add(text, is_line=False)

@@ -462,7 +462,8 @@ def _columns(lines: Sequence[list[_Segment]], width: float) -> Iterator[_Column]
 
 
 def _gutter(lines: Sequence[list[_Segment]], at: int) -> tuple[int, float]:
-    """The index of the line up to which the gap of this line continues, and the middle of the gap."""
+    """The index of the line up to which the gap of this line continues, and the middle of the
+    gap."""
     if not 1 < len(lines[at]) <= _MAX_SEGMENTS:
         return at + 1, 0.0
     best = at + 1, 0.0

@@ -325,7 +325,8 @@ class _Reader:
         self._skip = self._group.fallback_chars
 
     def _write_codes(self, values: list[int]) -> None:
-        """Units of UTF-16, signed or not; the first half of a surrogate pair waits for the second."""
+        """Units of UTF-16, signed or not; the first half of a surrogate pair waits for the
+        second."""
         text = self._surrogate + "".join(chr(value % 0x10000) for value in values)
         self._surrogate = ""
         if "\ud800" <= text[-1] < "\udc00":

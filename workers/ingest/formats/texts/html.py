@@ -217,7 +217,8 @@ def _page(
     parts: Sequence[etree._Element] | None = None,
     left_out: set[etree._Element] | None = None,
 ) -> HtmlPage | None:
-    """The text of a page, or of parts of it, without the elements left out; None if there is none."""
+    """The text of a page, or of parts of it, without the elements left out; None if there is
+    none."""
     if root is None:
         return None
     writer = _Writer()

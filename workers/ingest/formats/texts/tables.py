@@ -529,7 +529,8 @@ def _one_column(text: str, name: str, max_rows: int) -> _Table:
 
 
 def _variants(text: str, signs: Sequence[str]) -> list[_Dialect]:
-    """The dialects, from the proper one to the others. The first that makes a rectangle is right."""
+    """The dialects, from the proper one to the others. The first that makes a rectangle is
+    right."""
     variants = _quotings(text, signs)
     if _COMMENT_LINE.search(text):
         variants += [replace(variant, comments=True) for variant in variants]
@@ -758,7 +759,8 @@ def _too_many_rows(max_rows: int, name: str) -> DocumentError:
 
 
 def _is_table_below(scan: _Scan, text: str) -> bool:
-    """Whether most records have the same number of fields, more than one, though the first has one."""
+    """Whether most records have the same number of fields, more than one, though the first has
+    one."""
     sign = scan.reader.dialect.delimiter
     width, count = max(scan.widths.items(), key=lambda item: item[1], default=(0, 0))
     if width < 2 or 2 * count <= scan.widths.total() - 1:

@@ -579,7 +579,8 @@ def _wide_without_mark(data: bytes) -> str | None:
 
 
 def _by_escapes(data: bytes, labels: Sequence[str], name: str) -> Decoded | None:
-    """Text in ISO-2022 or another seven-bit encoding, by its declaration or its escapes; else None."""
+    """Text in ISO-2022 or another seven-bit encoding, by its declaration or its escapes; else
+    None."""
     for label in labels:
         if label.lower().startswith(_SEVEN_BITS):
             return _strict(data, label, name=name, why="the document declares it")
