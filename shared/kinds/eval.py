@@ -227,7 +227,7 @@ EVAL = Kind(
     result=EvalResult,
     steps=[
         StepType(name=STEP, queue=Queue.QUERY, handler="workers.retrieval.evaluation:EVAL"),
-        StepType(name=RERANK_STEP, queue=Queue.HF, handler="workers.hf.evaluation:EVAL_RERANK"),
+        StepType(name=RERANK_STEP, queue=Queue.HF, handler="workers.hf.rerank:EVAL_RERANK"),
     ],
     example={
         "collection": "handbook",

@@ -1,33 +1,39 @@
-"""The steps `search.rerank` and `rag.rerank`: what a search has found, ranked by a cross-encoder.
+"""The steps `search.rerank`, `rag.rerank` and `eval.rerank`: a cross-encoder ranks passages.
 
-They run as text ranking does (`workers/hf/steps.py`): pairs of all jobs that wait for one model
-share batches, and a step that takes too long goes on in another.
+The first two run like jobs of text ranking (`workers/hf/steps.py`): the pairs of all jobs that wait
+for a model share batches, and a step that takes too long continues in another. `eval.rerank` is
+`eval.run` (`workers/retrieval/evaluation.py`) for searches that rerank. It ranks the candidates of
+one query at a time, so that the measured time is that of one search.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from shared.errors import SluiceError
 from shared.hf.sentences import TEXT_RANKING
 from shared.jobs import steps
-from shared.kinds.hf import HfInput
+from shared.kinds.hf import HfInput, parse_parameters
 from shared.kinds.rag import RagInput
 from shared.kinds.search import SearchInput
 from workers.attempts.context import Context, Done, Handler, Settle
-from workers.hf.steps import StepInput, run_local
+from workers.hf.steps import Budget, StepInput, batches, run_local, run_rows
+from workers.hf.task import UNWATCHED, models_of
+from workers.retrieval.evaluation import run_queries
 from workers.retrieval.search import Candidate
 from workers.retrieval.steps import candidates_from_json, rag_find_done, request_of, search_done
 
-Recorded = tuple[SearchInput | RagInput, Sequence[Sequence[Candidate | None]]]
-"""The input of a job, and the candidates of each of its queries."""
+TASK: Final = TEXT_RANKING.name
+
+JobCandidates = tuple[SearchInput | RagInput, Sequence[Sequence[Candidate | None]]]
+"""The input of a job, and the candidates of each of its queries; None if a candidate was erased."""
 
 
 class _Reranked:
-    """Makes hits of what text ranking gives, and settles the rest as it is."""
+    """Settles steps: makes hits of rankings, and passes on errors and continued steps."""
 
     def __init__(
-        self, settle: Settle, jobs: Mapping[int, Recorded], finish: Callable[..., Done]
+        self, settle: Settle, jobs: Mapping[int, JobCandidates], finish: Callable[..., Done]
     ) -> None:
         self._settle = settle
         self._jobs = jobs
@@ -52,8 +58,8 @@ class _Reranked:
 
 
 def _ranked(row: Sequence[Candidate | None], ranking: Sequence[dict[str, Any]]) -> list[Candidate]:
-    """Those that are still live, best first."""
-    ranked = [(row[place["index"]], float(place["score"])) for place in ranking]
+    """The candidates that are still live, best first."""
+    ranked = [(row[entry["index"]], float(entry["score"])) for entry in ranking]
     return [replace(one, score=score) for one, score in ranked if one is not None]
 
 
@@ -65,7 +71,7 @@ def _run(
     before: str,
     finish: Callable[..., Done],
 ) -> None:
-    jobs: dict[int, Recorded] = {}
+    jobs: dict[int, JobCandidates] = {}
     requests: list[StepInput] = []
     for context in contexts:
         try:
@@ -89,7 +95,7 @@ def _run(
         requests.append(
             (
                 context,
-                HfInput(task=TEXT_RANKING.name, model=input_.search.rerank, inputs=inputs),
+                HfInput(task=TASK, model=input_.search.rerank, inputs=inputs),
             )
         )
     if requests:
@@ -97,7 +103,7 @@ def _run(
 
 
 def _text(candidate: Candidate | None) -> str:
-    """Pairs keep their places, those of erased text too: a step may go on where one has ended."""
+    """The text of a pair. Erased ones keep their index, for a step may continue another one."""
     return candidate.chunk.text if candidate else "-"
 
 
@@ -109,5 +115,33 @@ def rerank_rag(contexts: Sequence[Context], settle: Settle) -> None:
     _run(contexts, settle, shape=RagInput, before="rag.find", finish=rag_find_done)
 
 
+def rerank_eval(context: Context) -> Done:
+    return run_queries(context, rank)
+
+
+def rank(
+    context: Context, name: str, query: str, candidates: Sequence[Candidate]
+) -> Sequence[Candidate]:
+    """The candidates with the scores of the model of this name, best first."""
+    if not candidates:
+        return []
+    value = {"query": query, "texts": [one.chunk.text for one in candidates]}
+    model = models_of(context.process).ready(name, TASK, check=context.check)
+    parameters = parse_parameters(TASK, {})
+    prepared = model.prepare(value, parameters)
+    outputs: list[Any] = [None] * len(prepared.rows)
+    budget = Budget(context.process.settings.hf_batch_tokens)
+    for batch in batches(prepared.rows, budget, model.row_limit):
+        context.check()
+        rows = [prepared.rows[n] for n in batch]
+        for n, output in zip(batch, run_rows(model, rows, UNWATCHED, budget), strict=True):
+            if isinstance(output, Exception):
+                raise output
+            outputs[n] = output
+    ranking = model.finish(prepared, outputs, parameters)
+    return [replace(candidates[entry["index"]], score=float(entry["score"])) for entry in ranking]
+
+
 SEARCH_RERANK = Handler(run_batch=rerank_search)
 RAG_RERANK = Handler(run_batch=rerank_rag)
+EVAL_RERANK = Handler(run=rerank_eval)
