@@ -283,7 +283,7 @@ def _tar_members(stream: _Stream, document: RawDocument, budget: Budget) -> Iter
         fileobj=archive, mode="r|", encoding="utf-8", errors="surrogateescape"
     ) as source:
         while (entry := source.next()) is not None:
-            source.members = []  # else tarfile keeps all of them
+            source.members = []  # type: ignore[attr-defined]  # else tarfile keeps all of them
             if entry.isdir():
                 budget.count()
                 continue
