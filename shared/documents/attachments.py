@@ -1,11 +1,11 @@
-"""Attachments: files that were put into a collection by their id, and what became of each.
+"""Attachments: files put into a collection by their upload ids, and the state of each.
 
-A collection is also a vector store of OpenAI's API, whose files these are. Documents that came into
-it in another way are files of it as well, under their own ids. Both are listed together, by ids
-that sort by age.
+A collection is also a vector store of OpenAI's API; attachments are the files of that store.
+Documents that came into the collection in another way are files of it as well, under their own ids.
+Both are listed together, by ids that sort by age.
 
-Whether an attachment still runs is looked up in its ingest job when somebody reads it, and noted in
-its row once that is decided; jobs may be forgotten later. This module is the only writer.
+The state of a running attachment is read from its ingest job, and stored in its row once it is
+final, since jobs may be deleted later. This module is the only writer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ NAME_CHARS: Final = 1024
 
 
 class AttachmentState(StrEnum):
-    """In the words of OpenAI's API."""
+    """The states of OpenAI's API."""
 
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
@@ -39,7 +39,7 @@ class AttachmentState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class NewAttachment:
-    """A file that is to be ingested; `source` is what its document is to be called."""
+    """A file to be ingested; `source` is the name of its document."""
 
     file_id: UUID
     source: str
@@ -48,9 +48,9 @@ class NewAttachment:
 
 
 def sources_of(session: Session, collection_id: UUID, uploads: Sequence[File]) -> dict[UUID, str]:
-    """What the documents of these uploads are to be called: as their files, unless another document
-    has that name. What is in the collection already keeps its name."""
-    # What is left of documents that were erased keeps no name.
+    """The names for the documents of these uploads: those of the files, unless another document has
+    that name. Files that are in the collection already keep their names."""
+    # Attachments whose documents were erased keep no name.
     session.execute(
         delete(Attachment)
         .where(
@@ -95,7 +95,7 @@ def sources_of(session: Session, collection_id: UUID, uploads: Sequence[File]) -
 
 
 def _distinct(upload: File) -> str:
-    """A name that no other file has; it ends as the file's does, which tells its format."""
+    """A name that no other file has, with the suffix of the file, which determines its format."""
     path = PurePosixPath(upload.name)
     suffix = path.suffix if len(path.suffix) < 20 else ""
     stem = upload.name.removesuffix(suffix)
@@ -108,8 +108,8 @@ def _distinct(upload: File) -> str:
 def add(
     session: Session, collection_id: UUID, job_id: UUID, attachments: Sequence[NewAttachment]
 ) -> None:
-    """Note what a new ingest job puts into the collection, in the order of its sources. Files that
-    are there already are ingested again."""
+    """Write the attachments of a new ingest job, in the order of its sources. Files that are in the
+    collection already are ingested again."""
     rows = [
         {
             "id": new_id(),
@@ -124,7 +124,7 @@ def add(
         }
         for ordinal, attachment in enumerate(attachments)
     ]
-    # In one order, so that no two of these wait for each other.
+    # Sorted, so that two of these transactions do not deadlock.
     rows.sort(key=lambda row: str(row["file_id"]))
     statement = insert(Attachment)
     renewed = ("job_id", "ordinal", "state", "attributes", "splitter")
@@ -168,8 +168,8 @@ _SETTLED_AT_ONCE: Final = 10_000
 def settle(
     session: Session, collection_ids: Sequence[UUID] | None = None, *, limit: int = _SETTLED_AT_ONCE
 ) -> int:
-    """Note what became of attachments whose ingestion has ended, of some collections or of all;
-    returns how many. Those that somebody else is noting are skipped."""
+    """Store the final states of attachments whose ingestion has ended, of some collections or of
+    all; returns how many. Rows that another transaction has locked are skipped."""
     where = "true" if collection_ids is None else "a.collection_id = ANY(:collection_ids)"
     values = {
         "limit": limit,
@@ -186,7 +186,7 @@ def settle(
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many files of a collection are in each state."""
+    """The number of files of a collection in each state."""
 
     in_progress: int = 0
     completed: int = 0
@@ -199,7 +199,7 @@ class Counts:
 
 
 def counts(session: Session, documents: Mapping[UUID, int]) -> dict[UUID, Counts]:
-    """Of these collections, by their ids; `documents` has their numbers of live documents."""
+    """Collection id -> its counts; `documents` has the numbers of live documents."""
     rows = session.execute(
         text("""
             SELECT a.collection_id, a.state, count(*) AS files, count(d.id) AS live
@@ -214,7 +214,7 @@ def counts(session: Session, documents: Mapping[UUID, int]) -> dict[UUID, Counts
     live: dict[UUID, int] = {}
     for row in rows:
         by_state.setdefault(row.collection_id, {})[row.state] = row.files
-        # Of a file that is ingested again, the document is there meanwhile.
+        # While a file is ingested again, its document still exists.
         live[row.collection_id] = live.get(row.collection_id, 0) + row.live
     return {
         id_: Counts(completed=max(0, count - live.get(id_, 0)), **by_state.get(id_, {}))
@@ -226,13 +226,13 @@ def counts(session: Session, documents: Mapping[UUID, int]) -> dict[UUID, Counts
 class AttachedFile:
     """A file of a collection: an attachment, or a document that came in another way.
 
-    `id` is the upload's, or the document's. `attributes` are those of the live version where there
-    is one; of a document they may be any metadata.
+    `id` is that of the upload or of the document. `attributes` are those of the live version if
+    there is one; of a document they may be any metadata.
     """
 
     id: UUID
     key: UUID
-    """What lists are sorted by."""
+    """The sort key of lists."""
     source: str
     name: str
     document_id: UUID | None
@@ -242,7 +242,7 @@ class AttachedFile:
     size_bytes: int
     attributes: Mapping[str, Any]
     splitter: Mapping[str, Any] | None
-    """None where that is not known."""
+    """None if unknown."""
     job_id: UUID | None
     ordinal: int | None
     created_at: datetime
@@ -273,7 +273,7 @@ _DOCUMENT_COLUMNS = """
 
 
 def get(session: Session, collection_id: UUID, file_id: UUID) -> AttachedFile | None:
-    """By the id of the upload, or of the document."""
+    """The file with the id of an upload or of a document; None if the collection has none."""
     by_upload = f"{_COLUMNS} AND a.file_id = :id"
     by_document = f"{_COLUMNS} AND a.document_id = :id"
     rows = session.execute(
@@ -294,11 +294,9 @@ def page(
     state: AttachmentState | None = None,
     job_id: UUID | None = None,
 ) -> list[AttachedFile]:
-    """Files of a collection, or those that one job has put there, by age.
-
-    They lie behind or before the file with the key that is named, and as near to it as they can.
-    """
-    # Towards `before` it is read backwards, from that file on.
+    """Files of a collection, or those of one job, by age: the nearest ones behind or before a
+    key."""
+    # For `before`, the list is read backwards from that file.
     backwards = before is not None and behind is None
     ascending = newest_first if backwards else not newest_first
     of_attachments, of_documents = [""], [""]
@@ -359,7 +357,7 @@ def _view(row: Any) -> AttachedFile:
 def of_documents(
     session: Session, document_ids: Sequence[UUID]
 ) -> dict[UUID, tuple[UUID, str, dict[str, Any]]]:
-    """The file that each of these documents is of: its id, its name, and its attributes."""
+    """Document id -> its file: id, name and attributes."""
     rows = session.execute(
         text("""
             SELECT d.id AS document_id, coalesce(a.file_id, d.id) AS id,
@@ -378,13 +376,13 @@ def of_documents(
 
 
 def file_of_document(session: Session, document_id: UUID) -> UUID | None:
-    """The upload that was put into a collection as this document."""
+    """The upload that this document was made of; None if there is none."""
     query = select(Attachment.file_id).where(Attachment.document_id == document_id)
     return session.scalar(query.limit(1))
 
 
 def documents_of_file(session: Session, file_id: UUID) -> list[UUID]:
-    """The documents that an upload has become, in all collections."""
+    """The documents made of an upload, in all collections."""
     return list(
         session.scalars(
             select(Document.id)
@@ -399,7 +397,7 @@ def documents_of_file(session: Session, file_id: UUID) -> list[UUID]:
 
 
 def document_of(session: Session, collection_id: UUID, source: str) -> UUID | None:
-    """The document of that name, whatever state it is in."""
+    """The id of the document with this name, in any state; None if there is none."""
     query = select(Document.id).where(
         Document.collection_id == collection_id, Document.source == source
     )
@@ -407,7 +405,7 @@ def document_of(session: Session, collection_id: UUID, source: str) -> UUID | No
 
 
 def remove(session: Session, *, file_id: UUID, collection_id: UUID | None = None) -> None:
-    """Forget that the file was put into a collection, or into any."""
+    """Delete the attachments of the file in a collection, or in all."""
     statement = delete(Attachment).where(Attachment.file_id == file_id)
     if collection_id is not None:
         statement = statement.where(Attachment.collection_id == collection_id)

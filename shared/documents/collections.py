@@ -21,8 +21,8 @@ from shared.tables import Collection, Document, VectorIndex, Version, new_id
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a client may fix about a collection; None leaves it to the server. The model is kept in
-    the one form that its references have."""
+    """What a client may set for a collection; None leaves it to the server. References of the same
+    model get one form."""
 
     embedding_model: str
     dimension: int | None = None
@@ -40,16 +40,16 @@ class Summary:
     dimension: int | None
     distance: str
     server: str | None
-    """Of several servers of the store, the one that has its vectors; None: the only one."""
+    """Which of several servers of the store has its vectors; None: the only one."""
     documents: int
     chunks: int
     size_bytes: int
-    """Of what its documents were made of."""
+    """The size of the contents of its documents."""
     created_at: datetime
 
 
 def put(session: Session, name: str, spec: Spec) -> bool:
-    """Make a collection; True if it is new. Raises Conflict if it exists and is different."""
+    """Make a collection; True if it is new. Raises Conflict if it exists with other settings."""
     id_ = session.scalar(
         insert(Collection)
         .values(id=new_id(), name=name)
@@ -121,8 +121,8 @@ def _no_collection(name: str) -> NotFound:
 
 
 def hold(session: Session, collection_id: UUID, *, alone: bool = False) -> None:
-    """Let no erasure of the collection begin before the commit; `alone`, nobody else hold it, too.
-    Raises NotFound if an erasure has begun."""
+    """Keep an erasure of the collection from beginning before the commit; with `alone`, also keep
+    others from holding it. Raises NotFound if an erasure has begun."""
     held = session.scalar(
         select(Collection.name)
         .where(Collection.id == collection_id, Collection.erasing_at.is_(None))
@@ -152,7 +152,7 @@ def newest(session: Session, *, limit: int) -> list[tuple[str, datetime]]:
 
 
 def embedding_models(session: Session, *, limit: int) -> Sequence[str]:
-    """The references of the models of all collections, each once."""
+    """The references of the models of all collections, without duplicates."""
     models = (
         select(VectorIndex.embedding_model)
         .join(Collection, _is_active_index())
@@ -163,14 +163,14 @@ def embedding_models(session: Session, *, limit: int) -> Sequence[str]:
 
 
 def summary(session: Session, collection: Collection) -> Summary:
-    """Raises NotFound if it was erased at this moment."""
+    """Raises NotFound if the collection has just been erased."""
     summaries = _summaries(session, [collection])
     if not summaries:
         raise _no_collection(collection.name)
     return summaries[0]
 
 
-# Collections as vector stores of OpenAI's API: known by their ids, called as anybody likes.
+# Collections as vector stores of OpenAI's API: identified by their ids, with any display name.
 
 
 _ID_NAME: Final = re.compile(r"vs_[0-9a-f]{32}")
@@ -184,8 +184,8 @@ def make_store(
     metadata: dict[str, Any],
     expires_after_days: int | None,
 ) -> Collection:
-    """Make a collection that may be called as others are. Its name is what it is called, if that is
-    free and a name of collections, else `vs_` and the digits of its id."""
+    """Make a collection for a vector store. Its name is the display name if that is free and valid,
+    else `vs_` and the digits of its id."""
     id_ = new_id()
     row = {
         "id": id_,
@@ -219,8 +219,7 @@ def store_page(
     behind: UUID | None = None,
     before: UUID | None = None,
 ) -> list[Collection]:
-    """Collections by age: those behind or before the one that is named, and as near to it as they
-    can be."""
+    """Collections by age: the nearest ones behind or before a collection."""
     backwards = before is not None and behind is None
     query = select(Collection).where(Collection.erasing_at.is_(None))
     if behind is not None:
@@ -238,7 +237,7 @@ def summaries(session: Session, collections: Sequence[Collection]) -> list[Summa
 
 
 def last_use(session: Session, collections: Sequence[Collection]) -> dict[UUID, datetime]:
-    """When each was last used: made, filled, or named by a job."""
+    """Collection id -> its last use: when it was made, filled, or named by a job."""
     rows = session.execute(
         text("""
             SELECT c.id, greatest(c.used_at, (
@@ -252,7 +251,8 @@ def last_use(session: Session, collections: Sequence[Collection]) -> dict[UUID, 
 
 
 def note_use(session: Session, names: Sequence[str]) -> None:
-    """Of collections that expire, where the job does not show it: it names several of them."""
+    """Note the use of collections that expire by a job that names several of them, since the job
+    does not show it."""
     session.execute(
         update(Collection)
         .where(
@@ -266,7 +266,7 @@ def note_use(session: Session, names: Sequence[str]) -> None:
 
 
 def note_uses(session: Session) -> None:
-    """Note the last use of all collections that expire, for jobs are forgotten."""
+    """Note the last use of all collections that expire, because jobs are deleted after a time."""
     session.execute(
         text("""
             UPDATE collections c SET used_at = newest.created_at
@@ -281,7 +281,7 @@ def note_uses(session: Session) -> None:
 
 
 def is_expired() -> ColumnElement[bool]:
-    """Whether a collection's time is up, going by the use that was noted."""
+    """Whether a collection has expired, by the last use that was noted."""
     lifetime = func.make_interval(0, 0, 0, Collection.expires_after_days)
     return and_(
         Collection.expires_after_days.is_not(None), Collection.used_at + lifetime <= func.now()
@@ -318,5 +318,5 @@ def _summaries(session: Session, collections: Sequence[Collection]) -> list[Summ
             created_at=collection.created_at,
         )
         for collection in collections
-        if collection.id in active  # others were erased at this moment
+        if collection.id in active  # others were erased just now
     ]

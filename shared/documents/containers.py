@@ -1,9 +1,9 @@
-"""Sources that hold documents, such as archives, and mails with attachments: whether what is in
-them has been read as a whole, so that the unchanged need not be read again.
+"""Containers: sources that contain documents, such as archives and mails with attachments. The
+ledger notes which have been read as a whole, so that unchanged ones are not read again.
 
-What cannot be read of one, because of what it is, does not keep it from being whole; what was not
-read for another reason does, such as a lost worker or a cancelled job, and so does what was erased.
-A container that has no document is forgotten.
+Members that cannot be read because of their content do not matter for that. Members that were not
+read for another reason do, such as a lost worker or a cancelled job, and so do members that were
+erased. A container without a document is deleted.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from shared.tables import Container
 
 @dataclass(frozen=True, kw_only=True)
 class NewContainer:
-    """A source that is being read; fields as in `Container`."""
+    """A container that is being read; fields as in `Container`."""
 
     source: str
     sha256: str
@@ -31,8 +31,8 @@ class NewContainer:
 def begin(
     session: Transaction, collection_id: UUID, new: NewContainer, *, job_id: UUID | None
 ) -> None:
-    """It is read from now on by this job, which will have read all of it when it has succeeded;
-    None for one that leaves what is there as it is."""
+    """Note that this job reads the container; it has read all of it when it succeeds. `job_id`
+    None: a read that leaves existing documents as they are."""
     values = {
         "sha256": new.sha256,
         "content_hash": new.content_hash,
@@ -46,7 +46,7 @@ def begin(
 
 
 def empty(session: Transaction, collection_id: UUID, source: str) -> None:
-    """It holds nothing any more."""
+    """Note that the container has no members any more."""
     session.execute(
         delete(Container).where(
             Container.collection_id == collection_id, Container.source == source
@@ -55,7 +55,7 @@ def empty(session: Transaction, collection_id: UUID, source: str) -> None:
 
 
 def end(session: Session, job_id: UUID) -> None:
-    """The job has succeeded."""
+    """Note that the job has read its containers as a whole: it has succeeded."""
     session.execute(
         update(Container)
         .where(Container.job_id == job_id)
@@ -73,20 +73,21 @@ _OF_MEMBERS: Final = """
 """
 
 
-def spoil(session: Session, job_id: UUID, ordinals: Sequence[int]) -> None:
-    """Some of what is in them has failed, and may not fail another time."""
+def mark_incomplete(session: Session, job_id: UUID, ordinals: Sequence[int]) -> None:
+    """Note that containers of these items are not read as a whole: a member failed that may succeed
+    another time."""
     statement = text(f"{_OF_MEMBERS} AND member.ordinal = ANY(:ordinals)")
     session.execute(statement, {"job_id": job_id, "ordinals": list(ordinals)})
 
 
-def spoil_versions(session: Session, job_id: UUID, version_ids: Sequence[UUID]) -> None:
-    """The same of what has become versions."""
+def mark_incomplete_versions(session: Session, job_id: UUID, version_ids: Sequence[UUID]) -> None:
+    """The same for members that have become versions."""
     statement = text(f"{_OF_MEMBERS} AND member.version_id = ANY(:version_ids)")
     session.execute(statement, {"job_id": job_id, "version_ids": list(version_ids)})
 
 
 def reopen(session: Session, document_ids: Sequence[UUID]) -> None:
-    """These documents are erased, which are containers or lie in some."""
+    """Note that containers are not whole: these documents, containers or members, are erased."""
     session.execute(
         text("""
             UPDATE containers c SET is_whole = false, job_id = NULL
@@ -101,8 +102,8 @@ def reopen(session: Session, document_ids: Sequence[UUID]) -> None:
 def content_hashes(
     session: Session, collection_id: UUID, sources: Sequence[str]
 ) -> dict[str, str | None]:
-    """Those of the sources that are known to hold documents, with the hash of what was read of
-    them; None where that is not all."""
+    """Source -> hash of the content that was read, for those sources that are containers; None if a
+    container is not read as a whole."""
     rows = session.execute(
         select(Container.source, Container.content_hash, Container.is_whole).where(
             Container.collection_id == collection_id, Container.source.in_(sources)
@@ -133,7 +134,8 @@ _FORGET: Final = text("""
 def next_page(
     session: Session, statement: TextClause, after: tuple[UUID, str] | None, *, limit: int
 ) -> tuple[UUID, str] | None:
-    """Look at the next rows of a table whose key is a collection and a name."""
+    """The key of the last row of the next page of a table whose key is (collection, name); None at
+    the end."""
     collection_id, source = after or (_FIRST, "")
     row = session.execute(
         statement, {"collection_id": collection_id, "source": source, "limit": limit}
@@ -144,6 +146,6 @@ def next_page(
 def forget_empty(
     session: Session, after: tuple[UUID, str] | None, *, limit: int
 ) -> tuple[UUID, str] | None:
-    """Delete those of the next ones behind `after` that have no document and are not being read;
-    returns the last one that was looked at, None where that is the end."""
+    """Of the next containers behind `after`, delete those without documents that are not being
+    read. Returns the key of the last one; None at the end."""
     return next_page(session, _FORGET, after, limit=limit)

@@ -1,4 +1,4 @@
-"""Documents as readers see them: only what is live, only text that Postgres still has."""
+"""Documents as readers see them: only live ones, and only text that is in Postgres."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -47,20 +47,20 @@ class DocumentView:
     chunks: int
     metadata: dict[str, Any]
     source_id: str | None
-    """What its owner calls it, whatever `source` is."""
+    """The client's id of the document, which does not depend on `source`."""
     container: str | None
-    """The name of the archive, or of the mail, that it lies in."""
+    """The name of the archive or mail that contains it."""
     container_sha256: str | None
-    """Of the bytes of that, where all of it has been read."""
+    """The hash of the bytes of that container, if all of it has been read."""
     is_whole: bool
-    """False while not all has been read of the archive that it lies in, or of its attachments."""
+    """False if the container, or the attachments of a mail, have not all been read."""
     created_at: datetime
     updated_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkView:
-    """`start` is the offset of `text` in the document's text, in characters."""
+    """A chunk; `start` is the offset of `text` in the text of the document, in characters."""
 
     id: str
     document_id: UUID
@@ -72,7 +72,7 @@ class ChunkView:
 
 
 def chunk_id(version_id: UUID, ordinal: int) -> str:
-    """The id of a chunk here and in Chroma: the same for every run that writes it."""
+    """The id of a chunk in the ledger and in the vector store, the same in each run."""
     return f"{version_id.hex}-{ordinal:06d}"
 
 
@@ -84,7 +84,7 @@ def parse_chunk_id(value: str) -> tuple[UUID, int] | None:
 
 
 def get(session: Session, document_id: UUID) -> DocumentView:
-    """Raises NotFound, also for a document that is not live yet or is being erased."""
+    """Raises NotFound, also for documents that are not live yet or are being erased."""
     row = session.execute(_documents().where(Document.id == document_id)).first()
     if row is None:
         raise NotFound(f"There is no document {document_id}.")
@@ -106,7 +106,7 @@ def page(
 def chunk_page(
     session: Session, document_id: UUID, *, limit: int, after: str | None
 ) -> list[ChunkView]:
-    """Chunks in order. Raises Conflict where the document was replaced between two pages."""
+    """Chunks in order. Raises Conflict if the document was replaced between two pages."""
     query = _chunks().where(Document.id == document_id).order_by(Chunk.ordinal).limit(limit)
     position = parse_chunk_id(after) if after is not None else None
     if position is not None:
@@ -126,7 +126,7 @@ def named_chunks(
     limit: int,
     after: str | None,
 ) -> list[ChunkView]:
-    """The live chunks of these ids, and those of the documents of these sources, by their ids."""
+    """The live chunks with these ids, and those of the documents with these sources, by id."""
     keys = [key for key in map(parse_chunk_id, ids) if key is not None]
     names = [nfc(name) for name in sources]
     versions = select(Document.live_version_id).where(
@@ -149,7 +149,7 @@ def named_chunks(
 
 
 def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -> dict[str, str]:
-    """The content hashes of those of the documents that are live, by source."""
+    """Source -> content hash, for those of the documents that are live."""
     rows = session.execute(
         select(Document.source, Version.content_hash)
         .join(Version, Version.id == Document.live_version_id)
@@ -159,7 +159,7 @@ def live_hashes(session: Session, collection_id: UUID, sources: Iterable[str]) -
 
 
 def live_source_ids(session: Session, collection_id: UUID, ids: Sequence[str]) -> set[str]:
-    """Those of the ids of sources that are of live documents."""
+    """Those of the clients' ids that live documents have."""
     if not ids:
         return set()
     rows = session.scalars(
@@ -173,7 +173,7 @@ def live_source_ids(session: Session, collection_id: UUID, ids: Sequence[str]) -
 
 
 def names(session: Session, collection_id: UUID, ids: Iterable[str]) -> dict[str, str]:
-    """What those of the documents are called that are in the collection, by their ids."""
+    """Id -> name, for those of the documents that are in the collection."""
     parsed = [id_ for id_ in map(_parse_id, ids) if id_ is not None]
     rows = session.execute(
         select(Document.id, Document.source).where(
@@ -184,7 +184,8 @@ def names(session: Session, collection_id: UUID, ids: Iterable[str]) -> dict[str
 
 
 def known_names(session: Session, collection_id: UUID, names: Sequence[str]) -> set[str]:
-    """Those of the names that are a live document's source or id, or a live chunk's id."""
+    """Those of the names that are the source or the id of a live document, or the id of a live
+    chunk."""
     ids = {parsed: name for name in names if (parsed := _parse_id(name)) is not None}
     rows = session.execute(
         select(Document.source, Document.id).where(
@@ -204,8 +205,8 @@ def live_chunks(
     *,
     where: MetadataFilter | None = None,
 ) -> dict[str, ChunkView]:
-    """Those of the ids that are live now, and match: one statement, so never a mix of two
-    versions."""
+    """Id -> chunk, for those of the ids that are live and match. One statement, so that versions
+    never mix."""
     rows = session.execute(_among(_chunks, where), _named(ids, collection_id))
     views = (_chunk_view(*row) for row in rows)
     return {view.id: view for view in views}
@@ -218,8 +219,8 @@ def live_ids(
     *,
     where: MetadataFilter | None = None,
 ) -> set[str]:
-    """Those of the ids that `live_chunks` has chunks for. Texts and metadata are not read, which
-    are most of its cost."""
+    """Those of the ids for which `live_chunks` has chunks; faster, because texts and metadata are
+    not read."""
     rows = session.execute(_among(_keys, where), _named(ids, collection_id))
     return {chunk_id(*row) for row in rows}
 
@@ -234,9 +235,8 @@ def _named(ids: Sequence[str], collection_id: UUID) -> dict[str, Any]:
 
 
 def _among(make: Callable[[], Chosen], where: MetadataFilter | None) -> Chosen:
-    """Those of the chunks that `_named` names, each looked up by the indexes: OFFSET keeps the
-    planner from reading a whole table instead. The statement is the same for any number of them,
-    and so planned seldom."""
+    """The chunks that `_named` names, each found by an index: OFFSET keeps the planner from reading
+    a whole table. The statement is the same for any number of ids, so it is seldom planned."""
     return _among_all(make) if where is None else _among_those(make, where)
 
 
@@ -269,7 +269,7 @@ def _keys() -> Chosen:
 
 
 def chunk_range(session: Session, version_id: UUID, *, first: int, last: int) -> list[ChunkView]:
-    """The chunks `first <= ordinal <= last` of a version, in order; none unless it is live."""
+    """The chunks `first <= ordinal <= last` of a version, in order; none if it is not live."""
     query = _chunks().where(Chunk.version_id == version_id, Chunk.ordinal.between(first, last))
     return [_chunk_view(*row) for row in session.execute(query.order_by(Chunk.ordinal))]
 
@@ -277,10 +277,10 @@ def chunk_range(session: Session, version_id: UUID, *, first: int, last: int) ->
 def matching_chunks(
     session: Session, collection_id: UUID, where: MetadataFilter, *, limit: int
 ) -> list[str]:
-    """The ids of live chunks that a filter matches, at most `limit` and in no order.
+    """The ids of live chunks that match a filter, at most `limit`, in no order.
 
-    Indexes know which chunks have a value or an item of a list, and which are of a document. For
-    anything else in a filter all chunks of the collection are looked at.
+    Indexes serve comparisons of a value, of an item of a list, and of a document. For any other
+    condition all chunks of the collection are read.
     """
     query = (
         select(Chunk.version_id, Chunk.ordinal)
@@ -301,7 +301,7 @@ def matching_chunks(
             Document.source.in_(texts) if key == "source"
             else Document.id.in_([*filter(None, map(_parse_id, texts))])
         )  # fmt: skip
-        # What follows from the condition, in a form for which both indexes can be used.
+        # A consequence of the condition, in a form that both indexes serve.
         versions = select(Document.live_version_id).where(
             Document.collection_id == collection_id, own
         )
@@ -326,8 +326,8 @@ def _parse_id(value: str) -> UUID | None:
 def value_types(
     session: Session, collection_id: UUID, keys: Sequence[str], *, sample_chunks: int
 ) -> dict[str, set[str]]:
-    """The types that the values of these keys have in the metadata of some live chunks, as
-    `jsonb_typeof` calls them; keys that none of these has are left out."""
+    """Key -> the types of its values (as `jsonb_typeof`) in the metadata of some live chunks;
+    without keys that none of these has."""
     sample = (
         select(Chunk.meta)
         .join(Document, Document.live_version_id == Chunk.version_id)
@@ -361,7 +361,7 @@ def _documents() -> Select[Document, Version, str, str | None, bool | None]:
 
 
 def _chunks() -> Chosen:
-    """Columns, for an object of the ORM takes as long as all else that is done with a row."""
+    """Columns, because an object of the ORM costs as much as everything else for a row."""
     return _live(
         select(
             Chunk.version_id, Chunk.ordinal, Chunk.start, Chunk.text, Chunk.meta,

@@ -1,4 +1,4 @@
-"""Erasure in the ledger: hidden from readers at once, rows deleted once the vectors are gone."""
+"""Erasure in the ledger: documents are hidden at once; rows are deleted after their vectors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,18 @@ from shared.vocabulary import OPEN
 # Garbage: versions that readers no longer see, until their vectors and rows are deleted.
 
 ERASURE_ABANDONED_AFTER = timedelta(hours=1)
-"""When the collector ends an erasure whose own job did not."""
+"""After this time, the collector completes an erasure whose own job did not."""
 
 
-def forsaken(session: Session, *where: ColumnElement[bool], limit: int) -> list[GarbageVersion]:
-    """Retire pending versions that no open job works on; return all that are retired."""
+def retire_abandoned(
+    session: Session, *where: ColumnElement[bool], limit: int
+) -> list[GarbageVersion]:
+    """Retire pending versions that no open job works on; returns all retired versions."""
     in_work = exists().where(
         IngestItem.version_id == Version.id, Job.id == IngestItem.job_id, Job.state.in_(OPEN)
     )
     pending = Version.state == VersionState.PENDING
-    # Locked first and looked at again after: a job that joins a version holds this lock.
+    # Locked first, then checked again: a job that joins a version holds this lock.
     idle = session.scalars(
         select(Version.id).where(pending, ~in_work).limit(limit).with_for_update(skip_locked=True)
     ).all()
@@ -40,12 +42,12 @@ def forsaken(session: Session, *where: ColumnElement[bool], limit: int) -> list[
 
 
 def garbage(session: Session, *where: ColumnElement[bool], limit: int) -> list[GarbageVersion]:
-    """Retired versions, but for those that an erasure or an open item is at work on."""
+    """Retired versions, except those that an erasure or an open item works on."""
     left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
     return garbage_where(
         session,
         Version.state == VersionState.RETIRED,
-        ~_awaited(),
+        ~_has_open_item(),
         or_(left_alone.is_(None), left_alone < func.now() - ERASURE_ABANDONED_AFTER),
         *where,
         limit=limit,
@@ -58,17 +60,19 @@ def garbage_of_documents(session: Session, document_ids: Sequence[UUID]) -> list
     )
 
 
-def unawaited(session: Session, candidates: Sequence[GarbageVersion]) -> list[GarbageVersion]:
-    """Those that no open item waits for, which would take its version for an erased one."""
+def without_open_items(
+    session: Session, candidates: Sequence[GarbageVersion]
+) -> list[GarbageVersion]:
+    """The versions that no open item waits for; such an item would take its version for erased."""
     ids = session.scalars(
         select(Version.id).where(
-            Version.id.in_([version.version_id for version in candidates]), ~_awaited()
+            Version.id.in_([version.version_id for version in candidates]), ~_has_open_item()
         )
     ).all()
     return [version for version in candidates if version.version_id in ids]
 
 
-def _awaited() -> ColumnElement[bool]:
+def _has_open_item() -> ColumnElement[bool]:
     return exists().where(
         IngestItem.version_id == Version.id,
         IngestItem.outcome.is_(None),
@@ -78,7 +82,7 @@ def _awaited() -> ColumnElement[bool]:
 
 
 def remove_chunks(session: Session, version_id: UUID, *, up_to: int) -> int:
-    """Delete some of the text of a retired version; returns how many chunks that were."""
+    """Delete chunks of a retired version below an ordinal; returns how many."""
     some = select(Chunk.ordinal).where(Chunk.version_id == version_id).limit(up_to)
     gone = session.execute(
         delete(Chunk)
@@ -94,11 +98,11 @@ def remove_chunks(session: Session, version_id: UUID, *, up_to: int) -> int:
 
 
 def remove(session: Session, version_ids: Sequence[UUID]) -> int:
-    """Delete retired versions with their text, and documents that have none left.
+    """Delete retired versions with their text, and documents without other versions.
 
-    Returns the number of chunks deleted. Call it once their vectors are gone.
+    Returns the number of chunks deleted. Call it after their vectors are deleted.
     """
-    # Before anything else, as everywhere; and so that no step is just adding a version.
+    # Locked first, as everywhere; also so that no step adds a version at the same time.
     lock_documents_of(session, version_ids)
     gone = session.execute(
         delete(Version)
@@ -124,13 +128,14 @@ class Extent:
 
 
 def require_document(session: Session, document_id: UUID) -> None:
-    """Raises NotFound. A document that is being erased is there: it may have to be done again."""
+    """Raises NotFound. A document that is being erased exists: its erasure may have to be
+    repeated."""
     if session.scalar(select(Document.id).where(Document.id == document_id)) is None:
         raise NotFound(f"There is no document {document_id}.")
 
 
 def require_collection(session: Session, name: str) -> None:
-    """Raises NotFound. A collection that is being erased is there."""
+    """Raises NotFound. A collection that is being erased exists."""
     if session.scalar(select(Collection.id).where(Collection.name == name)) is None:
         raise NotFound(f"There is no collection {name!r}.")
 
@@ -167,7 +172,7 @@ def collections_of(session: Session, document_ids: Sequence[UUID]) -> list[UUID]
 
 
 def hide_collection(session: Session, name: str) -> UUID:
-    """Raises NotFound where there is none."""
+    """Hide a collection; returns its id. Raises NotFound."""
     collection_id: UUID | None = session.scalar(
         update(Collection)
         .where(Collection.name == name)
@@ -203,6 +208,6 @@ def delete_documents(session: Session, document_ids: Sequence[UUID]) -> None:
 
 
 def delete_collection(session: Session, collection_id: UUID) -> None:
-    lexical.lock(session, collection_id)  # a merge would write segments behind the deletion
+    lexical.lock(session, collection_id)  # else a merge could write segments afterwards
     session.execute(delete(Collection).where(Collection.id == collection_id))
     lexical.delete_of_collection(session, collection_id)

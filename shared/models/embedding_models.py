@@ -1,7 +1,7 @@
-"""References of embedding models, such as `openai/text-embedding-3-small`, and who runs them.
+"""References of embedding models, such as `openai/text-embedding-3-small`, and their providers.
 
-A provider is one record, and `EMBEDDING_PROVIDERS` lists them. How to add one: CONTRIBUTING.md. A
-reference without a provider is a name on the Hugging Face hub, or a path.
+`EMBEDDING_PROVIDERS` has a record for each provider. How to add one: CONTRIBUTING.md. A reference
+without a provider is a name on the Hugging Face hub, or a path.
 """
 
 from collections.abc import Iterable
@@ -19,20 +19,20 @@ HUGGING_FACE: Final = "hf"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddingProvider:
-    """One way to have texts embedded. A reference of its models begins with its `name`."""
+    """A provider of embedding models. The references of its models begin with its `name`."""
 
     name: str
     summary: str
     form: str
-    """How its references are written."""
+    """The form of its references, for messages."""
     example: str
     load: str
-    """A `LoadEmbedder` (`workers/retrieval/embed.py`) as `module:name`. Only workers import it."""
+    """A `LoadEmbedder` (`workers/retrieval/embed.py`) as `module:name`; only workers import it."""
     server: ModelServer | None = None
     package: str = ""
-    """The Python package that it needs beside those of every worker."""
+    """The Python package that it needs in addition to those of every worker."""
     extra: str = ""
-    """The extra of the distribution that has `package`."""
+    """The extra of the distribution that contains `package`."""
 
     @property
     def prefix(self) -> str:
@@ -81,16 +81,16 @@ _PACKAGE_OF_WORKERS: Final = "sentence_transformers"
 
 
 def provider_name(reference: str, names: Iterable[str] = EMBEDDING_PROVIDERS) -> str:
-    """What stands before the first slash if that is one of `names`, else `hf`."""
+    """The part before the first slash if it is one of `names`, else `hf`."""
     name, slash, _ = reference.partition("/")
     return name if slash and name in names else HUGGING_FACE
 
 
 def canonical(reference: str) -> str:
-    """The one form of all references of the same model: `all-MiniLM-L6-v2` and
-    `hf/sentence-transformers/all-MiniLM-L6-v2` are `sentence-transformers/all-MiniLM-L6-v2`.
+    """The same form for all references of a model: `all-MiniLM-L6-v2` and
+    `hf/sentence-transformers/all-MiniLM-L6-v2` become `sentence-transformers/all-MiniLM-L6-v2`.
 
-    `hf/` stays where a name on the hub would be that of another provider's model without it.
+    `hf/` stays if the name on the hub would otherwise be a reference of another provider.
     """
     provider = provider_name(reference)
     if provider == "ollama":
@@ -102,16 +102,16 @@ def canonical(reference: str) -> str:
 
 
 def hub_name(reference: str) -> str:
-    """The name or path of a model of Hugging Face, without `hf/`."""
+    """The name or path of a Hugging Face model, without `hf/`."""
     name = reference.removeprefix(f"{HUGGING_FACE}/")
     return name or reference
 
 
 def check(reference: str, settings: Settings, *, where: str = "The embedding model") -> None:
-    """Raises InvalidInput if this installation cannot run the model: no server, no key or no
-    package is set up for its provider. Whether there is such a model is not looked at.
+    """Raises InvalidInput if this installation cannot run the model: its provider has no server,
+    key or package here. Whether the model exists is not checked.
 
-    `where` says what named the model, for the message.
+    `where` says where the model is named, for the message.
     """
     provider = EMBEDDING_PROVIDERS[provider_name(reference)]
     if reference == provider.prefix:
@@ -130,7 +130,7 @@ def check(reference: str, settings: Settings, *, where: str = "The embedding mod
             f"{where} is {reference!r}, and {server.url(settings)} answers nobody without a key: "
             f"set {server.key_setting} for the API and the CPU workers."
         )
-    # A host that only runs the API has none of the workers' packages, and cannot know.
+    # A host with only the API lacks the packages of workers, so it cannot check them.
     is_worker = find_spec(_PACKAGE_OF_WORKERS) is not None
     if provider.package and is_worker and find_spec(provider.package) is None:
         raise InvalidInput(

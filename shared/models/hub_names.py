@@ -1,11 +1,11 @@
-"""Names of models on the Hugging Face hub from before each had an owner: `gpt2`,
+"""Names of models on the Hugging Face hub from the time before names had an owner: `gpt2`,
 `all-MiniLM-L6-v2`.
 
-The hub redirects the first kind, and sentence-transformers puts its own name before the second.
-Here both are looked up, so that they mean the same without a network. The names are those of
-`basic_transformer_models` in sentence-transformers 3, under the owners that transformers 4.40 has
-for them (`models/deprecated/_archive_maps.py`), and those of sentence-transformers' page of
-pretrained models.
+The hub redirects `gpt2`, and sentence-transformers adds its own name to `all-MiniLM-L6-v2`. Here
+both are looked up in a table, so that they work without a network. The names are those of
+`basic_transformer_models` in sentence-transformers 3, with the owners in transformers 4.40
+(`models/deprecated/_archive_maps.py`), and those on the page of pretrained models of
+sentence-transformers.
 """
 
 from collections.abc import Mapping
@@ -74,8 +74,8 @@ def full_name(name: str) -> str:
 
 
 def names_of(name: str) -> tuple[str, ...]:
-    """The full name, and the one without an owner if the model has one: copies on this machine may
-    lie under either."""
+    """The full name, and the one without an owner if there is one: copies on this machine may have
+    either."""
     full = full_name(name)
     short = full.rpartition("/")[2]
     return (full, short) if FULL_NAMES.get(short) == full else (full,)

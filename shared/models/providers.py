@@ -1,7 +1,7 @@
-"""Who runs the models that write text, and what a model reference such as `ollama/llama3.2` says.
+"""Providers of models that generate text, and model references such as `ollama/llama3.2`.
 
-A provider is one record, and `PROVIDERS` lists them. The API, the command line, the doctor and the
-workers take what they need to know from there. How to add one: CONTRIBUTING.md.
+`PROVIDERS` has a record for each provider. The API, the command line, the doctor and the workers
+read what they need from these records. How to add one: CONTRIBUTING.md.
 """
 
 import re
@@ -26,15 +26,15 @@ def _open(_settings: Settings) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelServer:
-    """A server beside Sluice that holds models, as far as plain HTTP shows.
+    """A server beside Sluice that runs models, as far as plain HTTP shows.
 
-    `remedy` is what an operator can do where it does not answer. The body that a GET of
-    `list_path` answers with has the `names` of its models.
+    `remedy` is what an operator can do if it does not answer. `names` extracts the names of its
+    models from the JSON body of a GET of `list_path`.
     """
 
     title: str
     url: Callable[[Settings], str | None]
-    """None where no such server is set."""
+    """None if no such server is set."""
     setting: str
     url_example: str
     remedy: str
@@ -43,13 +43,14 @@ class ModelServer:
     key: Callable[[Settings], str | None] = _no_key
     key_setting: str
     lacks_key: Callable[[Settings], bool] = _open
-    """Whether it is known to answer nobody without a key, and none is set."""
+    """Whether the server is known to refuse requests without a key, and no key is set."""
     show_path: str | None = None
-    """Where a POST of `{"model": name}` answers with what the server knows of a model."""
+    """The path where a POST of `{"model": name}` returns what the server knows of a model."""
     shown_fields: tuple[str, ...] = ()
-    """What of that is passed on."""
+    """The fields of that answer that are passed on."""
     can_pull: Callable[[Settings], bool] | None = None
-    """Only where jobs of the kind `model` pull models: whether one is pulled at its first use."""
+    """Only for servers whose models jobs of the kind `model` pull: whether a model is pulled at its
+    first use."""
 
     def address(self, settings: Settings, path: str) -> str | None:
         url = self.url(settings)
@@ -58,27 +59,27 @@ class ModelServer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Provider:
-    """One way to have text written. A model reference begins with its `name`.
+    """A provider of models that generate text. A model reference begins with its `name`.
 
-    `backend` names what runs its models, as `module:name`; only workers import it, at the first
-    use of a model. It is called with the settings and `on_fatal`, and makes a `Backend`
+    `backend` is what runs its models, as `module:name`; only workers import it, at the first use of
+    a model. It is called with the settings and `on_fatal`, and makes a `Backend`
     (`workers/generation/backends/interface.py`). None: nothing is generated.
     """
 
     name: str
     summary: str
     example: str
-    """A reference of a model, for messages and pages."""
+    """A model reference, for messages and pages."""
     backend: str | None
     form: str
-    """How its references are written."""
+    """The form of its references."""
     kinds: tuple[str, ...] = ("rag", "chat", "complete")
     """Kinds of jobs that its models answer."""
     packages: tuple[str, ...] = ()
-    """The modules of Python packages that `backend` needs beside those of every worker."""
+    """Modules of the Python packages that `backend` needs in addition to those of every worker."""
     is_loaded: bool = False
-    """A worker loads its models, on a GPU where there is one. Each model has a route of its own;
-    all models of another provider share one, since any generation worker serves them."""
+    """Whether a worker loads its models, on a GPU if there is one. Each such model has a route of
+    its own; all models of another provider share one, since any generation worker serves them."""
     server: ModelServer | None = None
 
     @property
@@ -87,7 +88,7 @@ class Provider:
 
     @property
     def has_models(self) -> bool:
-        """Whether a reference names a model behind the name of the provider."""
+        """Whether references name a model after the name of the provider."""
         return self.form != self.name
 
     def is_set_up(self, settings: Settings) -> bool:
@@ -207,10 +208,10 @@ _NAME: Final = re.compile(
 )
 NAME_LIMIT_CHARS: Final = 255
 RESERVED: Final = frozenset({*PROVIDERS, "rag", "fastembed", "sluice"})
-"""How no name of a named model may begin: it stands for something else."""
+"""The name of a named model must not begin with these, which have another meaning."""
 LATEST: Final = ":latest"
 ADAPTER_MARK: Final = "+"
-"""Between a model that a worker loads and a LoRA adapter over it: `hf/<model>+<adapter>`."""
+"""Separates a model that a worker loads from a LoRA adapter for it: `hf/<model>+<adapter>`."""
 NAME_FORM: Final = (
     "letters, digits, '.', '_' and '-', with at most two '/' and then a tag behind ':', as "
     "`helpdesk` or `team/helpdesk:v2`"
@@ -225,7 +226,7 @@ def is_model_name(value: str) -> bool:
 
 
 def is_servable(value: str) -> bool:
-    """What a worker may be started to serve: a model, or all models of a provider."""
+    """Whether a worker can be started to serve this: a model, or all models of a provider."""
     provider = PROVIDERS.get(value)
     return is_reference(value) or (provider is not None and not provider.is_loaded)
 
@@ -240,16 +241,16 @@ REFERENCE_FORMS: Final = _either(
         for provider in sorted(PROVIDERS.values(), key=lambda p: not p.has_models)
     ]
 )
-"""How model references are written, for messages."""
+"""The forms of model references, for messages."""
 
 SERVED_UNLESS_NAMED: Final = "the default model and all that need no loading: " + ", ".join(
     provider.name for provider in PROVIDERS.values() if not provider.is_loaded
 )
-"""What a generation worker serves, for helps."""
+"""What a generation worker serves by default, for help texts."""
 
 
 def served_unless_named(settings: Settings) -> list[str]:
-    """What a generation worker serves that was started without models."""
+    """What a generation worker serves if it was started without models."""
     ready = (
         provider.name
         for provider in PROVIDERS.values()
@@ -268,7 +269,7 @@ ModelReference = Annotated[ModelName, AfterValidator(_reference)]
 
 
 def route_of(reference: str) -> str:
-    """The part of the queue `generate` that a model's steps wait in."""
+    """The route of the steps of a model in the queue `generate`."""
     provider = provider_of(reference)
     if provider is not None and provider.is_loaded:
         return reference

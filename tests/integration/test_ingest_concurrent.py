@@ -29,7 +29,7 @@ from tests.integration.job_runner import (
 )
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
-from workers.ingest.erasure import collect_forsaken
+from workers.ingest.erasure import collect_garbage
 
 
 def embed_next(process: Process) -> None:
@@ -75,7 +75,7 @@ def test_an_older_content_that_is_ready_last_does_not_replace_the_newer_one(
 
     assert [counts(process, slow), counts(process, fast)] == [{"skipped": 1}, {"added": 1}]
     assert live_texts(process, collection) == {"d": ["the new text"]}
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
 
 
@@ -96,7 +96,7 @@ def test_the_last_job_wins_when_an_earlier_content_is_submitted_again(
     assert live_texts(process, collection) == {"d": ["content A"]}
     outcomes = [counts(process, id_) for id_ in (first, second, third)]
     assert outcomes == [{"skipped": 1}, {"added": 1}, {"replaced": 1}]
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
 
 
@@ -111,13 +111,13 @@ def test_a_content_that_others_made_live_and_replaced_is_skipped_not_erased(
     held = claimed(process, Queue.EMBED)
     second = order(process, collection, {"d": "content B"})
     drain(process)
-    collect_forsaken(process)
+    collect_garbage(process)
     run(process, handlers(), held)
 
     outcomes = [counts(process, id_) for id_ in (first, second, third)]
     assert outcomes == [{"added": 1}, {"replaced": 1}, {"skipped": 1}]
     assert live_texts(process, collection) == {"d": ["content B"]}
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
 
 
@@ -155,7 +155,7 @@ def test_a_job_that_joins_a_version_keeps_it_when_the_first_is_cancelled(
     second = order(process, collection, {"d": pages("apple", 20)})
     load_all(process)
     cancel(process, first)
-    collect_forsaken(process)
+    collect_garbage(process)
     drain(process)
 
     assert job_of(process, first).state == "cancelled"
@@ -182,7 +182,7 @@ def test_many_workers_on_many_jobs_over_few_documents_end_exact(
         while any(job_of(own, id_).state in OPEN for id_ in jobs):
             drain(own)
             if n == 0:
-                collect_forsaken(own)
+                collect_garbage(own)
 
     in_threads(4, settings, work)
 
@@ -193,7 +193,7 @@ def test_many_workers_on_many_jobs_over_few_documents_end_exact(
     assert total["added"] == 6
     assert "failed" not in total
     assert sum(total.values()) == 48
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
     assert len(live_texts(process, collection)) == 6
     invariants_hold(process, all_ended=True)

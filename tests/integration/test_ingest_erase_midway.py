@@ -25,7 +25,7 @@ from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest import erasure as erasing
 from workers.ingest import steps as ingest_steps
-from workers.ingest.erasure import collect_forsaken
+from workers.ingest.erasure import collect_garbage
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import MissingCollection, VectorEntry
 
@@ -136,7 +136,7 @@ def test_an_abandoned_erasure_is_ended_by_the_collector(process: Process, collec
     ingest(process, collection, {"secret": SECRET, "public": PUBLIC})
     order_erasure(process, document_ids=[document_id(process, collection, "secret")])
     erasing.erase(Context(process, claimed(process, Queue.CONTROL)))
-    assert collect_forsaken(process) == 0
+    assert collect_garbage(process) == 0
     with process.ledger.begin() as session:
         session.execute(
             text("""
@@ -145,7 +145,7 @@ def test_an_abandoned_erasure_is_ended_by_the_collector(process: Process, collec
             """)
         )
 
-    assert collect_forsaken(process) == 1
+    assert collect_garbage(process) == 1
 
     stores_agree(process, collection)
     assert set(live_texts(process, collection)) == {"public"}

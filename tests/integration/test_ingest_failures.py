@@ -27,7 +27,7 @@ from tests.integration.job_runner import (
 )
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
-from workers.ingest.erasure import collect_forsaken
+from workers.ingest.erasure import collect_garbage
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import VectorEntry
 
@@ -86,7 +86,7 @@ def test_a_document_that_kills_its_embedding_step_fails_alone(
             run(process, handlers(), claim)
 
     assert counts(process, job_id) == {"added": 2, "failed": 1}
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
 
 
@@ -104,7 +104,7 @@ def test_a_document_that_the_store_refuses_fails_alone(process: Process, collect
     drain(process)
 
     assert counts(process, job_id) == {"added": 2, "failed": 1}
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
 
 
@@ -137,7 +137,7 @@ def test_a_model_of_another_dimension_is_refused_and_nothing_is_written(
     result = job_of(process, job_id).result
     assert result is not None
     assert "384" in result["errors"][0]["message"]
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
 
 

@@ -33,7 +33,7 @@ from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest import large_texts, steps
-from workers.ingest.erasure import collect_forsaken
+from workers.ingest.erasure import collect_garbage
 
 TEXT = "\r\n\r\n".join(f"페이지 {n} speaks of matter {n} and of nothing else." for n in range(40))
 PORTIONS = 8
@@ -140,7 +140,7 @@ def test_what_a_cancelled_job_has_written_goes(
     lose_workers(process)
     drain(process)
     assert job_of(process, job_id).state == "cancelled"
-    assert collect_forsaken(process) == 1
+    assert collect_garbage(process) == 1
     assert chunk_rows(process) == 0
     assert order(process, collection, "a.txt")
     drain(process)

@@ -24,7 +24,7 @@ from tests.integration.job_runner import PATIENCE_S, cancel, claimed, drain, han
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
-from workers.ingest.erasure import collect_forsaken
+from workers.ingest.erasure import collect_garbage
 from workers.retrieval.servers import store_of
 
 
@@ -60,7 +60,7 @@ def test_readers_see_the_old_or_the_new_text_never_a_mix_and_never_nothing(
     stores_agree(process, collection)
 
 
-def test_ingesting_while_forsaken_documents_are_collected_fails_nothing(
+def test_ingesting_while_abandoned_documents_are_collected_fails_nothing(
     process: Process, settings: Settings, collection: str
 ) -> None:
     """Documents without a live version vanish under load steps that just want to write them."""
@@ -82,14 +82,14 @@ def test_ingesting_while_forsaken_documents_are_collected_fails_nothing(
             if n == 0:
                 drain(own)
             else:
-                collect_forsaken(own)
+                collect_garbage(own)
             barrier.wait(PATIENCE_S)
 
     in_threads(2, settings, work)
 
     for job_id in kept:
         assert set(counts(process, job_id)) <= {"added", "replaced"}  # type: ignore[arg-type]
-    collect_forsaken(process)
+    collect_garbage(process)
     stores_agree(process, collection)
     assert live_texts(process, collection) == {"d": [f"ready {rounds - 1}"]}
 
@@ -103,7 +103,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
     load_all(process)
     cancel(process, job_id)
     with process.ledger.begin() as session:
-        forsaken = erasure.forsaken(session, limit=10)
+        garbage = erasure.retire_abandoned(session, limit=10)
     content = Content(
         source="d", sha256="0", content_hash="1", size_bytes=1, metadata={},
         chunks=[(0, "new", {})],
@@ -111,7 +111,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
     with process.ledger.begin() as session:
         owner = collections.get(session, collection)
         documents = versions.lock_documents(session, owner.id, ["d"])
-        remover = threading.Thread(target=_remove, args=(process, forsaken))
+        remover = threading.Thread(target=_remove, args=(process, garbage))
         remover.start()
         remover.join(0.3)
         made = versions.begin(session, documents["d"], content, skip_existing=False)
@@ -122,10 +122,10 @@ def test_the_collector_waits_for_who_just_locks_a_document(
         assert versions.live_or_pending(session, [made]) == {made}
 
 
-def _remove(process: Process, forsaken: list[object]) -> None:
+def _remove(process: Process, garbage: list[object]) -> None:
 
     with process.ledger.begin() as session:
-        erasure.remove(session, [version.version_id for version in forsaken])  # type: ignore[attr-defined]
+        erasure.remove(session, [version.version_id for version in garbage])  # type: ignore[attr-defined]
 
 
 def test_an_erased_collection_is_not_made_again_by_a_job_that_was_just_starting(

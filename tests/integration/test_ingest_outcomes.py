@@ -24,7 +24,7 @@ from tests.integration.ingestion import (
 from tests.integration.job_runner import cancel, drain, handlers, job_of
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
-from workers.ingest.erasure import collect_forsaken
+from workers.ingest.erasure import collect_garbage
 
 
 def test_new_documents_are_added_and_found(process: Process, collection: str) -> None:
@@ -240,7 +240,7 @@ def test_a_cancel_in_the_middle_leaves_nothing_of_what_was_not_ready(
     assert drain(process) == 0
     assert job_of(process, job_id).state == "cancelled"
 
-    assert collect_forsaken(process) == 3
+    assert collect_garbage(process) == 3
 
     assert set(live_texts(process, collection)) == {"kept"}
     assert live_texts(process, collection)["kept"][0] in CATS

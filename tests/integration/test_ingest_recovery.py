@@ -36,7 +36,7 @@ from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run, run_next
 from workers.ingest import steps as ingest_steps
-from workers.ingest.erasure import collect_forsaken
+from workers.ingest.erasure import collect_garbage
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import VectorEntry
 
@@ -144,7 +144,7 @@ def test_the_vectors_of_a_zombie_whose_version_was_collected_are_deleted(
         vectors = vector_ids(process, collection)
         lose_workers(process)
         cancel(process, job_id)
-        while_away.append(collect_forsaken(process))
+        while_away.append(collect_garbage(process))
         # Its vectors were deleted with the version; they come back from the zombie's last batch.
         _write_again(process, collection, context)
         assert len(vector_ids(process, collection)) == len(vectors)
@@ -169,7 +169,7 @@ def test_the_vectors_of_a_zombie_that_fails_are_deleted_too(
         ingest_steps.embed(context)
         lose_workers(process)
         cancel(process, job_id)
-        collect_forsaken(process)
+        collect_garbage(process)
         _write_again(process, collection, context)
         raise error
 

@@ -34,16 +34,16 @@ ROWS_AT_ONCE = 5000
 
 
 class Garbage:
-    """The part of the sweeper that collects what is forsaken, the large in several rounds."""
+    """The part of the sweeper that collects garbage, that of large versions in several rounds."""
 
     def __init__(self) -> None:
         self._done: dict[UUID, int] = {}
 
     def __call__(self, round_: Round) -> None:
-        collect_forsaken(round_.process, round_, self._done)
+        collect_garbage(round_.process, round_, self._done)
 
 
-def collect_forsaken(
+def collect_garbage(
     process: Process, round_: Round | None = None, done: dict[UUID, int] | None = None
 ) -> int:
     """Collect retired versions, and pending ones that no open job works on. Returns how many.
@@ -54,7 +54,9 @@ def collect_forsaken(
     done = {} if done is None else done
     fine = [] if round_ is None else [~sweeps.is_left_alone(round_.part, "version", Version.id)]
     with process.ledger.begin() as session:
-        garbage = erasure.forsaken(session, *fine, limit=round_.limit_rows if round_ else LIMIT)
+        garbage = erasure.retire_abandoned(
+            session, *fine, limit=round_.limit_rows if round_ else LIMIT
+        )
     for gone in done.keys() - {version.version_id for version in garbage}:
         del done[gone]
     count = 0
@@ -138,7 +140,7 @@ def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> No
     """Collect what has just been replaced, less what the sweeper has to leave for now."""
     small = [version for version in replaced if version.chunk_count <= AT_ONCE_CHUNKS]
     with process.ledger.read() as session:
-        garbage = erasure.unawaited(session, small) if small else []
+        garbage = erasure.without_open_items(session, small) if small else []
     collect(process, garbage)
 
 

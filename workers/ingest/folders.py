@@ -1,8 +1,8 @@
-"""Folders of buckets and of disks, read through fsspec.
+"""Folders in buckets and on disks, read through fsspec.
 
-With the credentials that the workers' environment has, and only where the deployer permits it
-(SLUICE_SOURCE_FOLDERS): otherwise every key could read whatever the workers can. Links that lead
-out of a folder are not followed.
+fsspec uses the credentials in the environment of the workers. Only folders in SLUICE_SOURCE_FOLDERS
+are read: otherwise every API key could read whatever the workers can. Links that lead out of a
+folder are not followed.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from shared.formats import FORMATS, suffixes
 NAME_CHARS: Final = 1024
 _SHOWN: Final = 5
 _EXTRAS: Final = {"s3": "s3", "gs": "gcs", "az": "abfs"}
-"""Of fsspec, by scheme."""
+"""Scheme -> the extra of fsspec that it needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +30,23 @@ class Entry:
 
     url: str
     validator: str
-    """What changes with its bytes."""
+    """A text that changes if the bytes of the file change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     entries: list[Entry]
-    """By their URLs."""
+    """Sorted by URL."""
     is_whole: bool
-    """Whether there are no more of them than there may be."""
+    """False if there were more files than the limit."""
     left_out: Counter[str]
-    """Files that cannot be read, by their suffixes."""
+    """Numbers of files that cannot be read, by suffix."""
     closed: list[str]
     """Folders that the workers may not read."""
 
     @property
     def has_all(self) -> bool:
-        """Whether what is not among the entries is not there."""
+        """Whether files that are not among the entries do not exist."""
         return self.is_whole and not self.closed
 
     def warnings(self, url: str, limit: int) -> list[str]:
@@ -75,7 +75,7 @@ class Listing:
         return warnings
 
     def _hint(self) -> str:
-        """Which options would have them read."""
+        """The options of a job with which the files left out would be read."""
         options = sorted(
             {
                 f.option
@@ -90,14 +90,15 @@ class Listing:
 
 
 def file_system(url: str, settings: Settings) -> AbstractFileSystem:
-    """Raises DocumentError where it may not be read, or a package is missing."""
+    """The file system of a folder's URL. Raises DocumentError if the folder is not permitted, or if
+    a package is missing."""
     scheme = url.partition("://")[0]
     if not settings.permits_folder(url):
         raise DocumentError(
             f"{url}: is not in a folder that sources may read. SLUICE_SOURCE_FOLDERS names those."
         )
     try:
-        # What was listed is not kept: others change it, and a worker lives long.
+        # Without a cache of listings: others change the files, and a worker runs for long.
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         raise DocumentError(
@@ -114,8 +115,11 @@ def list_files(
     *,
     requested: Collection[str] = (),
 ) -> Listing:
-    """The files below a folder that can be read, with these options of the job. Raises
-    DocumentError, Unavailable."""
+    """The files below a folder that can be read with the options of the job, at most `limit`.
+
+    `check` is called for each folder. Raises DocumentError, and Unavailable if the storage does not
+    answer.
+    """
     system = file_system(url, settings)
     system.invalidate_cache()
     entries: list[Entry] = []
@@ -157,7 +161,7 @@ def list_files(
 
 
 def _is_text(name: str) -> bool:
-    """Not so bytes of a file name that are none in UTF-8."""
+    """False for file names with bytes that are not UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -168,13 +172,13 @@ def _is_text(name: str) -> bool:
 def _files(
     system: AbstractFileSystem, url: str, check: Callable[[], None], closed: list[str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The files below a folder; without hidden ones, and without links that leave the folder. Adds
-    to `closed` the folders in it that may not be read."""
+    """Paths and properties of the files below a folder, without hidden ones and links that leave
+    the folder. Adds folders that may not be read to `closed`."""
     top = system._strip_protocol(url)
     if not system.isdir(top):
         raise FileNotFoundError(url)
     is_local = url.startswith("file://")
-    # Not `system.walk`, which leaves out what it cannot list: that would look as if it were gone.
+    # Not `system.walk`: it leaves out folders that it cannot list, as if their files did not exist.
     folders = [top]
     while folders:
         folder = folders.pop()
@@ -190,7 +194,7 @@ def _files(
         for info in sorted(entries, key=lambda info: str(info["name"]), reverse=True):
             path = str(info["name"]).rstrip("/")
             name = path.rpartition("/")[2]
-            if name.startswith(".") or path == folder.rstrip("/"):  # which stands for itself
+            if name.startswith(".") or path == folder.rstrip("/"):  # the entry of the folder itself
                 continue
             if info.get("type") == "directory":
                 folders.append(path)
@@ -199,10 +203,10 @@ def _files(
 
 
 def _is_below(path: str, top: str) -> bool:
-    """Whether a file of a disk lies where its path says, links followed, and is an ordinary one."""
+    """Whether a path, with links followed, is an ordinary file below `top`."""
     try:
         real = Path(path).resolve()
-    except (OSError, RuntimeError):  # a link that leads to itself
+    except (OSError, RuntimeError):  # a link to itself
         return False
     return real.is_relative_to(Path(top).resolve()) and real.is_file()
 
@@ -219,7 +223,8 @@ def _validator(info: Mapping[str, Any]) -> str:
 
 
 def read_object(source: Mapping[str, Any], settings: Settings) -> bytes:
-    """Raises DocumentError, Unavailable."""
+    """The bytes of a file of a folder. Raises DocumentError, and Unavailable if the storage does
+    not answer."""
     url: str = source["url"]
     folder, limit = str(source["folder"]), settings.web_limit_bytes
     system = file_system(folder, settings)

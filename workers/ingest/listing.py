@@ -1,7 +1,7 @@
-"""The step `ingest.list`: the files below a folder become items of the job, which load steps read.
+"""The step `ingest.list`: the files below a folder become items of the job, for load steps to read.
 
-A file of which the storage says the same as the last time (its ETag, or its time and size) is not
-read again (`shared/documents/remote.py`). A step that was lost goes on with the items that it has
+A file is not read again if the storage reports the same ETag, or time and size, as before
+(`shared/documents/remote.py`). Another attempt of the step continues with the items already
 written.
 """
 
@@ -88,8 +88,8 @@ def list_folder(context: Context) -> Done:
 def _write_items(
     context: Context, options: IngestRequest, folder: FolderSource, source: dict[str, Any]
 ) -> dict[str, Any]:
-    """Make items of the files of a folder; the source with what was noted of it. Raises
-    DocumentError, Unavailable."""
+    """Write an item for each file of a folder; returns the source with what was listed. Raises
+    DocumentError and Unavailable."""
     claim, process = context.claim, context.process
     ordinal: int = claim.payload["ordinal"]
     listing = list_files(
@@ -132,7 +132,7 @@ def _write_items(
 
 
 def _twins(entries: Sequence[Entry]) -> dict[str, str]:
-    """What is wrong with those whose documents would have one name."""
+    """URL -> error, for files whose documents would have the same name."""
     counts = Counter(nfc(entry.url) for entry in entries)
     return {
         entry.url: f"{nfc(entry.url)} stands for {counts[nfc(entry.url)]} files, whose names look "
@@ -144,7 +144,7 @@ def _twins(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def _unchanged(context: Context, options: IngestRequest, entries: list[Entry]) -> set[str]:
-    """The URLs of those that are live as they are."""
+    """The URLs of files whose live documents are up to date."""
     recipe, same = options.recipe("object"), set()
     for first in range(0, len(entries), AT_ONCE):
         context.check()

@@ -1,8 +1,8 @@
 """Reads documents in processes beside the worker (`reader_child.py`), each with limits of its own.
 
-A document that takes more processor time than SLUICE_LOAD_LIMIT_S, more memory than
-SLUICE_LOAD_MEMORY_MIB, or that crashes a library, is a `DocumentError`, and the worker goes on. A
-step that is to stop stops in the middle of a document, whatever a library is at.
+If a document takes more processor time than SLUICE_LOAD_LIMIT_S or more memory than
+SLUICE_LOAD_MEMORY_MIB, or crashes a library, that is a DocumentError, and the worker continues. A
+step that has to stop does so in the middle of a document, whatever a library is doing.
 """
 
 import os
@@ -31,19 +31,20 @@ from workers.ingest.reader_child import LENGTHS, Frame, packed
 
 _START_S: Final = 120
 CHECK_S: Final = 0.2
-"""How often a worker that waits for a document looks whether it is to stop."""
+"""How often a worker that waits for a document checks whether its step has to stop."""
 BLOCK_BYTES: Final = 2**20
 _WALL_SHARE: Final = 0.9
-"""Of the time that a step has: what one document may take of it, with other programs that it
-waits for."""
+"""The share of a step's time limit that one document may take, including waiting for other
+programs."""
 _KEPT_SHARE: Final = 0.5
-"""A child that has once needed more of the memory that it may have is not kept for the next."""
+"""A child that has once used more than this share of its memory limit is not used again."""
 _ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "TESSDATA_PREFIX")
-"""What a child sees of the worker's environment, in which there are secrets."""
+"""The variables of the worker's environment that a child gets; others may be secrets."""
 
 
 class Reader:
-    """Thread-safe: a child for each document that is read at the same time, kept for the next."""
+    """Thread-safe: one child for each document that is read at the same time; children are used
+    again."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -60,7 +61,7 @@ class Reader:
         check: Callable[[], None],
         file_name: str | None = None,
     ) -> LoadedText:
-        """As `load` does in this process. Raises DocumentError, and what `check` raises."""
+        """As `load` in this process. Raises DocumentError, and what `check` raises."""
         (frame,) = self._answer("text", data, name, content_type, options, check, file_name)
         return LoadedText.of_json(frame.header["loaded"])
 
@@ -74,7 +75,7 @@ class Reader:
         check: Callable[[], None],
         file_name: str | None = None,
     ) -> Iterator[Member]:
-        """As `members` does in this process. Raises DocumentError, and what `check` raises."""
+        """As `members` in this process. Raises DocumentError, and what `check` raises."""
         for frame in self._answer("members", data, name, content_type, options, check, file_name):
             if "member" in frame.header:
                 yield Member(**frame.header["member"], data=frame.data)
@@ -96,7 +97,7 @@ class Reader:
         check: Callable[[], None],
         file_name: str | None = None,
     ) -> Iterator[Frame]:
-        """The frames of the answer. A child that has not given all of them is of no more use."""
+        """The frames of the answer. A child is used again only if it has sent all of them."""
         settings = self._settings
         request = {
             "of": of,
@@ -123,10 +124,10 @@ class Reader:
                 raise _ERRORS.get(class_, DocumentError)(message)
             is_kept = frame.header["peak_bytes"] < _KEPT_SHARE * memory_bytes
             yield frame
-        except _Late:
-            raise DocumentError(self._late(name)) from None
-        except _Ended as ended:
-            raise DocumentError(self._ended(name, ended.code)) from None
+        except _Timeout:
+            raise DocumentError(self._timeout_message(name)) from None
+        except _ChildExit as error:
+            raise DocumentError(self._exit_message(name, error.code)) from None
         finally:
             if is_kept:
                 with self._lock:
@@ -134,13 +135,13 @@ class Reader:
             else:
                 child.end()
 
-    def _late(self, name: str) -> str:
+    def _timeout_message(self, name: str) -> str:
         return (
             f"{name}: takes too long to read, more than {_WALL_SHARE:.0%} of a step "
             f"(SLUICE_STEP_SOFT_LIMIT_S, {self._settings.step_soft_limit_s} s). Divide it."
         )
 
-    def _ended(self, name: str, code: int) -> str:
+    def _exit_message(self, name: str, code: int) -> str:
         settings = self._settings
         if code == -signal.SIGPROF:
             return (
@@ -162,12 +163,12 @@ _ERRORS: Final[dict[str, Callable[[str], SluiceError]]] = {
 }
 
 
-class _Late(Exception):
-    """The answer did not come in time."""
+class _Timeout(Exception):
+    """The answer took too long."""
 
 
-class _Ended(Exception):
-    """The child has ended instead of answering."""
+class _ChildExit(Exception):
+    """The child process has ended instead of answering; `code` is its exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -175,11 +176,11 @@ class _Ended(Exception):
 
 
 class _Child:
-    """One running program; for one thread at a time."""
+    """A child process; used by one thread at a time."""
 
     def __init__(self, memory_bytes: int) -> None:
-        # In a session of its own: a signal to the worker's group is not for it, and what it has
-        # started itself ends with it.
+        # In a session of its own: signals to the worker's group do not reach it, and its own child
+        # processes end with it.
         self._process = subprocess.Popen(
             [sys.executable, "-m", reader_child.__name__, str(memory_bytes)],
             stdin=subprocess.PIPE,
@@ -195,28 +196,28 @@ class _Child:
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
         self._received = bytearray()
-        # Nobody may have closed what is no longer used.
+        # If nobody has closed it, it ends when the object is deleted.
         self._end = weakref.finalize(self, _end, self._process)
-        self._end.atexit = False  # of a fork it is not the child
+        self._end.atexit = False  # a forked process is not its parent
         try:
-            # The time that starting takes is not the document's.
+            # The time to start does not count for the document.
             self.receive(time.monotonic() + _START_S, lambda: None)
-        except (_Late, _Ended) as error:
+        except (_Timeout, _ChildExit) as error:
             self.end()
             raise RuntimeError(f"{reader_child.__name__} does not start") from error
 
     def send(self, request: dict[str, Any], data: bytes) -> None:
-        """Raises _Ended."""
+        """Send a request with the bytes of its document. Raises _ChildExit."""
         try:
             for part in (packed(request, len(data)), data):
                 rest = memoryview(part)
                 while rest:
                     rest = rest[self._requests.write(rest) :]
         except OSError:
-            raise self._end_of_it() from None
+            raise self._exit() from None
 
     def receive(self, until: float, check: Callable[[], None]) -> Frame:
-        """The next frame. Raises _Late, _Ended, and what `check` raises."""
+        """The next frame of the answer. Raises _Timeout, _ChildExit, and what `check` raises."""
         header_bytes, data_bytes = LENGTHS.unpack(self._take(LENGTHS.size, until, check))
         header = orjson.loads(self._take(header_bytes, until, check))
         return Frame(header, self._take(data_bytes, until, check))
@@ -227,18 +228,18 @@ class _Child:
             check()
             if not select.select([self._answers], [], [], CHECK_S)[0]:
                 if time.monotonic() > until:
-                    raise _Late
+                    raise _Timeout
                 continue
             block = os.read(self._answers.fileno(), BLOCK_BYTES)
             if not block:
-                raise self._end_of_it()
+                raise self._exit()
             received += block
         taken = bytes(received[:count])
         del received[:count]
         return taken
 
-    def _end_of_it(self) -> _Ended:
-        return _Ended(self._process.wait())
+    def _exit(self) -> _ChildExit:
+        return _ChildExit(self._process.wait())
 
     def end(self) -> None:
         self._end()

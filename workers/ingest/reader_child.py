@@ -1,16 +1,16 @@
 """The program that reads documents for a worker: requests on its standard input, answers on its
 standard output, until the input ends.
 
-Documents come from anywhere, and libraries that read them hang, eat memory and crash. So they are
-read beside the worker (`reader.py`), in a process whose memory is limited, and which ends itself by
-a signal where one document takes more processor time than it may. It has no settings of the worker,
-and so no secrets of it: all that it needs comes with a request.
+Documents come from anywhere, and libraries that read them may hang, crash or use too much memory.
+So a process beside the worker reads them (`reader.py`). Its memory is limited, and a signal ends it
+if a document takes too much processor time. It has no settings of the worker, and so no secrets: a
+request contains all that it needs.
 
-A frame is two lengths of eight bytes, little-endian, then JSON of the first length and bytes of
-the second. A request is `{"of", "name", "file_name", "content_type", "is_text", "options",
-"settings"}` with the document's bytes; `of` is `text` or `members`. Each frame of its answer but
-the last is a `member` with its bytes; the last one has `last`, and `loaded`, or `error`: the class
-and the message.
+A frame is two lengths of eight bytes, little-endian, then JSON of the first length and bytes of the
+second. A request is `{"of", "name", "file_name", "content_type", "is_text", "options", "settings"}`
+with the bytes of the document; `of` is `text` or `members`. Each frame of the answer but the last
+is a `member` with its bytes; the last one has `last`, and `loaded` or `error`: the class and the
+message.
 """
 
 import logging
@@ -40,25 +40,25 @@ class Frame(NamedTuple):
 
 
 def packed(header: dict[str, Any], data_bytes: int) -> bytes:
-    """A frame less its bytes, which follow."""
+    """A frame without its bytes, which follow."""
     encoded = orjson.dumps(header)
     return LENGTHS.pack(len(encoded), data_bytes) + encoded
 
 
 def main() -> None:
     memory_bytes = int(sys.argv[1])
-    # The worker ends it; a key that is pressed in a terminal does not.
+    # The worker ends it; Ctrl-C in a terminal does not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(level=logging.WARNING)
-    # What libraries print is no answer.
+    # What libraries print must not mix with answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     _write(answers, READY)
     while (request := _read(sys.stdin.buffer)) is not None:
         settings = IngestSettings.model_construct(**request.header["settings"])
-        # Its default action ends the process, also in the middle of what C code does.
+        # The default action of the signal ends the process, also in the middle of C code.
         signal.setitimer(signal.ITIMER_PROF, settings.load_limit_s)
         answer: dict[str, Any]
         try:
@@ -75,8 +75,8 @@ def main() -> None:
 
 
 def _peak_bytes() -> int:
-    """Of the memory that this program has had at once. `getrusage` counts that of the worker that
-    started it, too."""
+    """The peak memory of this program. `getrusage` would include that of the worker that started
+    it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

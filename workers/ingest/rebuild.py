@@ -1,10 +1,11 @@
 """The steps of a `rebuild` job: fill another vector index, compare it, make it active.
 
-The index is filled from Postgres, document by document, in passes: one finds what became live
-during the one before. Where little is left, both indexes are compared; then ingestion waits for
-some seconds, while the rest is filled and the index takes the place of the active one. A step ends
-after SLUICE_REBUILD_STEP_S, or as soon as one of a better lane waits; the next one goes on behind
-its cursor. What was noted to be in the index is not embedded again, whatever was killed.
+The index is filled from Postgres, document by document, in passes; each pass embeds what became
+live during the one before. When little is left, both indexes are compared. Then ingestion waits for
+some seconds, while the rest is filled and the index becomes the active one. A step ends after
+SLUICE_REBUILD_STEP_S, or as soon as a step of a higher lane waits; the next one continues from its
+cursor. Chunks that the ledger notes as embedded are not embedded again, whatever process was
+killed.
 """
 
 import time
@@ -39,11 +40,11 @@ from workers.retrieval.tuning import SAMPLED_CHUNKS, SampledChunk, pseudo_querie
 
 UNIT = "chunks"
 CLOSING_CHUNKS: Final = 1000
-"""A pass that finds no more than this is the last one before ingestion waits."""
+"""A pass that embeds no more than this is the last one before ingestion waits."""
 PASSES: Final = 4
-"""Or after so many: ingestion may be faster than a rebuild."""
+"""The greatest number of passes: ingestion may be faster than a rebuild."""
 SEARCHES_END_S: Final = 600.0
-"""How long an index stays that nobody can go back to: searches that have begun still read it."""
+"""How long an index stays that no rollback needs: searches that have begun still read it."""
 LACKS_AT_ONCE: Final = 500
 
 
@@ -52,7 +53,7 @@ def rebuild(context: Context) -> Done:
     process, claim = context.process, context.claim
     with process.ledger.begin() as session:
         collection, active = collections.get_with_index(session, input_.collection)
-        if active.job_id == claim.job_id:  # an attempt before has done all
+        if active.job_id == claim.job_id:  # an earlier attempt has completed it
             return _done(context, collection, active, claim.payload)
         collections.hold(session, collection.id)
         if input_.rollback:
@@ -83,8 +84,11 @@ def _next(payload: Mapping[str, Any]) -> Done:
 
 
 class _Rebuild:
-    """One step of a rebuild. Its payload has `after`, the document behind which it goes on, `turn`,
-    the number of the pass, `found`, what this pass has found so far, and then `comparison`."""
+    """One step of a rebuild.
+
+    Its payload has `after`, the document from which it continues, `pass`, the number of the pass,
+    and `chunks`, how many of them this pass has embedded; at the end also `comparison`.
+    """
 
     def __init__(
         self,
@@ -106,27 +110,27 @@ class _Rebuild:
     def run(self, payload: Mapping[str, Any]) -> Done:
         if not payload:
             self._begin()
-            payload = {"turn": 0 if self._input.rollback else 1, "found": 0, "after": None}
+            payload = {"pass": 0 if self._input.rollback else 1, "chunks": 0, "after": None}
         payload = {**payload, "before": self._active.embedding_model}
         if "comparison" in payload:
             return self._close(payload)
         after = UUID(payload["after"]) if payload["after"] else None
-        turn, found = payload["turn"], payload["found"]
-        if turn == 0:
+        number, chunks = payload["pass"], payload["chunks"]
+        if number == 0:
             after = self._check(after)
         else:
-            after, count = self._fill(after, is_repeated=turn > 1)
-            found += count
+            after, count = self._fill(after, is_repeated=number > 1)
+            chunks += count
         if after is not None:
-            return _next(payload | {"after": str(after), "found": found})
-        if turn == 0 or (found > CLOSING_CHUNKS and turn < PASSES):
-            return _next(payload | {"after": None, "turn": turn + 1, "found": 0})
+            return _next(payload | {"after": str(after), "chunks": chunks})
+        if number == 0 or (chunks > CLOSING_CHUNKS and number < PASSES):
+            return _next(payload | {"after": None, "pass": number + 1, "chunks": 0})
         comparison = self._compare()
         self._require_quality(comparison)
         return _next(payload | {"comparison": comparison and comparison.model_dump(mode="json")})
 
     def _begin(self) -> None:
-        """Make the index in the store, and note how much there is to do. Raises NotFound if the
+        """Make the index in the store, and set the total of the progress. Raises NotFound if the
         collection was erased."""
         embedder = embedders_of(self._process).get(
             self._index.embedding_model, check=self._context.check
@@ -157,8 +161,8 @@ class _Rebuild:
     # Filling
 
     def _fill(self, after: UUID | None, *, is_repeated: bool) -> tuple[UUID | None, int]:
-        """Embed what the index lacks, as far as the time of the step goes. Returns the document
-        behind which the next step goes on, None at the end; and of how many chunks it was."""
+        """Embed chunks that the index lacks, until the time of the step is up. Returns the document
+        from which the next step continues, None at the end; and the number of chunks."""
         count = 0
         while True:
             page, after_page = self._page(after)
@@ -167,12 +171,12 @@ class _Rebuild:
             self._embed(page, is_repeated=is_repeated)
             count += sum(part.end - part.first for part in page)
             after = after_page
-            # A document may lack more than a page; it is the first one of the next step as well.
+            # A document may lack more than a page; the next step then begins with it.
             if self._must_yield():
                 return after or UUID(int=0), count
 
     def _page(self, after: UUID | None) -> tuple[list[ChunkRange], UUID | None]:
-        """The next chunks that are to be embedded, and the document before the last of theirs."""
+        """The next chunks to embed, and the document before the last of theirs."""
         with self._process.ledger.read() as session:
             lacks = indexes.lacks(session, self._index, after=after, limit=LACKS_AT_ONCE)
         room = self._process.settings.embed_step_chunks
@@ -203,7 +207,7 @@ class _Rebuild:
             context.check()
             entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in chunks]
             store_of(process).upsert(self._place.stored_name, entries, vectors)
-        # Who erases a version that is in none of the indexes yet finds nothing there to delete.
+        # An erasure of a version that is in no index yet finds nothing there to delete.
         delete_orphans(process, self._place, parts)
         count = sum(part.end - part.first for part in parts)
         with process.ledger.begin() as session:
@@ -216,9 +220,9 @@ class _Rebuild:
         context.on_lost.pop()
 
     def _check(self, after: UUID | None) -> UUID | None:
-        """Ask the store whether it still has what was noted of an index that one goes back to, as
-        far as the time of the step goes. Returns the version behind which the next step goes on,
-        None at the end. Raises Permanent if all of the index is lost."""
+        """For a rollback: check that the store still has the vectors that are noted, until the time
+        of the step is up. Returns the version from which the next step continues, None at the end.
+        Raises Permanent if the whole index is lost."""
         while True:
             self._context.check()
             with self._process.ledger.read() as session:
@@ -255,7 +259,7 @@ class _Rebuild:
     # Comparing
 
     def _compare(self) -> IndexComparison | None:
-        """Ask both indexes. None if there are no queries and none can be made."""
+        """Search in both indexes. None if there are no queries and none can be made."""
         queries, answers = self._queries()
         if not queries:
             return None
@@ -295,7 +299,7 @@ class _Rebuild:
     def _best(
         self, index: VectorIndex, queries: Sequence[str], k: int
     ) -> list[list[ChunkView]] | None:
-        """The best live chunks of each query; None if the store has lost the index."""
+        """The best live chunks for each query; None if the store has lost the index."""
         embedder = embedders_of(self._process).get(index.embedding_model, check=self._context.check)
         vectors = embedder.encode_queries(queries, between=self._context.check)
         if index.id != self._index.id and index.dimension != embedder.dimension:
@@ -320,7 +324,7 @@ class _Rebuild:
         return round(float(np.mean(shares)), 4)
 
     def _require_quality(self, comparison: IndexComparison | None) -> None:
-        """Raises Permanent below the bounds of the job."""
+        """Raises Permanent if the comparison is below the bounds of the job."""
         for name, bound in (
             ("overlap", self._input.min_overlap),
             ("recall", self._input.min_recall),
@@ -337,7 +341,7 @@ class _Rebuild:
     # The switch
 
     def _close(self, payload: Mapping[str, Any]) -> Done:
-        """Let ingestion wait, fill what is left, and make the index active."""
+        """Let ingestion wait, fill the rest, and make the index active."""
         settings, collection_id = self._process.settings, self._collection.id
         is_other = self._active.embedding_model != self._index.embedding_model
         keep_s = settings.retired_index_keep_s if is_other else SEARCHES_END_S
@@ -380,7 +384,7 @@ def _hit(chunk: ChunkView) -> Hit:
 def _done(
     context: Context, collection: Collection, index: VectorIndex, payload: Mapping[str, Any]
 ) -> Done:
-    """The result of the job, whose index is active."""
+    """The result of the job, once its index is active."""
     with context.process.ledger.read() as session:
         kept_until = indexes.kept_until(session, collection.id)
         chunks = collections.summary(session, collection).chunks

@@ -94,13 +94,13 @@ _WARNINGS_OF_STEP = 4
 def absorb_load(session: Transaction, claim: Claim, message: str) -> None:
     ordinals: list[int] = claim.payload["ordinals"]
     members = [ordinal for ordinal, _ in ingest_items.open_members(session, claim.job_id, ordinals)]
-    containers.spoil(session, claim.job_id, [*ordinals, *members])
+    containers.mark_incomplete(session, claim.job_id, [*ordinals, *members])
     ingest_items.settle(session, claim.job_id, [*ordinals, *members], Outcome.FAILED, message)
 
 
 def absorb_embed(session: Transaction, claim: Claim, message: str) -> None:
     parts = parts_of(claim)
-    containers.spoil_versions(session, claim.job_id, [part.version_id for part in parts])
+    containers.mark_incomplete_versions(session, claim.job_id, [part.version_id for part in parts])
     for part in parts:
         ingest_items.settle_version(
             session, claim.job_id, part.version_id, Outcome.FAILED, message=message
