@@ -1,8 +1,8 @@
-"""The vector stores that can be used, one record each, and where the store of this deployment is.
-How to add one: CONTRIBUTING.md.
+"""The types of vector stores, one record each, and the store of this deployment. How to add one:
+CONTRIBUTING.md.
 
-SLUICE_VECTORS_URL names the store: its scheme says of which type it is. SLUICE_CHROMA_URL is an
-older name for a Chroma server, as `http://host:port`.
+SLUICE_VECTORS_URL names the store; its scheme is the type. SLUICE_CHROMA_URL is an older name for
+the URL of a Chroma server, `http://host:port`.
 """
 
 import os
@@ -22,7 +22,7 @@ CHROMA_URL = "SLUICE_CHROMA_URL"
 
 @dataclass(frozen=True, kw_only=True)
 class StoreUrl:
-    """Where a store is. `str` and `repr` of it have no credentials."""
+    """The URL of a store. Its `str` and `repr` have no credentials."""
 
     text: str = field(repr=False, compare=False)
     """As it was written, with credentials."""
@@ -34,11 +34,11 @@ class StoreUrl:
     password: str = field(default="", repr=False)
     """The password, or the key, as in `qdrant://:KEY@host`."""
     options: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-    """What stands behind the question mark."""
+    """The query of the URL."""
 
     @classmethod
     def read(cls, text: str) -> "StoreUrl":
-        """Of `scheme://user:password@host:port/path?name=value`; or of a scheme alone. Raises
+        """Parse `scheme://user:password@host:port/path?name=value`, or a scheme alone. Raises
         ValueError, whose message does not show the text."""
         text = text.strip()
         scheme, separator, _ = text.partition("://")
@@ -61,7 +61,7 @@ class StoreUrl:
         )
 
     def __str__(self) -> str:
-        """The URL without credentials and options, for people; the ledger keeps it, too."""
+        """The URL without credentials and options, for people and for the ledger."""
         if not (self.host or self.path):
             return self.scheme
         return f"{self.scheme}://{self.address}{self.path.rstrip('/')}"
@@ -83,7 +83,7 @@ class StoreUrl:
 
 
 class Place(Enum):
-    """What a URL has behind its scheme: the value says it in words."""
+    """What follows the scheme in a URL; the values are descriptions for messages."""
 
     SERVER = "a host"
     FOLDER = "a whole path, such as /srv/vectors"
@@ -96,7 +96,7 @@ the reason, without credentials. The API calls it, so it needs no library of the
 
 
 def http_path(path: str) -> Check:
-    """A server that answers 200 at this path below its URL."""
+    """A check of a server that answers 200 at this path below its URL."""
 
     def check(url: StoreUrl, timeout_s: float) -> str | None:
         import httpx
@@ -121,7 +121,7 @@ def writable_folder(url: StoreUrl, timeout_s: float) -> str | None:
 
 
 def postgres_answers(url: StoreUrl, timeout_s: float) -> str | None:
-    """A PostgreSQL server; the database of the ledger has a check of its own."""
+    """A check of a PostgreSQL server; the database of the ledger has one of its own."""
     if not url.host:
         return None
     import psycopg
@@ -146,7 +146,8 @@ def server_or_folder(server: Check) -> Check:
 
 
 def open_port_or_file(url: StoreUrl, timeout_s: float) -> str | None:
-    """A server that takes connections, without a word to it; or a file of this machine."""
+    """A check of a server that accepts connections (nothing is sent), or of a file of this
+    machine."""
     if not url.host:
         return writable_folder(replace(url, path=str(Path(url.path).parent)), timeout_s)
     try:
@@ -157,7 +158,7 @@ def open_port_or_file(url: StoreUrl, timeout_s: float) -> str | None:
 
 
 def with_the_database(url: StoreUrl, timeout_s: float) -> None:
-    """The database of the ledger, which has a check of its own."""
+    """No check: the database of the ledger has one of its own."""
     del url, timeout_s
 
 
@@ -166,24 +167,25 @@ class StoreType:
     """A type of vector store for all parts of Sluice; only workers import the store itself."""
 
     name: str
-    """As in `/readyz` and the doctor."""
+    """For `/readyz` and the doctor."""
     schemes: tuple[str, ...]
-    """Of its URLs. A server that speaks HTTP has one that ends in `+https`, too."""
+    """Schemes of its URLs. A server with HTTP has one that ends in `+https`, too."""
     example: str
-    """A URL of one, for messages."""
+    """A URL, for messages."""
     store: str
     """A `VectorStore` (`workers/retrieval/store.py`) as `module:class`, made with the settings and
     the text of a URL. The module imports the library of the store at its top."""
     check: Check
     places: tuple[Place, ...] = (Place.SERVER,)
     port: int | None = None
-    """Of a URL without one, unless it is secure: then it is 443."""
+    """The default port; of a secure URL it is 443."""
     extra: str | None = None
-    """The extra of the distribution that has its library; None if all workers have it."""
+    """The extra of the distribution with its library; None if all workers have it."""
     has_database: bool = False
-    """Whether a server's URL ends in the name of a database."""
+    """Whether the URL of a server ends in the name of a database."""
     has_several_servers: bool = False
-    """Whether the setting may list several, with commas between them: a collection lives on one."""
+    """Whether the setting may list several servers, with commas; each collection is on one of
+    them."""
 
 
 STORES: dict[str, StoreType] = {
@@ -263,11 +265,11 @@ class ConfiguredStore:
 
     @property
     def text(self) -> str:
-        """A value for SLUICE_VECTORS_URL, with credentials."""
+        """The value of SLUICE_VECTORS_URL, with credentials."""
         return ",".join(url.text for url in self.urls)
 
     def problem(self, timeout_s: float) -> str | None:
-        """None if the store is healthy, otherwise why not."""
+        """None if the store is healthy, otherwise the reason."""
         reasons = [self.type_.check(url, timeout_s) for url in self.urls]
         return "; ".join(reason for reason in reasons if reason is not None) or None
 
@@ -335,7 +337,7 @@ def _type(item: str) -> StoreType:
     for type_ in STORES.values():
         if scheme.lower() in type_.schemes:
             return type_
-    # Without a scheme, the whole may be a secret.
+    # A text without a scheme may be a secret as a whole.
     what = f"begins with {scheme[:20]}://, which is no" if separator else "does not begin with a"
     raise ConfigurationError(f"{VECTORS_URL} {what} type of store; write one of {_examples()}.")
 

@@ -1,11 +1,12 @@
-"""Vector indexes: of which model the vectors of a collection are, and where they lie in the store.
+"""Vector indexes: the model of a collection's vectors, and where they are in the store.
 
-A collection has one active index at a time. Who searches reads it once, and embeds the query and
-asks the store by that one only. What is erased is deleted from all indexes of a collection.
+A collection has one active index at a time. A search reads it once, and uses its model and its
+vectors only. Erasures delete vectors from all indexes of a collection.
 
-Another index is built beside it, from Postgres, until it has all that the active one has; then it
-takes its place in one transaction (`switch`). Who notes vectors of the active index, by which
-versions become live, holds a lock until its commit (`hold_active`) that excludes this.
+Another index is built beside it from Postgres, until it has everything that the active one has.
+Then it becomes the active one, in one transaction (`switch`). A transaction that notes vectors of
+the active index, which may make versions live, holds a lock that excludes this until its commit
+(`hold_active`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,22 +27,22 @@ from shared.vocabulary import OPEN, State
 
 
 class IndexChanged(Unavailable):
-    """The collection is just getting another vector index; these chunks are embedded after that."""
+    """The collection is getting another vector index; these chunks are embedded afterwards."""
 
 
 class IndexState(StrEnum):
     ACTIVE = "active"
     """Searches read it, and ingestion writes to it."""
     BUILDING = "building"
-    """It is filled from Postgres, and nobody reads it yet."""
+    """It is being filled from Postgres, and not read yet."""
     RETIRED = "retired"
-    """It was active, and is kept for a while so that one can go back to it."""
+    """It was active, and is kept for some time for a rollback."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexPlace:
-    """Where the vectors of an index lie: the store's own collection, and the server that has it
-    (None: the only one)."""
+    """Where the vectors of an index are: the name of the collection in the store, and the server
+    that has it (None: the only one)."""
 
     stored_name: str
     server: str | None
@@ -61,10 +62,10 @@ def add(
     distance: str,
     state: IndexState,
 ) -> VectorIndex:
-    """A new index of the collection with that name. In the store it is called the same, so that
-    other programs find it there; if another index has that name, `NAME.2` and so on.
+    """Add an index to the collection with that name. In the store it has the same name, so that
+    other programs find it; if another index has that name, `NAME.2` and so on.
 
-    `dimension` None: as the model will give it.
+    `dimension` None: it is set once the model is loaded.
     """
     values = {
         "id": new_id(),
@@ -100,7 +101,7 @@ def active(session: Session, collection_id: UUID) -> VectorIndex:
 
 
 def active_of(session: Session, collection_ids: Iterable[UUID]) -> dict[UUID, VectorIndex]:
-    """The active indexes of these collections, by the ids of these."""
+    """Collection id -> its active index."""
     rows = session.scalars(
         select(VectorIndex).where(
             VectorIndex.collection_id.in_(list(collection_ids)),
@@ -111,7 +112,7 @@ def active_of(session: Session, collection_ids: Iterable[UUID]) -> dict[UUID, Ve
 
 
 def places_of(session: Session, collection_ids: Iterable[UUID]) -> dict[UUID, list[IndexPlace]]:
-    """Those of all indexes, whatever their state, by the ids of their collections."""
+    """Collection id -> the places of all its indexes, in any state."""
     places: dict[UUID, list[IndexPlace]] = {}
     for index in session.scalars(
         select(VectorIndex)
@@ -123,15 +124,15 @@ def places_of(session: Session, collection_ids: Iterable[UUID]) -> dict[UUID, li
 
 
 def is_in_use(session: Session, place: IndexPlace) -> bool:
-    """Whether it is the place of an index that the ledger has."""
+    """Whether an index of the ledger is at this place."""
     return bool(
         session.scalar(select(exists().where(VectorIndex.stored_name == place.stored_name)))
     )
 
 
 def next_place(session: Session, after: str, *, inclusive: bool) -> IndexPlace | None:
-    """The place of the first index behind that name, or of the one with that name if `inclusive`;
-    the names in the order of the database. None behind the last one."""
+    """The place of the first index after that name, or of the one with that name if `inclusive`, in
+    the order of the database. None after the last one."""
     name = VectorIndex.stored_name
     index = session.scalar(
         select(VectorIndex)
@@ -143,12 +144,13 @@ def next_place(session: Session, after: str, *, inclusive: bool) -> IndexPlace |
 
 
 def server_of(session: Session, stored_name: str) -> str | None:
-    """The server that has the index of this name; None if it is not noted, or there is no index."""
+    """The server that has the index with this name; None if none is noted, or there is no such
+    index."""
     return session.scalar(select(VectorIndex.server).where(VectorIndex.stored_name == stored_name))
 
 
 def count_servers(session: Session) -> dict[str, int]:
-    """The servers that are noted, and how many indexes each has."""
+    """Server -> the number of its indexes, for servers that are noted."""
     rows = session.execute(
         select(VectorIndex.server, func.count())
         .where(VectorIndex.server.is_not(None))
@@ -158,8 +160,8 @@ def count_servers(session: Session) -> dict[str, int]:
 
 
 def note_server(session: Session, stored_name: str, server: str) -> str | None:
-    """Note the server of an index unless one is noted; return the one that holds, None if there is
-    no such index."""
+    """Note the server of an index if none is noted; returns the one that is noted then, None if
+    there is no such index."""
     session.execute(
         update(VectorIndex)
         .where(VectorIndex.stored_name == stored_name, VectorIndex.server.is_(None))
@@ -169,7 +171,7 @@ def note_server(session: Session, stored_name: str, server: str) -> str | None:
 
 
 def fix_dimension(session: Session, index_id: UUID, dimension: int) -> int:
-    """Set the dimension if none is set yet; return the one that holds."""
+    """Set the dimension if it is not set yet; returns the one that is set then."""
     session.execute(
         update(VectorIndex)
         .where(VectorIndex.id == index_id, VectorIndex.dimension.is_(None))
@@ -180,12 +182,12 @@ def fix_dimension(session: Session, index_id: UUID, dimension: int) -> int:
 
 
 def tuning(session: Session, index_id: UUID) -> Any:
-    """As `note_tuning` left it; None where nothing was noted, or the index has gone."""
+    """What `note_tuning` has stored; None if nothing, or if there is no such index."""
     return session.scalar(select(VectorIndex.tuning).where(VectorIndex.id == index_id))
 
 
 def note_tuning(session: Session, index_id: UUID, tuning: dict[str, Any]) -> None:
-    """The last one that is measured counts."""
+    """Store the tuning of an index, replacing an earlier one."""
     session.execute(update(VectorIndex).where(VectorIndex.id == index_id).values(tuning=tuning))
 
 
@@ -193,9 +195,9 @@ def note_tuning(session: Session, index_id: UUID, tuning: dict[str, Any]) -> Non
 
 
 def hold_active(session: Session, collection_id: UUID, index_id: UUID) -> None:
-    """Let no other index become active before the commit. Taken before any lock of a document.
+    """Keep other indexes from becoming active before the commit. Call it before locking documents.
 
-    Raises IndexChanged if this one is not active any more, or if it is to take in nothing now.
+    Raises IndexChanged if this index is no longer active, or is paused.
     """
     _lock(session, collection_id, shared=True)
     row = session.execute(
@@ -206,7 +208,7 @@ def hold_active(session: Session, collection_id: UUID, index_id: UUID) -> None:
 
 
 def is_paused(session: Session, index_id: UUID) -> bool:
-    """Whether an index takes in nothing at the moment."""
+    """Whether an index accepts no vectors at the moment."""
     return bool(session.scalar(select(_is_paused()).where(VectorIndex.id == index_id)))
 
 
@@ -215,7 +217,8 @@ def _is_paused() -> ColumnElement[bool]:
 
 
 def pause(session: Session, collection_id: UUID, *, for_s: float) -> None:
-    """Let the active index take in nothing for a while: what it takes in now is waited for."""
+    """Let the active index accept no vectors for `for_s` seconds. Waits for transactions that note
+    some now."""
     _lock(session, collection_id, shared=False)
     session.execute(
         update(VectorIndex)
@@ -240,9 +243,8 @@ def begin(
     embedding_model: str,
     distance: str,
 ) -> VectorIndex:
-    """The index that a job is to build: the one that it has begun, or that another job has left
-    unfinished, or a new one. Raises Conflict while another job builds one. The collection must be
-    held."""
+    """The index that a job builds: the one that it has begun, one that another job left unfinished,
+    or a new one. Raises Conflict while another job builds one. The collection must be held."""
     _lock(session, collection_id, shared=False)
     index = building(session, collection_id)
     if index is not None and index.job_id != job_id:
@@ -268,8 +270,8 @@ def begin(
 
 
 def begin_rollback(session: Session, collection_id: UUID, job_id: UUID) -> VectorIndex:
-    """The index that was active before, which a job is to bring up to date. Raises NotFound if it
-    is not kept any more, Conflict while another job builds one. The collection must be held."""
+    """The index that was active before, for a job to bring up to date. Raises NotFound if it is no
+    longer kept, and Conflict while another job builds one. The collection must be held."""
     _lock(session, collection_id, shared=False)
     index = building(session, collection_id)
     if index is not None:
@@ -294,7 +296,7 @@ def begin_rollback(session: Session, collection_id: UUID, job_id: UUID) -> Vecto
 
 
 def is_kept() -> ColumnElement[bool]:
-    """Whether an index is retired and complete enough to go back to."""
+    """Whether an index is retired and complete enough for a rollback."""
     return and_(
         VectorIndex.state == IndexState.RETIRED,
         VectorIndex.kept_until > func.now(),
@@ -320,7 +322,7 @@ def _require_ended(session: Session, index: VectorIndex) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Lack:
-    """Ordinals of a version of which an index lacks the vectors."""
+    """The ordinals `first <= ordinal < end` of a version whose vectors an index lacks."""
 
     document_id: UUID
     version_id: UUID
@@ -341,7 +343,7 @@ _NO_ID: Final = UUID(int=0)
 
 
 def lacks(session: Session, index: VectorIndex, *, after: UUID | None, limit: int) -> list[Lack]:
-    """What an index lacks of that which the active one has, by documents behind that one."""
+    """What an index lacks compared with the active one, in documents after `after`, by document."""
     rows = session.execute(
         _LACKS,
         {
@@ -360,7 +362,7 @@ def lacks(session: Session, index: VectorIndex, *, after: UUID | None, limit: in
 
 
 def count_lacking(session: Session, index: VectorIndex) -> int:
-    """Of how many chunks an index lacks the vectors that the active one has."""
+    """The number of chunks whose vectors an index lacks, compared with the active one."""
     count_ = session.scalar(
         text("""
             SELECT coalesce(sum(upper(r.lack) - lower(r.lack)), 0)
@@ -438,7 +440,7 @@ def noted(
 
 
 def kept_until(session: Session, collection_id: UUID) -> datetime | None:
-    """How long one can go back to the index before; None if that cannot be done."""
+    """Until when a rollback to the previous index is possible; None if it is not."""
     return session.scalar(
         select(func.max(VectorIndex.kept_until)).where(
             VectorIndex.collection_id == collection_id, is_kept()
@@ -447,12 +449,12 @@ def kept_until(session: Session, collection_id: UUID) -> datetime | None:
 
 
 def switch(session: Session, index_id: UUID, *, keep_s: float) -> VectorIndex | None:
-    """Make a built index active, and retire the one that was. Returns the new one; None, and
+    """Make a built index active, and retire the one that was active. Returns the new one; None, and
     nothing has changed, if it still lacks vectors. The collection must be held.
 
-    From here on `versions.embedded` is about the new one, which has all that it says; of the old
-    one it is kept what that was, so that one can go back to it for `keep_s` seconds. One of the
-    same model is not gone back to: there is a reason why it was built again.
+    From then on `versions.embedded` describes the new index. The ledger keeps what it was for the
+    old one, so that a rollback is possible for `keep_s` seconds. There is no rollback to an index
+    of the same model: there was a reason to build it again.
     """
     session.execute(text("SET LOCAL statement_timeout = 0"))
     index = session.get_one(VectorIndex, index_id)
@@ -486,8 +488,8 @@ def switch(session: Session, index_id: UUID, *, keep_s: float) -> VectorIndex | 
 
 
 def retire_unfinished(session: Session, *, keep_s: float) -> None:
-    """Give up the indexes whose jobs have ended without making them active: at once if the job was
-    cancelled, and those of failed ones, which may be run again, after some time."""
+    """Give up indexes whose jobs have ended without making them active: at once after cancelled
+    jobs, and after `keep_s` seconds after failed ones, which may be run again."""
     job = (
         select(Job.id)
         .where(
@@ -506,8 +508,8 @@ def retire_unfinished(session: Session, *, keep_s: float) -> None:
 
 
 def _give_up(session: Session, which: ColumnElement[bool]) -> None:
-    """Retire indexes that are being built. One that was active before is kept as long as it was to
-    be."""
+    """Retire indexes that are being built. One that was active before is kept for as long as
+    before."""
     session.execute(
         update(VectorIndex)
         .where(which)
@@ -520,7 +522,7 @@ def _give_up(session: Session, which: ColumnElement[bool]) -> None:
 
 
 def drop_kept(session: Session, collection_id: UUID) -> int:
-    """Let the retired indexes of a collection go now; returns how many there are."""
+    """Drop the retired indexes of a collection now; returns how many there are."""
     dropped = session.scalars(
         update(VectorIndex)
         .where(VectorIndex.collection_id == collection_id, VectorIndex.state == IndexState.RETIRED)
@@ -531,7 +533,7 @@ def drop_kept(session: Session, collection_id: UUID) -> int:
 
 
 def due(session: Session, *where: ColumnElement[bool], limit: int) -> Sequence[VectorIndex]:
-    """Retired indexes whose time is up: nobody goes back to them any more."""
+    """Retired indexes whose time is up: no rollback to them is possible."""
     return session.scalars(
         select(VectorIndex)
         .where(
@@ -545,7 +547,7 @@ def due(session: Session, *where: ColumnElement[bool], limit: int) -> Sequence[V
 
 
 def remove(session: Session, index_id: UUID) -> None:
-    """Forget a retired index, once its vectors are gone."""
+    """Delete a retired index, after its vectors."""
     session.execute(
         delete(VectorIndex).where(
             VectorIndex.id == index_id, VectorIndex.state == IndexState.RETIRED

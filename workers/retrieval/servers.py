@@ -1,5 +1,5 @@
-"""The vector store of this deployment. Several servers are one store: each index lies on one of
-them, and the ledger knows on which."""
+"""The vector store of this deployment. Several servers act as one store: each index is on one of
+them, and the ledger notes on which."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pkgutil import resolve_name
@@ -48,11 +48,11 @@ def _store(process: Process) -> VectorStore:
 
 
 class Servers:
-    """A `VectorStore` on several of one type, by their URLs without credentials.
+    """A `VectorStore` on several servers of one type, by their URLs without credentials.
 
-    A new collection of the store is put on the server that has the fewest. One that was made while
-    there was one server only, and of which the ledger says nothing, is looked for on all of them.
-    Every call raises `Permanent` if the server is not one of these.
+    A new collection is made on the server that has the fewest. A collection without a note in the
+    ledger, from a time when there was a single server, is looked up on all of them. Every call
+    raises Permanent if the noted server is not one of these.
     """
 
     def __init__(self, ledger: Ledger, stores: Mapping[str, VectorStore]) -> None:
@@ -106,7 +106,7 @@ class Servers:
             store.close()
 
     def _store_of(self, name: str) -> VectorStore:
-        """Raises MissingCollection if no server has it."""
+        """The store that has the collection. Raises MissingCollection if no server has it."""
         with self._ledger.read_single() as session:
             server = indexes.server_of(session, name)
         if server is None:
@@ -117,8 +117,8 @@ class Servers:
         return self._store(server, name)
 
     def _possible(self, name: str) -> Iterator[VectorStore]:
-        """The server that has it; all, where the ledger does not say which: it may have forgotten
-        the collection already."""
+        """The server that has the collection; all of them if the ledger does not note one, as after
+        an erasure."""
         with self._ledger.read_single() as session:
             server = indexes.server_of(session, name)
         if server is None:
@@ -135,7 +135,7 @@ class Servers:
         return self._stores[server]
 
     def _holder(self, name: str) -> str | None:
-        """The server that has the collection, by asking them."""
+        """The server that has the collection, by asking all of them; None if none has it."""
         for server, store in self._stores.items():
             try:
                 store.vectors(name, ["none"])
@@ -145,6 +145,6 @@ class Servers:
         return None
 
     def _note(self, name: str, server: str) -> str:
-        """Note the server unless another one is noted meanwhile; the one that holds."""
+        """Note the server unless another one is noted by then; returns the one that is noted."""
         with self._ledger.begin() as session:
             return indexes.note_server(session, name, server) or server

@@ -1,8 +1,8 @@
 """The embedder of ONNX models (`fastembed/...`): the library fastembed in this process, on the CPU.
 
-A model is one of those that fastembed lists, fetched from the hub into the hub's cache, or a folder
-below the folders of models. fastembed would look for a model for minutes where the hub is away, so
-files are fetched here.
+A model is one that fastembed lists, downloaded from the hub into the hub's cache, or a folder below
+the folders of models. Files are downloaded here, because fastembed itself would retry for minutes
+if the hub is away.
 """
 
 import json
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 GIB: Final = 2**30
 PROBE: Final = "a"
 MODEL_FILES: Final = ("model.onnx", "onnx/model.onnx", "model_optimized.onnx")
-"""Where the model of a folder is, the first of these that is there."""
+"""Where the model may be in a folder; the first that exists counts."""
 TOKENIZER_FILES: Final = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 )  # fmt: skip
@@ -42,7 +42,7 @@ FOLDER_MARK: Final = "folder:"
 
 
 class FastEmbedder:
-    """A loaded model. Batches are by length, under a token budget."""
+    """A loaded model. Texts are batched by length, within a token budget."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class FastEmbedder:
 
     @property
     def _own_tokenizer(self) -> Tokenizer | None:
-        """The one that truncates and pads."""
+        """The model's tokenizer, which truncates and pads."""
         return getattr(self._model.model, "tokenizer", None)
 
     @cached_property
@@ -142,8 +142,8 @@ class FastEmbedder:
 
 
 def load(name: str, settings: Settings, check: Callable[[], None]) -> FastEmbedder:
-    """Raises ModelNotFound where there is no such model, also where the hub is away; Permanent for
-    one that cannot be loaded, and what `workers.models.locate.locate` raises."""
+    """Raises ModelNotFound if there is no such model, also if the hub is away; Permanent if it
+    cannot be loaded; and what `workers.models.locate.locate` raises."""
     from fastembed import TextEmbedding
 
     model = name.partition("/")[2]
@@ -172,7 +172,7 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> FastEmbedd
         )
     except SluiceError:
         raise
-    except Exception as error:  # onnxruntime has exceptions of its own for each kind of fault
+    except Exception as error:  # onnxruntime has its own exception for each kind of error
         raise Permanent(
             f"The embedding model {name!r} cannot be used: {error} Put all its files into {folder} "
             "anew, or name another model."
@@ -180,7 +180,7 @@ def load(name: str, settings: Settings, check: Callable[[], None]) -> FastEmbedd
 
 
 def _description(model: str) -> dict[str, Any] | None:
-    """What fastembed knows of a model of its list."""
+    """The entry of a model in fastembed's list; None if it is not in it."""
     from fastembed import TextEmbedding
 
     listed = TextEmbedding.list_supported_models()
@@ -188,8 +188,8 @@ def _description(model: str) -> dict[str, Any] | None:
 
 
 def _registered(model: str, folder: Path) -> str:
-    """The name under which fastembed knows the model of a folder. Raises ModelNotFound if no ONNX
-    model is in it."""
+    """The name under which fastembed knows the model of a folder. Raises ModelNotFound if it has no
+    ONNX model."""
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource
 
@@ -212,7 +212,7 @@ def _registered(model: str, folder: Path) -> str:
 
 
 def _pooling(folder: Path) -> Any:
-    """As sentence-transformers saves it; the mean, if nothing is said."""
+    """As saved by sentence-transformers; the mean if nothing is saved."""
     from fastembed.common.model_description import PoolingType
 
     try:
@@ -229,7 +229,7 @@ def _pooling(folder: Path) -> Any:
 def _fetched(
     model: str, described: dict[str, Any] | None, settings: Settings, check: Callable[[], None]
 ) -> Path:
-    """The snapshot of a listed model in the hub's cache, fetched if it is not there whole."""
+    """The snapshot of a listed model in the hub's cache, downloaded if it is not complete there."""
     if described is None:
         raise ModelNotFound(
             f"fastembed has no model {model!r}; its page "
@@ -270,7 +270,7 @@ def _fetched(
 
 
 def _waited_for(fetch: Callable[[], Path], model: str, check: Callable[[], None]) -> Path:
-    """The result of `fetch`, which runs in a thread: who waits can be cancelled."""
+    """The result of `fetch`, which runs in a thread so that waiting can be cancelled."""
     outcome: Future[Path] = Future()
 
     def run() -> None:

@@ -40,7 +40,7 @@ CHARS_PER_TOKEN = 3  # of ASCII
 CARD_CHARS = 64 * 1024
 MATRYOSHKA_TAG = re.compile(r"^- *(?:loss:)?matryoshka(?:loss)? *$", re.IGNORECASE | re.MULTILINE)
 COUNTED_CHARS = 200_000
-"""How much text is tokenized by one call when tokens are counted, which bounds the memory."""
+"""How much text one call tokenizes when tokens are counted; limits the memory."""
 
 
 class LocalEmbedder:
@@ -156,8 +156,8 @@ class LocalEmbedder:
     @torch.inference_mode()
     def _vectors(self, texts: list[str], prompt: str, task: str) -> Vectors:
         """The same as `SentenceTransformer.encode` for one batch, without its preparations, which
-        take a third of the time of a short text. The prompt is passed even if it is empty, because
-        the model's default prompt would be used otherwise."""
+        take a third of the time for a short text. An empty prompt is passed as well, because the
+        model's default prompt would be used otherwise."""
         features = self._model.preprocess(texts, prompt=prompt, task=task)
         embedded = self._model(features, task=task)["sentence_embedding"]
         vectors: Vectors = embedded[:, : self._model.truncate_dim].float().numpy()

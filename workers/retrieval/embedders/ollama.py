@@ -1,7 +1,7 @@
 """Embedding models of an Ollama server (`ollama/...`).
 
-The window is the model's own, up to SLUICE_REMOTE_WINDOW_TOKENS. Ollama would silently cut what
-does not fit: it is asked not to, but for texts that `overlong` has warned of.
+The window is the model's own, up to SLUICE_REMOTE_WINDOW_TOKENS. By default Ollama silently cuts
+longer texts; it is told not to, except for texts that `overlong` has reported.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Embedding models of OpenAI-compatible servers (`openai/...`): vLLM, llama.cpp, TEI, OpenAI.
 
-Such a server refuses texts that are longer than its model reads, and does not say beforehand how
-much that is: `window` is None.
+Such a server refuses texts longer than its model reads, but does not report that length, so
+`window` is None.
 """
 
 from collections.abc import Callable, Sequence

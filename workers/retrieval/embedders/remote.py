@@ -1,8 +1,8 @@
-"""Embedders whose models are on a server: what `openai.py` and `ollama.py` share.
+"""Embedders whose models are on a server: common code of `openai.py` and `ollama.py`.
 
-Texts go in batches, several at a time, within the limits of settings. The tokenizer is the
-server's: numbers of tokens are estimates, rather too high. Nothing is retried here: the runner does
-that, by the errors of `workers/outbound.py`.
+Texts are sent in batches, several at a time, within the limits of settings. The tokenizer is on the
+server, so numbers of tokens are estimates, rather too high. Nothing is retried here; the runner
+does that, by the errors of `workers/outbound.py`.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ PROBE: Final = "a"
 
 
 class RemoteEmbedder(ABC):
-    """A model of a server. The embedder owns the server's connections, and closes them when it is
+    """A model of a server. The embedder owns the connections, and closes them when it is
     dropped."""
 
     matryoshka: ClassVar[tuple[str, ...]] = ()
-    """How names of models begin whose vectors can be cut."""
+    """Prefixes of the names of models whose vectors can be shortened."""
     tokenizer = None
 
     def __init__(self, reference: str, settings: Settings, server: Server) -> None:
@@ -49,15 +49,15 @@ class RemoteEmbedder(ABC):
 
     @abstractmethod
     async def ask(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """A vector for each text, in their order. One request."""
+        """The vectors of the texts, in their order. One request."""
 
     @abstractmethod
     async def learn_window(self) -> int | None:
-        """How many tokens of a text the model reads, if the server says that."""
+        """How many tokens of a text the model reads; None if the server does not report it."""
 
     def learn(self, check: Callable[[], None]) -> None:
-        """Find the dimension, and that the server has the model. Raises ModelNotFound, Permanent or
-        Unavailable."""
+        """Ask for the dimension, and whether the server has the model. Raises ModelNotFound,
+        Permanent or Unavailable."""
 
         async def first() -> Sequence[Sequence[float]]:
             self.window = await self.learn_window()
@@ -149,9 +149,9 @@ class RemoteEmbedder(ABC):
                 f"{self.name}. Check that the model makes embeddings."
             )
         try:
-            with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+            with np.errstate(over="ignore"):  # numbers too large for float32 are refused below
                 vectors = np.asarray(answer, dtype=np.float32)
-        except (TypeError, ValueError):  # rows of several lengths, or no numbers
+        except (TypeError, ValueError):  # rows of different lengths, or not numbers
             vectors = np.empty(0, dtype=np.float32)
         if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
             raise Permanent(
@@ -162,8 +162,8 @@ class RemoteEmbedder(ABC):
 
 
 def tokens_of(text: str) -> int:
-    """An estimate of the tokens of a text, rather too high: English has four characters a token;
-    of other scripts a character is a token."""
+    """An estimate of the tokens of a text, rather too high: four characters of English are a token,
+    and each character of other scripts."""
     if not text:
         return 0
     plain = sum(char.isascii() for char in text)

@@ -1,28 +1,28 @@
 """The vector store FAISS: an index in a folder of one machine, for several processes at once.
 
-A collection is a folder with these files; `1` is a generation, the one with the largest number
+A collection is a folder with these files; `1` is the number of a generation, of which the largest
 counts:
 
-    lock          held by the process that writes
-    log-1         records: who was written where, and who was deleted; the end of one is the commit
-    vectors-1     the vectors, float32, one row after another; only rows that the log names count
+     lock          locked by the process that writes
+     log-1         records of written and deleted chunks; the end of a record is its commit
+     vectors-1     the vectors, float32, one row after another; only rows in the log count
 
 Both files only grow. A write appends the vectors, waits until they are on the disk (fsync), appends
-its records, waits again, and returns then: a process that is killed at any byte loses nothing that
-was acknowledged. What it left unfinished at the end of the log is cut off by the next writer. Every
-record and all its vectors have a checksum, and each checksum of the log includes the one before it.
+its records, and waits again before it returns: a process that is killed at any byte loses nothing
+that was acknowledged. An incomplete record at the end of the log is cut off by the next writer.
+Each record and its vectors have a checksum, which includes the checksum of the record before.
 
-Readers take no lock. Each process has the ids in memory and follows the log from where it was: a
-`stat` at each call tells whether there is more. Vectors are mapped into memory, so that all
-processes of the machine share one copy of them.
+Readers take no lock. Each process has the ids in memory and continues to read the log from where it
+was; a `stat` at each call shows whether there is more. Vectors are mapped into memory, so that all
+processes of the machine share one copy.
 
-A row is never changed: a chunk that is written again gets a new row. When a quarter of the rows
-belong to no chunk any more, the others are copied to a new generation, which counts once its log
-has its name.
+A row never changes: a chunk that is written again gets a new row. When a quarter of the rows belong
+to no chunk any more, the others are copied to a new generation, which counts once its log has its
+final name.
 
 The folder has ids, vectors and metadata, but not the texts; those are in Postgres. FAISS's own
-file, as LangChain writes it beside a pickle, is not used: it is written as a whole, by one process,
-and a pickle may run any program when it is read.
+file, which LangChain writes beside a pickle, is not used: it can only be written as a whole, by one
+process, and reading a pickle may run any program.
 """
 
 import errno
@@ -70,10 +70,10 @@ BATCH = 1000
 COLLECTIONS_KEPT = 64
 FILTERS_KEPT = 16
 DELETED_ROWS = 1000
-"""Fewer rows than these that belong to no chunk are left where they are."""
+"""As many rows that belong to no chunk are left where they are."""
 GROWTH_BYTES = 2**24
-"""The file of vectors grows by this at least, so that it is seldom mapped again. What is not
-written of it takes no space on the disk."""
+"""The file of vectors grows by at least this, so that it is seldom mapped again. The part that is
+not written yet takes no space on the disk."""
 LOCK_POLL_S = 0.01
 
 _REBUILD = "`sluice collections rebuild NAME` writes the collection anew from Postgres."
@@ -82,7 +82,7 @@ _Mask = NDArray[np.bool_]
 _sync = getattr(os, "fdatasync", os.fsync)
 
 # A record: its head, the checksum of that, the payload, the checksum of both and of the record
-# before, and an end that is not zero: a file may end with zeros after a power cut.
+# before, and an end that is not zero: a file may end with zeros after a power failure.
 _HEAD = struct.Struct("<4sB3xQ")
 _CRC = struct.Struct("<I")
 _MAGIC = b"SLFV"
@@ -104,7 +104,7 @@ def folder_name(name: str) -> str:
 
 
 class _Damaged(Exception):
-    """The files of a collection are not as they were written; the text says what is wrong."""
+    """The files of a collection are not as they were written; the text describes the damage."""
 
 
 class Faiss:
@@ -190,8 +190,8 @@ class Faiss:
                     except (FileNotFoundError, _Damaged):
                         count = 0
                     self._forget(name)
-                    # Gone at once for all processes; a process that is killed here leaves a folder
-                    # that the next one removes.
+                    # From here on, no process has the collection; if this one is killed, the next
+                    # one removes the rest of the folder.
                     folder.rename(self._root / f".dropped-{uuid4().hex}")
                     _sync_folder(self._root)
             except FileNotFoundError:
@@ -219,7 +219,7 @@ class Faiss:
         try:
             return self._follow(name)
         except _Damaged:
-            # Another process may be writing what looks damaged: the lock tells.
+            # Another process may be writing what looks like damage; the lock shows that.
             self._forget(name)
             with self._locked(self._folder(name)):
                 return self._follow(name)
@@ -277,8 +277,8 @@ class Faiss:
 
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
-        """Raises FileNotFoundError if there is no such folder, Unavailable if the lock is not free
-        in time."""
+        """Hold the lock of a folder. Raises FileNotFoundError if there is no such folder,
+        Unavailable if the lock is not free in time."""
         ends = time.monotonic() + self._timeout_s
         while True:
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -290,7 +290,7 @@ class Faiss:
                             f"than {self._timeout_s:g} s (SLUICE_REQUEST_TIMEOUT_S)."
                         )
                     time.sleep(LOCK_POLL_S)
-                # The folder may have been dropped, and even made again, since.
+                # The folder may have been dropped meanwhile, and even made again.
                 if _is_at(lock, folder / "lock"):
                     yield
                     return
@@ -303,7 +303,7 @@ class Faiss:
         try:
             collection.compact()
         except OSError as error:
-            # What was written is safe, and searches are right: it is done again at the next write.
+            # The write is complete and searches are right; the next write tries this again.
             log.warning("%s (SLUICE_VECTORS_URL) was not compacted: %s", collection.folder, error)
         else:
             self._forget(name)
@@ -365,7 +365,7 @@ class _Collection:
             os.close(self._log)
             raise
         self._end = 0
-        """Where the log was read to: the end of a record."""
+        """The offset up to which the log was read: the end of a record."""
         self._crc = 0
         self.head: dict[str, Any] = {}
         self.dimension = 0
@@ -374,13 +374,13 @@ class _Collection:
         self.row_of: dict[str, int] = {}
         self._ids: list[str] = []
         self._lines = array("Q")
-        """Where the line of each row begins in the log, and how many bytes it has."""
+        """For each row, the offset and the length of its line in the log."""
         self._line_bytes = array("I")
         self._is_live: _Mask = np.zeros(0, dtype=np.bool_)
         self._mapped_bytes = 0
         self._map: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         self._fitting: OrderedDict[str, _Mask] = OrderedDict()
-        """Filter -> which of the first rows match it."""
+        """Filter -> the rows that match it, among the first ones."""
 
     def close(self) -> None:
         self._map = np.zeros(0, dtype=np.float32)
@@ -394,7 +394,7 @@ class _Collection:
     # Reading
 
     def follow(self) -> bool:
-        """Read what was written since. Returns whether this is still the collection. Raises
+        """Read new records. Returns whether this is still the current generation. Raises
         _Damaged."""
         if not _is_at(self._log, self._log_path):
             return False
@@ -463,7 +463,7 @@ class _Collection:
             self._is_live[row] = False
 
     def _map_rows(self, rows: int) -> None:
-        """Map the vectors of so many rows, with what the file has behind them."""
+        """Map the vectors of this many rows, and what the file has behind them."""
         if rows * self.dimension <= len(self._map):
             return
         size = os.fstat(self._file).st_size
@@ -482,7 +482,7 @@ class _Collection:
     # Searching
 
     def mask(self, where: MetadataFilter | None, ids: Sequence[str] | None) -> _Mask:
-        """Which rows a query may return."""
+        """The rows that a query may return."""
         mask = self._is_live[: self.rows]
         if ids is not None:
             rows = [row for id_ in ids if (row := self.row_of.get(id_)) is not None]
@@ -491,8 +491,8 @@ class _Collection:
         return mask if where is None else mask & self._matching(where)
 
     def _matching(self, where: MetadataFilter) -> _Mask:
-        """Which rows match a filter, of those that belong to a chunk. Rows never change, so what is
-        known of the first ones is kept."""
+        """The rows that match a filter, among those that belong to a chunk. Rows never change, so
+        the result for the first ones is kept."""
         key = json.dumps(where.json, sort_keys=True)
         known = self._fitting.pop(key, np.zeros(0, dtype=np.bool_))
         new = np.zeros(self.rows - len(known), dtype=np.bool_)
@@ -529,7 +529,7 @@ class _Collection:
     # Writing: the caller has the lock
 
     def cut_off(self) -> None:
-        """Remove what a killed process left behind the last whole record."""
+        """Remove an incomplete record that a killed process left at the end of the log."""
         if os.fstat(self._log).st_size > self._end:
             os.ftruncate(self._log, self._end)
             _sync(self._log)
@@ -561,7 +561,7 @@ class _Collection:
         self._follow_own()
 
     def _follow_own(self) -> None:
-        """Read what was just written."""
+        """Read the records that this process has just written."""
         if not self.follow():
             raise FileNotFoundError(errno.ENOENT, "removed by another program", self._log_path)
 
@@ -599,7 +599,7 @@ def _read(file: int, start: int, size: int, crc: int) -> _Record | None:
         new_crc = zlib.crc32(rest[:length], zlib.crc32(head, crc))
         if rest[length:] == _CRC.pack(new_crc) + _END:
             return _Record(kind=kind, payload=rest[:length], crc=new_crc, end=end)
-    # Zeros are what a power cut leaves of a write that was not acknowledged.
+    # A power failure leaves zeros of a write that was not acknowledged.
     if start + len(os.pread(file, size - start, start).rstrip(b"\0")) < end:
         return None
     raise _Damaged(f"the log has other bytes from byte {start:,} on")
@@ -725,9 +725,9 @@ def _generation(folder: Path) -> int | None:
 
 
 def _remove_old(folder: Path, generation: int) -> None:
-    """Remove what is not of this generation. Logs go last but for vectors of theirs: a process that
-    has an old log open learns of the new one when the old one is gone, so nothing may be written to
-    the new one before."""
+    """Remove files of older generations. Logs are removed after their vectors: a process that has
+    an old log open learns of the new one by its removal, so nothing may be written to the new one
+    before."""
     own = {"lock", f"log-{generation}", f"vectors-{generation}"}
     for path in sorted(folder.iterdir()):  # logs before vectors
         if path.name not in own:

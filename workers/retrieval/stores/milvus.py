@@ -56,8 +56,8 @@ from workers.retrieval.store import Match, MissingCollection, VectorEntry
 
 @contextmanager
 def environment_kept() -> Iterator[None]:
-    """pymilvus reads `.env` when it is imported, where settings may stand that Sluice takes from
-    the real environment only."""
+    """Undo what pymilvus reads from `.env` when it is imported: that file may have settings that
+    Sluice takes only from the real environment."""
     before = dict(os.environ)
     try:
         yield
@@ -72,7 +72,7 @@ with environment_kept():
     from pymilvus.client.types import LoadState
     from pymilvus.exceptions import ConnectError, ConnectionConfigException
 
-# What it logs is in the exceptions, too.
+# Its exceptions say what it logs.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
 logging.getLogger("pymilvus.milvus_client").setLevel(logging.CRITICAL)
 
@@ -80,32 +80,33 @@ T = TypeVar("T")
 
 ID, TEXT, VECTOR, TERMS = "pk", "text", "vector", "sluice_terms"
 MADE: Final = "sluice_made"
-"""The collection with a line for each collection that was made and has had no vectors yet."""
+"""The collection with a line for each collection that was made and has no vectors yet."""
 PREFIX: Final = "sluice:"
 
 BATCH: Final = 500
 BATCH_BYTES: Final = 16 * 2**20
-"""Of one message. A server takes 64 MiB unless it is told otherwise."""
+"""The size of one message; a server accepts 64 MiB by default."""
 RESULTS: Final = 16_384
-"""What Milvus returns at once, at most; an iterator gives more."""
+"""The most results that Milvus returns at once; an iterator returns more."""
 ANSWERS: Final = 200_000
-"""How many results the queries of one request have together, at most."""
+"""The most results of all queries of one request."""
 COLLECTIONS_KEPT: Final = 256
 TEXT_BYTES: Final = 65_535
 METADATA_BYTES: Final = 65_000
-"""Of a chunk's metadata as JSON. Milvus takes 65,536, with what its client adds."""
+"""Of the metadata of a chunk as JSON. Milvus accepts 65,536, including what its client adds."""
 TERMS_LIMIT: Final = 4096
 LIST_ITEMS: Final = 2000
-"""So many items of lists in the metadata of one chunk can be told apart by filters. The single
-values have two terms each, and there are at most 1,003 of them."""
+"""Filters see as many items of lists in the metadata of one chunk. Single values have two terms
+each, of at most 1,003 values."""
 
 _DIRECT: Final = {"grpc.enable_http_proxy": 0}
 """Requests between parts of one network must not go through a proxy."""
 _METRICS: Final = {"cosine": "COSINE", "ip": "IP", "l2": "L2"}
 _INDEX: Final = {"M": 32, "efConstruction": 256}
-"""Links of each vector, and candidates for them: a recall of 0.99 costs 256 bytes a vector."""
+"""Links of each vector, and candidates for them: a recall of 0.99 costs 256 bytes for each
+vector."""
 _NEIGHBOURS: Final = 256
-"""How many candidates a search keeps, at least; Milvus takes 32,768 at most."""
+"""The least number of candidates that a search keeps; Milvus accepts at most 32,768."""
 
 _MILVUS_NAME = re.compile(r"(?!sluice_)[a-zA-Z_][a-zA-Z0-9_]{0,254}", re.ASCII)
 
@@ -127,9 +128,9 @@ class Milvus:
         self._timeout_s = settings.request_timeout_s
         self._connect_timeout_s = settings.connect_timeout_s
         self._metrics: dict[str, str] = {}
-        """Of collections that have been opened, by name: their index's measure of distance."""
+        """Name -> the distance of the index, for collections that have been opened."""
         self._pages: dict[str, tuple[int, str]] = {}
-        """How many ids of a collection have been listed, and the last one."""
+        """How many ids of a collection have been listed, and the last of them."""
 
     @cached_property
     def _client(self) -> MilvusClient:
@@ -152,7 +153,8 @@ class Milvus:
             return MilvusClient(
                 uri=url.path,
                 timeout=self._connect_timeout_s,
-                # Milvus Lite ends connections that are looked after as often as a server likes.
+                # Milvus Lite closes connections that send keep-alive messages as often as a server
+                # accepts them.
                 grpc_options=_DIRECT | {"grpc.keepalive_permit_without_calls": False},
             )
         except (OSError, ConnectionConfigException) as error:
@@ -177,7 +179,7 @@ class Milvus:
             if not self._has(MADE):
                 self._create(MADE, "COSINE", dimension=2)
             if self._made_with(stored) is None:
-                # A collection has to have vectors, also one that needs none.
+                # A collection must have a vector field, even if it needs none.
                 row = {ID: stored, TEXT: _METRICS[distance], VECTOR: [1.0, 0.0], TERMS: []}
                 self._client.upsert(MADE, [row], timeout=self._timeout_s)
 
@@ -205,7 +207,8 @@ class Milvus:
         return int(row["count(*)"])
 
     def _create(self, stored: str, metric: str, *, dimension: int) -> None:
-        """Make a collection with its index, and load it. Another process may do so meanwhile."""
+        """Make a collection with its index, and load it. Another process may do the same
+        meanwhile."""
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=True)
         schema.add_field(ID, DataType.VARCHAR, is_primary=True, max_length=512)
         schema.add_field(TEXT, DataType.VARCHAR, max_length=TEXT_BYTES)
@@ -245,7 +248,8 @@ class Milvus:
             self._client.load_collection(stored, timeout=self._timeout_s)
 
     def _made_with(self, stored: str) -> str | None:
-        """The measure of a collection that was made and has had no vectors yet."""
+        """The distance of a collection that was made and has no vectors yet; None if there is
+        none."""
         if not self._has(MADE):
             return None
         self._load(MADE)
@@ -253,7 +257,7 @@ class Milvus:
         return str(rows[0][TEXT]) if rows else None
 
     def _metric(self, name: str) -> str | None:
-        """The measure of a collection, which is then ready for searches; None if it was made and
+        """The distance of a collection, which is ready for searches then; None if it was made and
         has no vectors yet. Raises MissingCollection."""
         if (cached := self._metrics.get(name)) is not None:
             return cached
@@ -264,7 +268,7 @@ class Milvus:
             return None
         index = self._client.describe_index(stored, VECTOR, timeout=self._timeout_s)
         if index is None:
-            # Who made the collection was ended before it had an index.
+            # The process that made the collection ended before it made the index.
             self._index(stored, self._made_with(stored) or _METRICS["cosine"])
             return self._metric(name)
         self._load(stored)
@@ -278,10 +282,12 @@ class Milvus:
         self._pages.pop(name, None)
 
     def _read(self, name: str, read: Callable[[str, str], T], nothing: T) -> T:
-        """`read` with the name and the measure of a collection; `nothing` if it has no vectors.
+        """Call `read` with the collection's name and distance; returns `nothing` if it has no
+        vectors.
 
-        What is known of a collection is kept to save requests. If it was deleted and made again,
-        Milvus refuses, and the collection is looked at again."""
+        Properties of collections are cached to save requests. If the collection was deleted and
+        made again, Milvus refuses the request, and they are read again.
+        """
         with self._translated(name):
             is_known = name in self._metrics
             metric = self._metric(name)
@@ -443,7 +449,7 @@ class Milvus:
 
         def read(stored: str, metric: str) -> list[str]:
             del metric
-            # Pages come one after the other: each goes on behind the last id of the one before.
+            # Consecutive pages: each continues after the last id of the one before.
             listed, last = self._pages.get(name, (0, ""))
             if listed > offset or not last:
                 listed, last = 0, ""
@@ -461,7 +467,7 @@ class Milvus:
             return []
 
     def _ids(self, stored: str, *, behind: str, limit: int) -> list[str]:
-        """The first ids behind this one, in their order."""
+        """The first ids after this one, in their order."""
         iterator = self._client.query_iterator(
             stored,
             filter=f"{ID} > {_literal(behind)}" if behind else "",
@@ -533,8 +539,8 @@ def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[first : first + BATCH]
 
 
-# Milvus's codes of errors (pkg/util/merr in its source). What it does not class is taken for a
-# fault of the server, so that it is tried again.
+# Error codes of Milvus (pkg/util/merr in its source). An error without a class counts as one of the
+# server, so that it is tried again.
 _NO_COLLECTION = 100
 _REFUSALS = frozenset(
     {
@@ -557,7 +563,8 @@ _REFUSED_CALLS = frozenset(
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether the same request will be refused again, at least by a collection as it is now."""
+    """Whether the same request would be refused again, at least while the collection is as it is
+    now."""
     if isinstance(error, grpc.RpcError):
         return error.code() in _REFUSED_CALLS
     if not isinstance(error, MilvusException):
@@ -566,7 +573,7 @@ def _is_refusal(error: BaseException) -> bool:
         return _is_refusal(error.__cause__)
     if error.is_input_error or error.code in _REFUSALS:
         return True
-    # The client's own checks have classes of their own.
+    # The client's own checks raise other classes.
     return not isinstance(error, ConnectError) and type(error) is not MilvusException
 
 
@@ -584,7 +591,7 @@ def _message(error: BaseException) -> str:
 
 
 def _row(entry: VectorEntry, vector: Vectors) -> tuple[dict[str, Any], int]:
-    """A chunk as Milvus stores it, and about how many bytes that has."""
+    """A chunk as Milvus stores it, and about how many bytes it has."""
     values = {nfc(key): nfc_value(value) for key, value in entry.metadata.items()}
     dynamic = {_key(key): value for key, value in values.items()} | entry.own
     sizes = {key: _json_bytes({key: value}) for key, value in dynamic.items()}
@@ -614,8 +621,8 @@ def _key(key: str) -> str:
 
 
 def _terms(values: Metadata, own: Metadata, left_out: set[str]) -> list[str]:
-    """What filters ask of a chunk, as hashes: which value a key has, which items its list has, and
-    of which type the value is that Milvus can compare with larger and smaller ones."""
+    """The terms that filters compare, as hashes: the value of a key, the items of its list, and the
+    type of a value that Milvus can compare as smaller or larger."""
     terms: set[str] = set()
     items: set[str] = set()
     for key, value in {**own, **values}.items():
@@ -653,11 +660,11 @@ def _left_out(stored: str) -> str:
 
 
 _LONG_LISTS: Final = _term("long lists")
-"""Of a chunk whose lists have too many items for terms."""
+"""For a chunk whose lists have too many items for terms."""
 
 
 def _canonical(value: Scalar) -> tuple[str, str]:
-    """The type and one notation for all values that are equal."""
+    """The type, and the same notation for all values that are equal."""
     if isinstance(value, bool):
         return "boolean", str(value)
     if isinstance(value, str):

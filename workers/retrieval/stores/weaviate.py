@@ -1,20 +1,20 @@
 """The vector store Weaviate, version 1.33 or later.
 
-A collection of Sluice is a collection of Weaviate (a class) with the name of `stored_name`. An
-object's UUID is made of the chunk's id (`object_id`). Its properties are `chunk_id`, `text`,
+A collection of Sluice is a collection of Weaviate (a class) with the name from `stored_name`. The
+UUID of an object comes from the chunk's id (`object_id`). Its properties are `chunk_id`, `text`,
 `metadata` (the user's, as JSON), `source`, `document_id`, `start_index`, and `terms`.
 
 Weaviate's properties have ASCII names and one type each; keys of metadata have neither. So filters
-do not compare properties: each value of a chunk is a term in `terms`, a hash of its key, its type
-and itself, and a filter asks which of some terms a chunk has (`ContainsAny`, `And`, `Or`, `Not`).
-Numbers have more terms, for orders. All filters are exact but for the order of texts and of numbers
-that doubles round; texts and numbers are equal exactly.
+do not compare properties. Each value of a chunk is a term in `terms`, a hash of its key, type and
+value, and a filter tests which terms a chunk has (`ContainsAny`, `And`, `Or`, `Not`). Numbers have
+more terms, for smaller and larger. All filters are exact, except for the order of texts, and of
+numbers that a double rounds.
 
-Requests are Weaviate's published gRPC messages, as its Python client brings them, and REST for
-collections. The client itself would try again for a minute where a server is away, and drops the
-status of errors; here every request ends in time, and its status is read.
+Requests are Weaviate's published gRPC messages from its Python client, and REST for collections.
+The client's own methods would retry for a minute if a server is away, and hide the status of
+errors; here every request ends in time, and its status is read.
 
-Writing and deleting wait for all replicas (consistency level ALL), so reading asks one of them.
+Writing and deleting wait for all replicas (consistency level ALL), so reading needs one of them.
 """
 
 import hashlib
@@ -72,14 +72,14 @@ from workers.retrieval.stores.timed_transport import TimedTransport
 
 API_KEY = "SLUICE_WEAVIATE_API_KEY"
 OLDEST_VERSION = (1, 33)
-"""The first one with the filter `Not`."""
+"""The first version with the filter `Not`."""
 GRPC_PORT = 50051
 BATCH_OBJECTS = 200
 BATCH_LIMIT_BYTES = 8 * 2**20
-"""Below the 10 MiB that a small server may have as its limit (GRPC_MAX_MESSAGE_SIZE)."""
+"""Below 10 MiB, which may be the limit of a small server (GRPC_MAX_MESSAGE_SIZE)."""
 BATCH_IDS = 500
 RESULTS_LIMIT = 10_000
-"""The most that one request may ask for (QUERY_MAXIMUM_RESULTS of Weaviate)."""
+"""The most results of one request (QUERY_MAXIMUM_RESULTS of Weaviate)."""
 PARALLEL_QUERIES = 8
 RECONNECT_LIMIT_MS = 2000
 CURSORS_KEPT = 256
@@ -126,7 +126,7 @@ def object_id(chunk_id: str) -> str:
 
 
 def _grpc_address(url: StoreUrl) -> str:
-    """Where the URL has `?grpc=HOST:PORT`, this; otherwise GRPC_PORT of the same host. Raises
+    """The address in `?grpc=HOST:PORT` of the URL, or else GRPC_PORT of the same host. Raises
     ConfigurationError."""
     host = f"[{url.host}]" if ":" in url.host else url.host
     address = url.options.get("grpc", f"{host}:{GRPC_PORT}")
@@ -140,7 +140,7 @@ def _grpc_address(url: StoreUrl) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cursor:
-    """`id_page` begins after the object `after` where it is asked for `offset`."""
+    """The object `after` which `id_page` continues at `offset`."""
 
     offset: int
     after: str
@@ -149,8 +149,8 @@ class _Cursor:
 class Weaviate:
     """A `VectorStore` on a Weaviate server.
 
-    Each class has the distance `cosine`, whatever `make` is told: for vectors of length 1 the three
-    are one, and no query has to ask which one a class has.
+    Each class has the distance `cosine`, whatever distance `make` gets: for vectors of length 1 all
+    three give the same order, and queries need not ask which one a class has.
     """
 
     def __init__(self, settings: Settings, url: str) -> None:
@@ -186,7 +186,8 @@ class Weaviate:
         options = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
-            # A server that is back is found within seconds; the default is up to two minutes.
+            # Connections to a server that is back are made within seconds; the default is up to two
+            # minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_LIMIT_MS),
         ]
@@ -211,7 +212,7 @@ class Weaviate:
                 connection.close()
 
     def _method(self, name: str, reply: Any) -> Any:
-        """A method of Weaviate's service that takes its request."""
+        """A method of Weaviate's gRPC service."""
         return self._channel.unary_unary(
             f"/weaviate.v1.Weaviate/{name}",
             request_serializer=lambda request: request.SerializeToString(),
@@ -274,7 +275,7 @@ class Weaviate:
             raise self._refusal(name, details) from error
 
     def _refusal(self, name: str, details: str) -> Exception:
-        """What an error means that has no status."""
+        """The exception for an error without a status."""
         if _PASSING.search(details):
             return self._unavailable(details)
         if self._class(name) is None:
@@ -307,7 +308,7 @@ class Weaviate:
         if self._class(name) is not None:
             return
         made = self._request("POST", "/schema", body=_class(name), expected=(200, 422))
-        # 422 if another process was faster, as for a definition that the server does not accept.
+        # Status 422: another process was faster, or the server does not accept the definition.
         if made.status_code == 422 and self._class(name) is None:
             raise Permanent(f"Weaviate refused: {_rest_error(made)}")
 
@@ -349,7 +350,7 @@ class Weaviate:
     # Chunks
 
     def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
-        # Weaviate would make a class that it does not have, and guess how (AUTOSCHEMA_ENABLED).
+        # Weaviate would make a missing class, with guessed types (AUTOSCHEMA_ENABLED).
         if self._class(name) is None:
             raise self._missing(name)
         self._cursors.pop(name, None)
@@ -440,7 +441,7 @@ class Weaviate:
         metadata: MetadataRequest,
         level: ConsistencyLevel = ConsistencyLevel.CONSISTENCY_LEVEL_ONE,
     ) -> list[SearchResult]:
-        """Those of at most BATCH_IDS chunks that are there."""
+        """The objects of at most BATCH_IDS chunks, without missing ones."""
         request = SearchRequest(
             collection=stored_name(name),
             limit=len(ids),
@@ -474,8 +475,8 @@ class Weaviate:
         return deleted
 
     def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
-        """Pages in a row are read one after the other; any other `offset` is walked to from the
-        first chunk, for Weaviate has no offset beyond QUERY_MAXIMUM_RESULTS."""
+        """Consecutive pages are read one after another. Any other `offset` is reached from the
+        first chunk, because Weaviate has no offset beyond QUERY_MAXIMUM_RESULTS."""
         cursor = self._cursors.pop(name, None)
         if cursor is None or cursor.offset != offset:
             cursor = _Cursor(offset=0, after=_BEFORE_ALL)
@@ -517,7 +518,7 @@ def _class(name: str) -> dict[str, Any]:
         "description": f"Chunks of the collection {name} of Sluice",
         "vectorizer": "none",
         "vectorIndexType": "hnsw",
-        # Servers may be set to compress the vectors of classes that do not say this.
+        # Servers may be configured to compress the vectors of classes that do not set this.
         "vectorIndexConfig": {"distance": "cosine", "skipDefaultQuantization": True},
         # A replica that missed a deletion does not bring the object back.
         "replicationConfig": {"deletionStrategy": "TimeBasedResolution"},
@@ -591,10 +592,10 @@ def _match(result: SearchResult) -> Match:
 
 # The terms of a chunk
 #
-# A value has one term, an item of a list one of its own kind. A number has 16 terms more, for
-# orders: the doubles in their order are numbered with 64 bits, and a term says that the first 4, 8,
-# ... or all 64 bits of the number are these. So every range is the union of at most 480 terms, 15
-# at either end for each length.
+# A value has one term, an item of a list one of another kind. A number has 16 more terms, for
+# order: the doubles in their order are numbered with 64 bits, and a term has the first 4, 8, ... or
+# all 64 bits of that number. So each range is the union of at most 480 terms, 15 at either end for
+# each length.
 
 _DIGIT_BITS = 4
 _FIRST_DIGIT_BIT = 64 - _DIGIT_BITS
@@ -636,7 +637,7 @@ def _hash(*parts: Scalar) -> str:
 
 
 def place(number: float) -> int:
-    """The place of the nearest double among all doubles in their order, from 0 to 2^64 - 1."""
+    """The index of the nearest double among all doubles in their order, from 0 to 2^64 - 1."""
     (bits,) = struct.unpack(">Q", struct.pack(">d", number + 0.0))
     sign = 1 << 63
     return int(bits ^ (2 * sign - 1) if bits & sign else bits | sign)
