@@ -310,7 +310,7 @@ class Addition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownText:
     """What one step of a job has shown, from an offset on; `choice` is the number of the answer
     that the step writes, where its job has several. `logprobs` are those behind the first
     `logprobs_before`, as `TokenLogprob` has them."""
@@ -388,7 +388,7 @@ def shown_of_job(
     job_id: UUID,
     offsets: Mapping[int, int],
     logprobs: Mapping[int, int] | None = None,
-) -> list[Shown]:
+) -> list[ShownText]:
     """What the job's steps have shown behind so many characters, and so many log-probabilities, of
     each, in order; of steps before the first of `offsets`, nothing."""
     rows = session.execute(
@@ -401,7 +401,7 @@ def shown_of_job(
         },
     )
     return [
-        Shown(
+        ShownText(
             step_id=row.step_id,
             choice=row.choice or 0,
             offset=row.start,

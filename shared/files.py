@@ -48,7 +48,7 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredBytes:
     """Bytes in the storage that have no row yet."""
 
     id: UUID
@@ -63,7 +63,7 @@ class Storage:
     def __init__(self, url: str) -> None:
         self._fs, self._root = url_to_fs(url, auto_mkdir=True)
 
-    def store(self, source: Readable, *, name: str, limit_bytes: int) -> Stored:
+    def store(self, source: Readable, *, name: str, limit_bytes: int) -> StoredBytes:
         """Copy a stream. Raises TooLarge or InvalidInput (empty), and then keeps nothing."""
         file_id = new_id()
         path = f"{file_id.hex[-2:]}/{file_id}"
@@ -81,7 +81,7 @@ class Storage:
         except BaseException:
             self.delete(path)
             raise
-        return Stored(id=file_id, path=path, size_bytes=size, sha256=digest.hexdigest())
+        return StoredBytes(id=file_id, path=path, size_bytes=size, sha256=digest.hexdigest())
 
     def write(self, path: str, source: Readable) -> None:
         """Copy a stream to a path of one's choice. Raises Unavailable, and keeps nothing then."""
@@ -172,7 +172,7 @@ def too_large(name: str, limit_bytes: int) -> str:
 
 def record(
     session: Session,
-    stored: Stored,
+    stored: StoredBytes,
     *,
     name: str,
     content_type: str | None,

@@ -82,7 +82,7 @@ class StoreUrl:
         return f"{'https' if self.is_secure else 'http'}://{self.address}"
 
 
-class Place(Enum):
+class Target(Enum):
     """What follows the scheme in a URL; the values are descriptions for messages."""
 
     SERVER = "a host"
@@ -176,7 +176,7 @@ class StoreType:
     """A `VectorStore` (`workers/retrieval/store.py`) as `module:class`, made with the settings and
     the text of a URL. The module imports the library of the store at its top."""
     check: Check
-    places: tuple[Place, ...] = (Place.SERVER,)
+    targets: tuple[Target, ...] = (Target.SERVER,)
     port: int | None = None
     """The default port; of a secure URL it is 443."""
     extra: str | None = None
@@ -204,7 +204,7 @@ STORES: dict[str, StoreType] = {
             name="pgvector",
             schemes=("postgres", "postgresql"),
             example="postgres",
-            places=(Place.DATABASE, Place.SERVER),
+            targets=(Target.DATABASE, Target.SERVER),
             port=5432,
             has_database=True,
             check=postgres_answers,
@@ -214,7 +214,7 @@ STORES: dict[str, StoreType] = {
             name="faiss",
             schemes=("faiss",),
             example="faiss:///srv/vectors",
-            places=(Place.FOLDER,),
+            targets=(Target.FOLDER,),
             check=writable_folder,
             extra="faiss",
             store="workers.retrieval.stores.faiss:Faiss",
@@ -232,7 +232,7 @@ STORES: dict[str, StoreType] = {
             name="qdrant",
             schemes=("qdrant", "qdrant+https"),
             example="qdrant://host:6333",
-            places=(Place.SERVER, Place.FOLDER),
+            targets=(Target.SERVER, Target.FOLDER),
             port=6333,
             check=server_or_folder(http_path("/readyz")),
             store="workers.retrieval.stores.qdrant:Qdrant",
@@ -243,7 +243,7 @@ STORES: dict[str, StoreType] = {
             schemes=("milvus", "milvus+https"),
             example="milvus://host:19530",
             port=19530,
-            places=(Place.SERVER, Place.FOLDER),
+            targets=(Target.SERVER, Target.FOLDER),
             has_database=True,
             check=open_port_or_file,
             store="workers.retrieval.stores.milvus:Milvus",
@@ -352,14 +352,14 @@ def _url(
     except ValueError as error:
         raise ConfigurationError(f"{setting} {error}: {like}.") from None
     path = url.path.rstrip("/")
-    place = Place.SERVER if url.host else Place.FOLDER if path else Place.DATABASE
-    has_path = place is Place.SERVER and path != ""
-    if place not in type_.places or (has_path and not type_.has_database):
-        wanted = " or ".join(one.value for one in type_.places)
+    target = Target.SERVER if url.host else Target.FOLDER if path else Target.DATABASE
+    has_path = target is Target.SERVER and path != ""
+    if target not in type_.targets or (has_path and not type_.has_database):
+        forms = " or ".join(one.value for one in type_.targets)
         raise ConfigurationError(
-            f"{setting}: behind {url.scheme} stands {wanted}, and nothing more: {like}."
+            f"{setting}: behind {url.scheme} stands {forms}, and nothing more: {like}."
         )
-    if place is not Place.SERVER:
+    if target is not Target.SERVER:
         return url
     port = url.port or (443 if url.is_secure else port or type_.port)
     credentials, at, _ = urlsplit(text).netloc.rpartition("@")

@@ -616,7 +616,7 @@ def take_back(round_: Round) -> None:
     """Hand expired attempts to the retry policy."""
     ledger, handlers = round_.process.ledger, round_.handlers
     with ledger.read() as session:
-        lost = steps.expired(
+        expired_steps = steps.expired(
             session,
             ~sweeps.is_left_alone(round_.part, "step", Step.id),
             limit=round_.limit_rows,
@@ -635,7 +635,9 @@ def take_back(round_: Round) -> None:
             claim = replace(claim, payload=steps.payload_of(session, claim))
         settle_failure(session, round_.process.settings, handler, claim, lost_worker(claim))
 
-    round_.handle_all((Item(kind="step", id=id_, job_id=job_id) for id_, job_id in lost), settle)
+    round_.handle_all(
+        (Item(kind="step", id=id_, job_id=job_id) for id_, job_id in expired_steps), settle
+    )
 
 
 def end_overdue(round_: Round) -> None:

@@ -53,7 +53,7 @@ JOB_ID = "x-sluice-job-id"
 NO_RETRY = {"x-should-retry": "false"}
 """OpenAI's clients repeat requests that failed with 409 or 5xx unless this header forbids it. The
 job has already used its attempts."""
-GONE = 499
+CLIENT_CLOSED = 499
 """The status of a request whose client has closed the connection; nobody reads it."""
 
 
@@ -338,7 +338,7 @@ async def _until_end(
     try:
         await asyncio.wait({end, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not end.done():
-            raise ProblemError(Problem(status=GONE, detail="The client has gone."))
+            raise ProblemError(Problem(status=CLIENT_CLOSED, detail="The client has gone."))
         return end.result()
     finally:
         for task in (end, disconnect):

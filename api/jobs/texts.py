@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import Parts
 from api.jobs.following import READ_ENTRIES, StreamEntry
 from shared import conversations
-from shared.conversations import Shown
+from shared.conversations import ShownText
 from shared.redis.events import stream_key
 
 
@@ -131,6 +131,6 @@ class Unread:
 
 def _shown_text(
     parts: Parts, job_id: UUID, offsets: Mapping[int, int], logprobs: Mapping[int, int]
-) -> list[Shown]:
+) -> list[ShownText]:
     with parts.ledger.read() as session:
         return conversations.shown_of_job(session, job_id, offsets, logprobs)

@@ -31,7 +31,7 @@ from shared.errors import Conflict, NotFound
 from shared.filters import MetadataFilter
 from shared.tables import Chunk, Collection, Container, Document, Version
 
-Chosen = Select[*tuple[Any, ...]]
+ChunkQuery = Select[*tuple[Any, ...]]
 
 CHUNK_ID = re.compile(r"([0-9a-f]{32})-([0-9]{6,10})")
 
@@ -234,18 +234,18 @@ def _named(ids: Sequence[str], collection_id: UUID) -> dict[str, Any]:
     }
 
 
-def _among(make: Callable[[], Chosen], where: MetadataFilter | None) -> Chosen:
+def _among(make: Callable[[], ChunkQuery], where: MetadataFilter | None) -> ChunkQuery:
     """The chunks that `_named` names, each found by an index: OFFSET keeps the planner from reading
     a whole table. The statement is the same for any number of ids, so it is seldom planned."""
     return _among_all(make) if where is None else _among_those(make, where)
 
 
 @cache
-def _among_all(make: Callable[[], Chosen]) -> Chosen:
+def _among_all(make: Callable[[], ChunkQuery]) -> ChunkQuery:
     return _among_those(make, None)
 
 
-def _among_those(make: Callable[[], Chosen], where: MetadataFilter | None) -> Chosen:
+def _among_those(make: Callable[[], ChunkQuery], where: MetadataFilter | None) -> ChunkQuery:
     named = (
         func.unnest(
             bindparam("version_ids", type_=ARRAY(Uuid)), bindparam("ordinals", type_=ARRAY(Integer))
@@ -264,7 +264,7 @@ def _among_those(make: Callable[[], Chosen], where: MetadataFilter | None) -> Ch
     return select(*chunks.c).select_from(named.join(chunks, true()))
 
 
-def _keys() -> Chosen:
+def _keys() -> ChunkQuery:
     return _live(select(Chunk.version_id, Chunk.ordinal))
 
 
@@ -360,7 +360,7 @@ def _documents() -> Select[Document, Version, str, str | None, bool | None]:
     )
 
 
-def _chunks() -> Chosen:
+def _chunks() -> ChunkQuery:
     """Columns, because an object of the ORM costs as much as everything else for a row."""
     return _live(
         select(
@@ -370,7 +370,7 @@ def _chunks() -> Chosen:
     )  # fmt: skip
 
 
-def _live(query: Chosen) -> Chosen:
+def _live(query: ChunkQuery) -> ChunkQuery:
     return (
         query.select_from(Chunk)
         .join(Version, Version.id == Chunk.version_id)

@@ -555,13 +555,13 @@ def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[Embeddi
     if len({part.version_id for part in parts}) < len(parts):
         return [embedded for part in parts for embedded in note_embedded(session, [part])]
     ids = [part.version_id for part in parts]
-    found = session.execute(
+    version_rows = session.execute(
         select(Version.id, Document)
         .join(Document, Document.id == Version.document_id)
         .where(Version.id.in_(ids))
         .execution_options(populate_existing=True)
     )
-    documents = {row.id: row.Document for row in found}
+    documents = {row.id: row.Document for row in version_rows}
     values = {
         "ids": ids,
         "firsts": [part.first for part in parts],
@@ -570,15 +570,15 @@ def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[Embeddi
     rows = {row.id: row for row in session.execute(_NOTE, values)}
     counts = Counter(document.id for document in documents.values())
     fresh: list[UUID] = []
-    noted: list[EmbeddingOutcome] = []
+    outcomes: list[EmbeddingOutcome] = []
     for part in parts:
         row, document = rows.get(part.version_id), documents.get(part.version_id)
         if row is None or document is None:
-            noted.append(EmbeddingOutcome(state=None))
+            outcomes.append(EmbeddingOutcome(state=None))
             continue
         state = VersionState(row.state)
         if state is not VersionState.PENDING or not row.complete:
-            noted.append(
+            outcomes.append(
                 EmbeddingOutcome(
                     state=state,
                     by_another=state is VersionState.LIVE,
@@ -589,15 +589,15 @@ def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[Embeddi
             continue
         if document.live_version_id is None and counts[document.id] == 1:
             fresh.append(part.version_id)
-            noted.append(EmbeddingOutcome(state=VersionState.LIVE, chunk_count=row.chunk_count))
+            outcomes.append(EmbeddingOutcome(state=VersionState.LIVE, chunk_count=row.chunk_count))
         else:
-            noted.append(_take_over(session, document, part.version_id, row.chunk_count))
+            outcomes.append(_take_over(session, document, part.version_id, row.chunk_count))
         in_parts = part.end - part.first < row.chunk_count  # and others have left postings
-        if in_parts and noted[-1].state is VersionState.LIVE:
+        if in_parts and outcomes[-1].state is VersionState.LIVE:
             lexical.publish(session, part.version_id)
     if fresh:
         session.execute(_MAKE_LIVE, {"ids": fresh})
-    return noted
+    return outcomes
 
 
 def _take_over(

@@ -363,7 +363,10 @@ class LineOutcome:
     """Whether `error` has to be stored with the line, because its job did not fail."""
 
 
-GONE = {"type": "NotFound", "message": "The job of this line is gone; retry the failed lines."}
+JOB_DELETED = {
+    "type": "NotFound",
+    "message": "The job of this line is gone; retry the failed lines.",
+}
 
 
 def ended_outcomes(
@@ -393,7 +396,7 @@ def _state_of(row: Any, has_expired: bool) -> str:
 
 
 def _outcome(row: Any, state: str) -> LineOutcome:
-    error = row.line_error or row.error or (GONE if row.state is None else {})
+    error = row.line_error or row.error or (JOB_DELETED if row.state is None else {})
     return LineOutcome(
         number=row.number,
         custom_id=row.custom_id,

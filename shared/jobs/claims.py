@@ -54,7 +54,7 @@ class Claim:
 # the step's `max_attempts` beyond the job's; the job's attempt, which users see, is without them.
 # Sums are made in 64 bits: a row with a count at the end of its range must not stop its queue.
 # An input comes along unless it is stored apart from its row, and would have to be fetched.
-TAKEN = """), claimed AS (
+CLAIM_PICKED = """), claimed AS (
     UPDATE steps SET state = 'running', attempt = least(attempt, 2147483646) + 1, worker = :worker,
         started_at = now(), lease_until = now() + make_interval(secs => :lease_s)
     FROM picked WHERE steps.id = picked.id
@@ -139,7 +139,7 @@ WITH RECURSIVE present AS (
             FOR UPDATE SKIP LOCKED) put_off) s
     LIMIT 1
 """
-    + TAKEN
+    + CLAIM_PICKED
     + """, turn AS MATERIALIZED (
     SELECT t.queue, t.fair_key FROM claimed c
     JOIN turns t ON t.queue = c.queue AND t.fair_key = c.fair_key
@@ -194,7 +194,7 @@ WITH picked AS MATERIALIZED (
         LIMIT :limit * :shared_by) waiting))
     FOR NO KEY UPDATE OF s, j SKIP LOCKED
 """
-    + TAKEN
+    + CLAIM_PICKED
     + COLUMNS
     + """, false AS has_company
 FROM claimed c JOIN jobs j ON j.id = c.job_id

@@ -27,7 +27,7 @@ from shared.database.transaction import Ledger
 from shared.errors import Permanent, Unavailable
 from shared.filters import MetadataFilter
 from shared.kinds import registry as kinds
-from shared.vector_stores import Place, require_store
+from shared.vector_stores import Target, require_store
 from tests.integration.ingestion import (
     CATS,
     TRAINS,
@@ -427,7 +427,7 @@ def process(
 def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -> None:
     configured = require_store(process.settings)
     assert configured.problem(timeout_s=10) is None
-    assert Place.FOLDER in configured.type_.places
+    assert Target.FOLDER in configured.type_.targets
     collection = new_collection(process)
     assert ingest(process, collection, {"cats": CATS}, metadata={"topic": "pets", "year": 2024})[
         0

@@ -10,8 +10,8 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.vector_stores import (
     STORES,
-    Place,
     StoreType,
+    Target,
     require_store,
     store_of_urls,
     with_the_database,
@@ -118,7 +118,7 @@ def process_with_toy(
         name="memory",
         schemes=("memory",),
         example="memory",
-        places=(Place.DATABASE,),
+        targets=(Target.DATABASE,),
         check=with_the_database,
         store="tests.integration.toy_store:Memory",
     )

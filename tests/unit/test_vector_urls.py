@@ -10,9 +10,9 @@ from shared.config import Settings
 from shared.errors import ConfigurationError
 from shared.vector_stores import (
     STORES,
-    Place,
     StoreType,
     StoreUrl,
+    Target,
     configured_store,
     require_store,
     with_the_database,
@@ -30,12 +30,12 @@ def settings(vectors_url: str | None = None, **fields: Any) -> Settings:
 @pytest.fixture(autouse=True)
 def other_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """A type with a folder, and one in the ledger's database."""
-    for name, example, place, check in (
-        ("folder", "folder:///srv/vectors", Place.FOLDER, writable_folder),
-        ("ledger", "ledger", Place.DATABASE, with_the_database),
+    for name, example, target, check in (
+        ("folder", "folder:///srv/vectors", Target.FOLDER, writable_folder),
+        ("ledger", "ledger", Target.DATABASE, with_the_database),
     ):
         type_ = StoreType(
-            name=name, schemes=(name,), example=example, places=(place,), check=check, store=""
+            name=name, schemes=(name,), example=example, targets=(target,), check=check, store=""
         )
         monkeypatch.setitem(STORES, name, type_)
 

@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Heartbeat:
-    """The state of one running step; `gone` is set once another worker has the step, or may have
-    it."""
+    """The state of one running step; `lost_event` is set once another worker has the step, or may
+    have it."""
 
     context: Context
-    gone: threading.Event = field(default_factory=threading.Event)
+    lost_event: threading.Event = field(default_factory=threading.Event)
     unanswered: Transaction | None = None
     """The transaction that records the attempt, if the answer to its commit was lost."""
     is_ending: bool = False
@@ -42,11 +42,11 @@ class Heartbeat:
     extended: float = field(default_factory=time.monotonic)
 
     @property
-    def lost(self) -> bool:
-        return self.gone.is_set()
+    def is_lost(self) -> bool:
+        return self.lost_event.is_set()
 
     def lose(self) -> None:
-        self.gone.set()
+        self.lost_event.set()
         self.context.must_stop("The lease was lost; another worker has the step.")
 
 

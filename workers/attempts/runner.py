@@ -133,7 +133,7 @@ def _record_outcome(
         )
     except Cancelled as error:
         reason = error.message
-        return not heartbeat.lost and _write_until_lost(
+        return not heartbeat.is_lost and _write_until_lost(
             process, heartbeat, lambda own: _stop(own, process.settings, handler, claim, reason)
         )
     except SoftTimeLimitExceeded:
@@ -161,11 +161,11 @@ def _write_until_lost(
             with process.ledger.begin() as transaction:
                 return write(transaction)
         except SQLAlchemyError as error:
-            if heartbeat.lost or not is_outage(error):
+            if heartbeat.is_lost or not is_outage(error):
                 raise
             heartbeat.unanswered = transaction
             log.warning("the database is away; recording is tried again: %s", message_of(error))
-        heartbeat.gone.wait(process.settings.step_heartbeat_s)
+        heartbeat.lost_event.wait(process.settings.step_heartbeat_s)
 
 
 def conclude_all(

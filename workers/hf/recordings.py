@@ -92,10 +92,12 @@ def _run(context: Context, name: str, data: bytes, speech: SpeechOptions) -> Don
             rows = {str(k): output for k, output in sorted(outputs.items())}
             return Done(children=[transcribe_step(ordinal, rows=rows)])
     in_order = [outputs[k] for k in range(len(prepared.rows))]
-    heard = list(_utterances(model.finish(prepared, in_order, parameters)))
-    path = store_large(context, to_json(heard).encode())
-    kept: dict[str, Any] = {"path": path} if path else {"utterances": heard}
-    return Done(children=[load_step([ordinal], transcript=kept)], warnings=list(prepared.warnings))
+    utterances = list(_utterances(model.finish(prepared, in_order, parameters)))
+    path = store_large(context, to_json(utterances).encode())
+    transcript: dict[str, Any] = {"path": path} if path else {"utterances": utterances}
+    return Done(
+        children=[load_step([ordinal], transcript=transcript)], warnings=list(prepared.warnings)
+    )
 
 
 def _utterances(answer: dict[str, Any]) -> Iterator[Utterance]:

@@ -35,11 +35,11 @@ def guard_hub(settings: Settings) -> None:
     """From now on the library makes guarded connections; once is enough."""
     global _installed
     urls = (constants.ENDPOINT, inference_url(), settings.hf_hub_url)
-    wanted = (settings.guard(), frozenset(url for url in urls if url))
+    arguments = (settings.guard(), frozenset(url for url in urls if url))
     with _lock:
-        if wanted != _installed:
-            set_client_factory(partial(_client, *wanted))
-            _installed = wanted
+        if arguments != _installed:
+            set_client_factory(partial(_client, *arguments))
+            _installed = arguments
 
 
 def release_hub() -> None:

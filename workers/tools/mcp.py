@@ -283,7 +283,7 @@ class _Limited(httpx2.AsyncBaseTransport):
             await response.aclose()
             raise _TooLong("its answer is packed, which was not asked for")
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = _Counted(response.stream, self)
+        response.stream = _CountedStream(response.stream, self)
         return response
 
     def take(self, size: int) -> None:
@@ -297,7 +297,7 @@ class _Limited(httpx2.AsyncBaseTransport):
         await self._transport.aclose()
 
 
-class _Counted(httpx2.AsyncByteStream):
+class _CountedStream(httpx2.AsyncByteStream):
     def __init__(self, stream: httpx2.AsyncByteStream, limited: _Limited) -> None:
         self._stream, self._limited = stream, limited
 

@@ -225,9 +225,9 @@ def _call_id_of(number: int, message: OllamaMessage, open_calls: list[tuple[str,
     """The id of the call whose result a message is, which is removed from `open_calls`. Raises
     InvalidInput."""
     name = message.tool_name or message.name
-    for wanted_id, wanted_name in ((message.tool_call_id, None), (None, name)):
+    for call_id, function_name in ((message.tool_call_id, None), (None, name)):
         for call in open_calls:
-            if (wanted_id and call[0] == wanted_id) or (wanted_name and call[1] == wanted_name):
+            if (call_id and call[0] == call_id) or (function_name and call[1] == function_name):
                 open_calls.remove(call)
                 return call[0]
     if open_calls and not name and not message.tool_call_id:

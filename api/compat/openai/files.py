@@ -34,7 +34,13 @@ LIMIT_FILES = 10_000
 LEAST_LIFETIME_S, LONGEST_LIFETIME_S = 3600, 2_592_000
 BATCH_LIFETIME = timedelta(days=30)
 """The default for files of the purpose `batch`."""
-SENT = (Purpose.ASSISTANTS, Purpose.BATCH, Purpose.FINE_TUNE, Purpose.VISION, Purpose.USER_DATA)
+UPLOAD_PURPOSES = (
+    Purpose.ASSISTANTS,
+    Purpose.BATCH,
+    Purpose.FINE_TUNE,
+    Purpose.VISION,
+    Purpose.USER_DATA,
+)
 """The purposes of uploads; files that Sluice writes have others."""
 FIELDS = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
@@ -142,11 +148,11 @@ async def create_openai_file(
             unknown[0],
             f"There is no field {shown(unknown[0])}; there are {', '.join(sorted(FIELDS))}.",
         )
-    if purpose not in SENT:
+    if purpose not in UPLOAD_PURPOSES:
         raise invalid(
             "purpose",
-            f"{shown(purpose)} is no purpose of uploads here; there are {', '.join(SENT)}. Use "
-            "user_data for anything else.",
+            f"{shown(purpose)} is no purpose of uploads here; there are "
+            f"{', '.join(UPLOAD_PURPOSES)}. Use user_data for anything else.",
         )
     expires_at = _expiry(anchor, lifetime_s)
     if expires_at is None and purpose == Purpose.BATCH:

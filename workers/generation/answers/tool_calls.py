@@ -98,10 +98,10 @@ def _marked(text: str) -> list[_Span]:
         spans.append(_Span(start, at, calls))
 
 
-_Read = tuple[int, list[tuple[str, dict[str, Any]]]]
+_ParsedCalls = tuple[int, list[tuple[str, dict[str, Any]]]]
 
 
-def _hermes(text: str, at: int) -> _Read | None:
+def _hermes(text: str, at: int) -> _ParsedCalls | None:
     """One call, or a list of them, up to the closing tag, the next opening one, or the end."""
     value, at = _json_at(text, at)
     calls = _calls(value)
@@ -109,7 +109,7 @@ def _hermes(text: str, at: int) -> _Read | None:
     return (end.end(), calls) if calls and end else None
 
 
-def _mistral(text: str, at: int) -> _Read | None:
+def _mistral(text: str, at: int) -> _ParsedCalls | None:
     value, end = _json_at(text, at)
     if calls := _calls(value):
         return end, calls
@@ -123,7 +123,7 @@ def _mistral(text: str, at: int) -> _Read | None:
     return (at, calls) if calls else None
 
 
-def _llama(text: str, at: int) -> _Read | None:
+def _llama(text: str, at: int) -> _ParsedCalls | None:
     calls: list[tuple[str, dict[str, Any]]] = []
     while at < len(text):
         value, end = _json_at(text, at)

@@ -737,11 +737,11 @@ def _remove_old(folder: Path, generation: int) -> None:
 def _is_at(file: int, path: Path) -> bool:
     """Whether an open file is the one at the path."""
     try:
-        found = path.stat()
+        at_path = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    own = os.fstat(file)
-    return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
+    opened = os.fstat(file)
+    return (opened.st_dev, opened.st_ino) == (at_path.st_dev, at_path.st_ino)
 
 
 def _try_lock(file: int) -> bool:

@@ -253,13 +253,13 @@ class Weaviate:
         if response.status_code == 404:
             return {}
         try:
-            found: dict[str, Any] = dict(response.json())
+            body: dict[str, Any] = dict(response.json())
         except (ValueError, TypeError):
             raise Permanent(
                 f"What answers at {self._url} ({VECTORS_URL}) is no Weaviate: {path} has "
                 f"{shown(response.text[:200])} instead of an object."
             ) from None
-        return found
+        return body
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:

@@ -361,7 +361,7 @@ def _of_classes(
 ) -> list[etree._Element]:
     """The outermost elements that have one of the classes, or whose attribute is exactly that text,
     as with a `SoupStrainer` of Beautiful Soup."""
-    wanted = set(css_classes)
+    names = set(css_classes)
     roots: list[etree._Element] = []
     others: dict[str, None] = {}
     walker = etree.iterwalk(root, events=("start",))
@@ -370,7 +370,7 @@ def _of_classes(
         if attribute is None:
             continue
         classes = attribute.split()
-        if attribute in wanted or not wanted.isdisjoint(classes):
+        if attribute in names or not names.isdisjoint(classes):
             roots.append(node)
             walker.skip_subtree()
         elif len(others) < _CLASSES_NAMED:
@@ -426,14 +426,14 @@ def _title(root: etree._Element) -> str | None:
 
 def _meta(root: etree._Element) -> dict[str, str]:
     """Name -> content of `<meta>`; the first counts if a name occurs twice."""
-    found: dict[str, str] = {}
+    contents: dict[str, str] = {}
     for node in root.iter("{*}meta"):
         names = (node.get(key) for key in ("property", "name", "itemprop", "http-equiv"))
         name = next(filter(None, names), "")
         content = " ".join(node.get("content", "").split())[:_META_CHARS]
-        if name and content and len(found) < _META_LIMIT:
-            found.setdefault(name.strip().lower(), content)
-    return found
+        if name and content and len(contents) < _META_LIMIT:
+            contents.setdefault(name.strip().lower(), content)
+    return contents
 
 
 def _about(root: etree._Element) -> Metadata:

@@ -95,7 +95,7 @@ _NO_ARTICLES: Final = frozenset(_NO_ARTICLE_TAGS.split())
 
 _GRAM_CHARS: Final = 8
 _ARTICLE_CHARS: Final = 150
-_FOUND_SHARE: Final = 0.5
+_ARTICLE_SHARE: Final = 0.5
 _LEFT_CHARS: Final = 40
 _MARKUP_LIMIT: Final = 1_000_000
 _ELEMENTS_LIMIT: Final = 200_000
@@ -118,7 +118,7 @@ class _Part:
 
     chars: int = 0
     link_chars: int = 0
-    found: int = 0
+    article_chars: int = 0
     """Characters outside links that trafilatura has, too."""
     links: int = 0
     blocks: int = 0
@@ -137,7 +137,7 @@ class _Part:
     def add(self, inner: "_Part") -> None:
         self.chars += inner.chars
         self.link_chars += inner.link_chars
-        self.found += inner.found
+        self.article_chars += inner.article_chars
         self.links += inner.links
         self.blocks += inner.blocks
         self.headings += inner.headings
@@ -173,11 +173,11 @@ def find_main_content(root: etree._Element, *, hidden: set[etree._Element]) -> M
     left_out, chars = _around(body, hidden)
     if chars < _ARTICLE_CHARS:
         return MainContent(roots=[body], left_out=left_out)  # trafilatura cannot return as much
-    found = _article_text(root, hidden | left_out)
-    parts = _parts(body, hidden | left_out, _grams(found))
+    article_text = _article_text(root, hidden | left_out)
+    parts = _parts(body, hidden | left_out, _grams(article_text))
     page = parts[body]
     plain_chars = page.chars - page.link_chars
-    if len(found) < _ARTICLE_CHARS or page.found < _FOUND_SHARE * plain_chars:
+    if len(article_text) < _ARTICLE_CHARS or page.article_chars < _ARTICLE_SHARE * plain_chars:
         return MainContent(roots=[body], left_out=left_out)
     article = _smallest(body, parts)
     left_out |= _edges(article, parts)
@@ -261,7 +261,7 @@ def _count(part: _Part, text: str | None, *, is_link: bool, grams: set[int]) -> 
     starts = range(0, len(dense) - _GRAM_CHARS + 1, _GRAM_CHARS)
     hits = sum(hash(dense[at : at + _GRAM_CHARS]) in grams for at in starts)
     if 2 * hits > len(starts):
-        part.found += len(dense)
+        part.article_chars += len(dense)
 
 
 def _notice(part: _Part, text: str) -> None:
@@ -433,12 +433,12 @@ def _smallest(body: etree._Element, parts: dict[etree._Element, _Part]) -> etree
     while True:
         inner = max(
             (child for child in article if child in parts),
-            key=lambda child: parts[child].found,
+            key=lambda child: parts[child].article_chars,
             default=None,
         )
         if inner is None or _local(inner) in _NO_ARTICLES:
             break
-        left = parts[article].found - parts[inner].found
+        left = parts[article].article_chars - parts[inner].article_chars
         if left > _LEFT_CHARS or _has_contents(article, inner, parts):
             break
         article = inner
@@ -489,7 +489,7 @@ def _edges(article: etree._Element, parts: dict[etree._Element, _Part]) -> set[e
             part = parts[child]
             if (
                 part.has_main
-                or part.found
+                or part.article_chars
                 or (part.chars and part.link_chars < _MENU_SHARE * part.chars)
             ):
                 break

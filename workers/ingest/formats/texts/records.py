@@ -230,10 +230,10 @@ class _Fields:
         there is none. A key that is spelled like the path takes precedence."""
         if len(self._keys) < _KEYS_NAMED and isinstance(value, dict):
             self._keys.update(dict.fromkeys(itertools.islice(value, _KEYS_NAMED)))
-        found = _at(value, path)
-        if found is not None:
+        field_value = _at(value, path)
+        if field_value is not None:
             self._missing.pop(path, None)
-        return found
+        return field_value
 
     def note_empty(self, number: int) -> None:
         """Note an element or line that has content, but no text in the selected fields."""
