@@ -15,7 +15,7 @@ class Format:
     name: str
     """The name for users."""
     suffixes: Sequence[str]
-    """In small letters. Folders are searched for files with one of them."""
+    """In lower case. Folders are searched for files with one of them."""
     media_types: Sequence[str]
     """The first is written into the metadata of each document of the format."""
     loader: str
@@ -40,8 +40,9 @@ class Format:
     """Whether its documents may contain others, which become documents of their own: archives, mail
     with attachments."""
     option: str = ""
-    """Of a format whose documents are read only where a job asks for it: the field of `LoadOptions`
-    (`shared/kinds/ingest.py`) that does, such as `ocr`. Folders are searched for them then."""
+    """For a format that is read only if a job asks for it: the field of `LoadOptions`
+    (`shared/kinds/ingest.py`) that does so, such as `ocr`. Folders are searched for its files only
+    then."""
     is_document: bool = True
     """False for an archive: only the files in it are documents."""
     is_isolated: bool = False
@@ -480,7 +481,8 @@ PLAIN_TEXT = FORMATS["text"]
 
 
 def suffixes(options: Collection[str] = ()) -> frozenset[str]:
-    """Of the formats that are read always, and of those that are where a job has these options."""
+    """The suffixes of the formats that are always read, and of those that are read with these
+    options of a job."""
     return frozenset(
         suffix
         for format_ in FORMATS.values()

@@ -1,4 +1,4 @@
-"""Names of encodings of text, as people, pages and programs write them -> Python's codecs."""
+"""Names of text encodings, as people, web pages and programs write them -> Python's codecs."""
 
 import codecs
 import encodings
@@ -7,7 +7,7 @@ from encodings.aliases import aliases
 from functools import cache
 from typing import Final
 
-# What is meant by a name where that is more than its own codec reads, as browsers have it
+# Names that usually mean a larger encoding than their own, as in browsers
 # (https://encoding.spec.whatwg.org/#names-and-labels), and names that Python does not know.
 _CODECS: Final = {
     "euc-kr": "cp949",
@@ -33,17 +33,16 @@ _CODECS: Final = {
     "ks_c_5601-1992": "johab",
     "ksc5601-1992": "johab",
 }
-# Python's own ways of writing text, in which no file is.
+# Codecs of Python that no file is written in.
 _NO_ENCODINGS: Final = frozenset(
     {"idna", "punycode", "raw-unicode-escape", "unicode-escape", "undefined"}
 )
 
 
 def codec_of(label: str, *, is_exact: bool = False) -> str | None:
-    """Python's name for an encoding; None where there is none of that name.
+    """Python's name for an encoding; None if there is no encoding with that name.
 
-    Whoever writes `iso-8859-1` mostly means Windows-1252. With `is_exact`, the codec is that of
-    the name itself.
+    `iso-8859-1` usually means Windows-1252. With `is_exact`, the codec is that of the name itself.
     """
     label = label.strip().lower()
     if not is_exact:
@@ -60,6 +59,7 @@ def codec_of(label: str, *, is_exact: bool = False) -> str | None:
 
 @cache
 def _known() -> frozenset[str]:
-    """Python remembers any other name for ever, and these come from outside."""
+    """Only known names: Python caches every other name without limit, and names come from
+    outside."""
     modules = {module.name for module in pkgutil.iter_modules(encodings.__path__)}
     return frozenset({*aliases, *aliases.values(), *modules})

@@ -145,7 +145,7 @@ class Writer:
                 lexical.note_published(session, ids, [Field.TERMS])
         with self._timed("merging"):
             with self._process.ledger.read() as session:
-                groups = lexical.crowded(session, self._collection_id, limit=10)
+                groups = lexical.groups_to_merge(session, self._collection_id, limit=10)
             for group in groups:
                 merge_group(self._process, group)
         self.chunks += sum(map(len, result))

@@ -221,7 +221,7 @@ class Filling:
             lexical.write(session, self._id, packed)
             lexical.note_published(session, [one.version_id for one in documents], [Field.TERMS])
         with self._process.ledger.read() as session:
-            groups = lexical.crowded(session, self._id, limit=10)
+            groups = lexical.groups_to_merge(session, self._id, limit=10)
         for group in groups:
             merge_group(self._process, group)
 

@@ -1,12 +1,12 @@
 """The lexical index in the ledger: which segments of postings count, and which versions do not.
 
-A segment is what some chunks of a collection have of one field: bytes, which
-`workers/retrieval/postings.py` makes and reads. Segments do not change. A version's postings count
-from the transaction that makes it live (`publish`) until the one that retires it (`unpublish`).
-After that they stay in their segment, and readers leave out the versions of `lexical_deletions`.
-Merging replaces many small segments by few large ones without deleted versions. Whoever merges, or
-takes postings out, holds the lock of the collection's index (`lock`); writing a version needs no
-lock.
+A segment has the postings of some chunks of a collection in one field, as bytes that
+`workers/retrieval/postings.py` writes and reads. Segments do not change. The postings of a version
+count from the transaction that makes it live (`publish`) until the one that retires it
+(`unpublish`). After that they stay in their segment, and readers leave out the versions of
+`lexical_deletions`. Merging replaces many small segments by few large ones without deleted
+versions. A transaction that merges, or removes postings, holds the lock of the collection's index
+(`lock`); writing a version needs no lock.
 """
 
 import struct
@@ -23,24 +23,25 @@ from shared.tables import Document, LexicalPage, LexicalSegment, Version
 ROWS_AT_ONCE = 10_000
 TIER_FACTOR = 8
 FULL_CHUNKS = 2**15
-"""A segment of as many chunks is not merged with others any more."""
+"""Segments with this many chunks are not merged any more."""
 
 
 class Field(IntEnum):
-    """What terms are made of: each has an index of its own."""
+    """The kind of terms; each has an index of its own."""
 
     TERMS = 0
     MORPHEMES = 1
 
     @property
     def bit(self) -> int:
-        """Of `versions.lexical_fields`."""
+        """Its bit in `versions.lexical_fields`."""
         return 1 << self.value
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedSegment:
-    """`pages` as (last term, bytes), ascending; `tokens` is the sum of the chunks' lengths."""
+    """The bytes of a segment. `pages` are pairs (last term, bytes) in ascending order; `tokens` is
+    the sum of the lengths of the chunks."""
 
     field: Field
     chunks: int
@@ -51,7 +52,7 @@ class PackedSegment:
 
 
 def tier_of(chunks: int) -> int:
-    """Segments of one tier are merged once there are `TIER_FACTOR` of them."""
+    """The tier of a segment. `TIER_FACTOR` segments of a tier are merged."""
     tier = 0
     while chunks >= TIER_FACTOR:
         chunks //= TIER_FACTOR
@@ -69,8 +70,8 @@ def write(
     *,
     version_id: UUID | None = None,
 ) -> int:
-    """Store a segment; returns its id. With a version that is pending, it counts once that is
-    live, else at once."""
+    """Store a segment; returns its id. It counts at once, or with a pending version, once that is
+    live."""
     segment_id = session.execute(
         insert(LexicalSegment)
         .values(
@@ -97,7 +98,7 @@ def write_pages(session: Session, segment_id: int, pages: Sequence[tuple[int, by
 
 
 def set_page_ends(session: Session, segment_id: int, ends: Sequence[int]) -> None:
-    """Of a segment whose pages were written one after the other."""
+    """Store the page ends of a segment whose pages were written one after the other."""
     session.execute(
         update(LexicalSegment)
         .where(LexicalSegment.id == segment_id)
@@ -111,7 +112,7 @@ def _packed_ends(ends: Sequence[int]) -> bytes:
 
 def lacks_postings(session: Session, version_id: UUID, *, first: int, end: int) -> bool:
     """Whether a pending version, whose document is locked, still needs the postings of these
-    ordinals. They are written in the transaction that notes their vectors."""
+    ordinals. They are written in the same transaction that notes their vectors."""
     lacks = session.scalar(
         text("""
             SELECT state = 'pending' AND NOT embedded @> int4range(:first, :end)
@@ -123,9 +124,10 @@ def lacks_postings(session: Session, version_id: UUID, *, first: int, end: int) 
 
 
 def publish(session: Session, version_id: UUID) -> None:
-    """Let the postings of a version that becomes live count.
+    """Let the postings of a version count, since it becomes live.
 
-    Of a field that not all of its chunks have, they are dropped: the sweeper makes them.
+    If a field lacks postings of some chunks, those of the others are dropped; the sweeper makes
+    them anew.
     """
     session.execute(
         text("""
@@ -175,8 +177,8 @@ def unpublish(session: Session, version_ids: Iterable[UUID]) -> None:
 
 
 def lock(session: Session, collection_id: UUID, *, wait: bool = True) -> bool:
-    """Keep others from merging segments of the collection until the commit; False where somebody
-    does. Taken before any lock of a row."""
+    """Keep others from merging segments of the collection until the commit; False if another
+    transaction does so now and `wait` is False. Call it before locking rows."""
     key = int.from_bytes(collection_id.bytes[8:], "big", signed=True)
     if not wait:
         return bool(session.scalar(select(func.pg_try_advisory_xact_lock(key))))
@@ -187,7 +189,7 @@ def lock(session: Session, collection_id: UUID, *, wait: bool = True) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeGroup:
-    """Segments of one tier, or those of a pending version."""
+    """Segments of one tier, or of a pending version, to be merged."""
 
     collection_id: UUID
     field: Field
@@ -195,14 +197,14 @@ class MergeGroup:
     segment_ids: Sequence[int]
 
 
-def crowded(
+def groups_to_merge(
     session: Session,
     collection_id: UUID | None = None,
     *,
     up_to_tier: int = FULL_TIER - 1,
     limit: int,
 ) -> list[MergeGroup]:
-    """Tiers that have as many segments as are merged; of one collection, or of all."""
+    """The groups of segments that are due for merging, in one collection or in all."""
     rows = session.execute(
         text(f"""
             SELECT collection_id, field, version_id, array_agg(id ORDER BY id) AS ids
@@ -269,7 +271,7 @@ class StoredSegment:
 
 
 def segments(session: Session, ids: Sequence[int]) -> list[StoredSegment]:
-    """Those of the segments that there are, in the order of their ids."""
+    """The segments with these ids that exist, in the order of their ids."""
     rows = session.execute(
         select(
             LexicalSegment.id,
@@ -314,7 +316,7 @@ def deleted_versions(session: Session, collection_id: UUID, field: Field) -> set
 
 
 def pages(session: Session, segment_id: int, last_terms: Sequence[int]) -> list[tuple[int, bytes]]:
-    """These pages of a segment, with their last terms, ascending."""
+    """These pages of a segment, as (last term, bytes), ascending."""
     rows = session.execute(
         select(LexicalPage.last_term, LexicalPage.data)
         .where(LexicalPage.segment_id == segment_id, LexicalPage.last_term.in_(last_terms))
@@ -324,8 +326,8 @@ def pages(session: Session, segment_id: int, last_terms: Sequence[int]) -> list[
 
 
 def rewrite_page(session: Session, segment_id: int, last_term: int, data: bytes) -> None:
-    """Put a page in the place of one that had postings of erased documents as well. Readers that
-    keep the old one do not count these anyway."""
+    """Replace a page that had postings of erased documents. Readers that have cached the old one do
+    not count these anyway."""
     session.execute(
         text("""
             UPDATE lexical_pages SET data = :data
@@ -336,10 +338,10 @@ def rewrite_page(session: Session, segment_id: int, last_term: int, data: bytes)
 
 
 def give_to_pending(session: Session, segment_id: int, version_id: UUID) -> bool:
-    """Make a new segment a part of a version, which can neither become live nor go before the
-    commit; False where it is gone.
+    """Make a new segment part of a pending version, which stays pending until the commit; False if
+    the version was deleted.
 
-    The last thing to be done with a segment: who erases takes locks in the same order.
+    The last operation on a segment, because erasures take locks in this order.
     """
     document = text("""
         SELECT 1 FROM documents WHERE id = (SELECT document_id FROM versions WHERE id = :id)
@@ -355,7 +357,7 @@ def give_to_pending(session: Session, segment_id: int, version_id: UUID) -> bool
 
 def remove_segments(session: Session, ids: Sequence[int], *, version_id: UUID | None) -> int:
     """Delete segments with their pages, if they still belong to that version, or to none; returns
-    how many did."""
+    how many were deleted."""
     gone = session.execute(
         delete(LexicalSegment)
         .where(
@@ -387,15 +389,15 @@ def remove_deletions(
     session.execute(text(f"DELETE FROM lexical_deletions WHERE {where} AND chunks <= 0"), rows)
 
 
-# Versions that are live and have no postings yet: those of a Sluice that had no lexical index, and,
-# of morphemes, those of a time when they were off.
+# Live versions without postings: from before there was a lexical index, or, for morphemes, from a
+# time when these were switched off.
 
 
 def unindexed(
     session: Session, field: Field, *where: ColumnElement[bool], limit: int
 ) -> list[tuple[UUID, UUID, int]]:
-    """Live versions without postings of the field, of which conditions hold: collection, version,
-    number of chunks."""
+    """Live versions without postings of the field that meet the conditions: (collection, version,
+    number of chunks)."""
     rows = session.execute(
         select(Document.collection_id, Version.id, Version.chunk_count)
         .join(
@@ -410,11 +412,11 @@ def unindexed(
 
 
 _LACKS = {field: text(f"versions.lexical_fields & {field.bit} = 0") for field in Field}
-"""As the partial indexes have it."""
+"""The same condition as that of the partial indexes."""
 
 
 def pending_chunks(session: Session, version_id: UUID, field: Field) -> int:
-    """How many chunks of a version have postings that wait for the rest."""
+    """The number of chunks of a version whose postings wait for those of the others."""
     count = session.scalar(
         select(func.sum(LexicalSegment.chunks)).where(
             LexicalSegment.version_id == version_id, LexicalSegment.field == field.value
@@ -424,7 +426,7 @@ def pending_chunks(session: Session, version_id: UUID, field: Field) -> int:
 
 
 def still_unindexed(session: Session, version_ids: Sequence[UUID], field: Field) -> set[UUID]:
-    """Those of the versions that are live and without postings; their documents must be locked."""
+    """Those of the versions that are live and have no postings; their documents must be locked."""
     rows = session.scalars(
         select(Version.id).where(
             Version.id.in_(version_ids),
@@ -436,7 +438,7 @@ def still_unindexed(session: Session, version_ids: Sequence[UUID], field: Field)
 
 
 def drop_field(session: Session, field: Field, *, limit: int) -> bool:
-    """Delete some of what a field has; False where there is nothing left."""
+    """Delete some segments of a field; False if none is left."""
     gone = session.execute(
         text("""
             DELETE FROM lexical_segments WHERE id = ANY(ARRAY(
@@ -463,7 +465,7 @@ def drop_field(session: Session, field: Field, *, limit: int) -> bool:
 
 
 def delete_of_collection(session: Session, collection_id: UUID) -> None:
-    """Everything of a collection whose rows are gone."""
+    """Delete all postings of a collection whose rows are deleted."""
     session.execute(
         text("DELETE FROM lexical_segments WHERE collection_id = :id"), {"id": collection_id}
     )

@@ -202,7 +202,7 @@ def test_scores_are_those_of_bm25s_at_any_moment(
     def merge() -> None:
         while not ended.is_set():
             with process.ledger.read() as session:
-                groups = lexical.crowded(session, limit=10)
+                groups = lexical.groups_to_merge(session, limit=10)
             for group in groups:
                 merge_group(process, group)
             indexing.compact(process, collection_id, Field.TERMS)

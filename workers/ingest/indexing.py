@@ -1,8 +1,9 @@
-"""The lexical index as ingestion keeps it: postings of new versions, merges, what lacks, what goes.
+"""The lexical index during ingestion: postings of new versions, merges, missing postings, erasure.
 
-Postings are made beside vectors, by the embedding step, outside of any transaction; the one that
-notes the vectors stores them, and makes them count where it makes a version live. Merging follows
-commits, or is the sweeper's; what has to be erased is taken out of the pages in their place.
+The embedding step makes postings together with vectors, outside of any transaction. The transaction
+that notes the vectors stores them, and lets them count if it makes the version live. Segments are
+merged after commits, or by the sweeper. Postings of erased text are removed from the pages where
+they are.
 """
 
 import logging
@@ -45,14 +46,16 @@ from workers.rounds import Item, Round
 log = logging.getLogger(__name__)
 
 AT_ONCE_CHUNKS: Final = 512
-"""Whose text is held while postings are made for what has none."""
+"""How many chunks are in memory while missing postings are made."""
 DELETED_SHARE: Final = 0.1
 DELETED_CHUNKS: Final = 512
-"""An index is rewritten where this share of its chunks is deleted, and so many."""
+"""An index is rewritten if at least this share of its chunks is deleted, and at least this
+number."""
 DELETED_VERSIONS: Final = 20_000
-"""Or where so many versions are, which each search reads."""
+"""Or if this many versions are deleted, whose ids each search reads."""
 SOON_TIER: Final = 3
-"""Segments up to this tier are merged by who wrote the last of them: that takes no second."""
+"""Segments up to this tier are merged by the step that wrote the last of them: it takes less than a
+second."""
 PAGES_AT_ONCE: Final = 32
 
 
@@ -90,15 +93,15 @@ class _Postings:
 
 
 class NewPostings:
-    """The postings of what an embedding step has embedded.
+    """The postings of the chunks that an embedding step has embedded.
 
-    Versions that are complete with it become one segment, however small each of them is; a part
-    of a larger one is kept for the time when its version becomes live.
+    All versions that are complete within the step share one segment, however small they are. A part
+    of a larger version gets a segment that waits until the version becomes live.
     """
 
     def __init__(self, process: Process, chunks: Sequence[Chunk], sizes: dict[UUID, int]) -> None:
-        """`chunks` are those of each part together, by ordinal; `sizes` has the number of chunks
-        of each version."""
+        """`chunks` are sorted by part and ordinal; `sizes` has the number of chunks of each
+        version."""
         self._whole: list[_Postings] = []
         self._parts: list[tuple[UUID, int, _Postings]] = []
         runs = list(_runs(chunks))
@@ -114,8 +117,8 @@ class NewPostings:
                     self._parts.append((run[0].version_id, len(run), postings))
 
     def write_parts(self, session: Session, collection_id: UUID) -> None:
-        """Store what waits for the rest of its version. Before its vectors are noted, and in the
-        same transaction; the documents must be locked."""
+        """Store the parts that wait for the rest of their versions. In the same transaction as
+        their vectors, and before these are noted; the documents must be locked."""
         for version_id, chunks, postings in self._parts:
             _, first = chunk_of(postings.packed.members[:20])
             if lexical.lacks_postings(session, version_id, first=first, end=first + chunks):
@@ -127,7 +130,7 @@ class NewPostings:
         collection_id: UUID,
         embedded: Iterable[tuple[UUID, EmbeddingOutcome]],
     ) -> None:
-        """Store the postings of those versions that this transaction makes live."""
+        """Store the postings of the versions that this transaction makes live."""
         live = {
             version_id
             for version_id, noted in embedded
@@ -139,7 +142,7 @@ class NewPostings:
             spans = [span for span in postings.spans if span.version_id in live]
             if not spans:
                 continue
-            if len(spans) < len(postings.spans):  # somebody erased or replaced one meanwhile
+            if len(spans) < len(postings.spans):  # a version was erased or replaced meanwhile
                 postings = _Postings.of(postings.field, spans)
             lexical.write(session, collection_id, postings.packed)
             fields.append(postings.field)
@@ -172,20 +175,20 @@ def _span(run: Sequence[Chunk], terms_in: Callable[[str], list[str]]) -> ChunkSp
 
 
 class _Changed(Exception):
-    """What was to be merged is no longer what it was; another round finds what there is then."""
+    """The segments to be merged have changed; another round takes those that exist then."""
 
 
 def merge_soon(process: Process, collection_id: UUID) -> None:
-    """Merge the small segments of a collection that are too many now."""
+    """Merge small segments of a collection if there are enough of them."""
     with process.ledger.read() as session:
-        groups = lexical.crowded(session, collection_id, up_to_tier=SOON_TIER, limit=4)
+        groups = lexical.groups_to_merge(session, collection_id, up_to_tier=SOON_TIER, limit=4)
     for group in groups:
         merge_group(process, group)
 
 
 def merge_group(process: Process, group: MergeGroup) -> bool:
-    """Put one segment in the place of several, less what is deleted; False where somebody else is
-    merging in the collection, or the segments have changed."""
+    """Replace several segments by one without deleted versions; False if another process merges in
+    the collection, or the segments have changed."""
     with suppress(_Changed), process.ledger.begin() as session:
         if not lexical.lock(session, group.collection_id, wait=False):
             return False
@@ -199,7 +202,7 @@ def merge_group(process: Process, group: MergeGroup) -> bool:
 
 
 def _fitting(stored: Sequence[StoredSegment]) -> list[StoredSegment]:
-    """As many of them as go into one segment."""
+    """The first segments that fit into one."""
     fitting: list[StoredSegment] = []
     room = SEGMENT_CHUNKS
     for segment in stored:
@@ -241,7 +244,7 @@ def _replace(
             raise _Changed
     ids = [segment.id for segment in stored]
     if lexical.remove_segments(session, ids, version_id=group.version_id) < len(ids):
-        raise _Changed  # published, or gone with its version
+        raise _Changed  # published, or deleted with its version
     lexical.remove_deletions(session, group.collection_id, group.field, _removed(parts))
 
 
@@ -265,7 +268,8 @@ def _part(session: Session, stored: StoredSegment, deleted: set[UUID]) -> MergeP
 
 
 def _removed(parts: Sequence[MergePart]) -> Iterator[tuple[UUID, int]]:
-    """The versions that were left out, with their chunks; one may come several times."""
+    """The versions that were left out, with numbers of chunks; a version may occur several
+    times."""
     for part in parts:
         starts = np.cumsum(part.members["chunks"]) - part.members["chunks"]
         for member in part.members[part.deleted[starts]] if len(part.members) else []:
@@ -274,8 +278,8 @@ def _removed(parts: Sequence[MergePart]) -> Iterator[tuple[UUID, int]]:
 
 
 def compact(process: Process, collection_id: UUID, field: Field) -> None:
-    """Rewrite segments of an index, those first of which most is deleted, until half of what is
-    allowed is left."""
+    """Rewrite segments of an index, those with most deletions first, until half of the allowed
+    share is left."""
     with process.ledger.read() as session:
         deleted = lexical.deleted_versions(session, collection_id, field)
         stored = lexical.segments(session, lexical.counting_ids(session, collection_id, field))
@@ -301,10 +305,10 @@ def compact(process: Process, collection_id: UUID, field: Field) -> None:
 
 
 def purge(process: Process, collection_id: UUID, *, check: Callable[[], None]) -> int:
-    """Take the postings of all deleted versions of a collection out of its pages.
+    """Remove the postings of all deleted versions of a collection from its pages.
 
-    Until none are left: each page is read again after it was written. Returns how many pages
-    were. Waits for a merge that is at work, which may still write what has been deleted meanwhile.
+    Until none are left: each page is read again after it was written. Returns the number of pages
+    written. Waits for a merge that is running, which may still write what was deleted meanwhile.
     """
     pages = 0
     while True:
@@ -339,13 +343,13 @@ def _purge_segments(
     return written
 
 
-# What has no postings yet.
+# Missing postings.
 
 
 def add_missing(process: Process, field: Field, round_: Round | None = None) -> bool:
-    """Make postings for some live versions that lack them; False where none does.
+    """Make postings for some live versions without them; False if there are none.
 
-    A version of which that fails is noted, and left alone for a while.
+    A version that fails is noted, and skipped for some time.
     """
     fine = [] if round_ is None else [~sweeps.is_left_alone(round_.part, "version", Version.id)]
     with process.ledger.read() as session:
@@ -406,7 +410,7 @@ def _add_part(
     *,
     chunk_count: int,
 ) -> None:
-    """The next chunks of a large version: its postings count once there are all of them."""
+    """The next chunks of a large version; its postings count once all chunks have some."""
     (version_id,) = version_ids
     with process.ledger.read() as session:
         first = lexical.pending_chunks(session, version_id, field)
@@ -426,7 +430,8 @@ def _add_part(
 
 
 class LexicalUpkeep:
-    """The part of the sweeper that keeps the lexical indexes: adds what lacks, merges, rewrites."""
+    """The part of the sweeper that maintains the lexical indexes: adds missing postings, merges,
+    rewrites."""
 
     def __init__(self) -> None:
         self._is_dropped = False
@@ -457,12 +462,12 @@ class LexicalUpkeep:
 
     def _merge(self, round_: Round) -> None:
         with round_.process.ledger.read() as session:
-            groups = lexical.crowded(session, limit=round_.limit_rows)
+            groups = lexical.groups_to_merge(session, limit=round_.limit_rows)
         for group in groups:
             self._try(round_, group.collection_id, partial(merge_group, round_.process, group))
 
     def _try(self, round_: Round, collection_id: UUID, upkeep: Callable[[], object]) -> None:
-        """One collection that cannot be handled stops no other."""
+        """A collection that fails does not stop the others."""
         if not round_.goes_on:
             return
         try:
