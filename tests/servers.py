@@ -21,6 +21,13 @@ from pathlib import Path
 
 import psutil
 
+RUN_CHROMA = """
+import sys
+from contextlib import suppress
+from chromadb_rust_bindings import cli
+with suppress(KeyboardInterrupt):
+    cli(sys.argv)
+"""
 READY_WITHIN_S = 120.0
 STOP_WITHIN_S = 60.0
 POSTGRES_USER = "pgserver"
@@ -169,13 +176,12 @@ def start_redis(folder: Path) -> Server:
 
 
 def start_chroma(folder: Path) -> Server:
-    """`chroma run` of this environment, with telemetry off."""
+    """`chroma run` of this environment, as `cli/stack/servers.py` starts it."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    binary = Path(sys.executable).parent / "chroma"
     url = f"http://127.0.0.1:{port}"
     return Server(
-        [str(binary), "run", "--host", "127.0.0.1", "--port", str(port),
+        [sys.executable, "-P", "-c", RUN_CHROMA, "run", "--host", "127.0.0.1", "--port", str(port),
          "--path", str(folder / "data")],
         url=url,
         folder=folder,
