@@ -23,7 +23,7 @@ from tests.integration.ingestion import (
     stores_agree,
 )
 from tests.integration.job_runner import make_process
-from tests.integration.vector_store_contract import VectorStoreContract, along, entry
+from tests.integration.vector_store_contract import SmallStoreContract, along, entry
 from tests.servers import start_chroma
 from workers.attempts.process import Process
 from workers.retrieval.servers import Servers, store_of
@@ -63,14 +63,14 @@ def api_of(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
-class TestServers(VectorStoreContract):
+class TestServers(SmallStoreContract):
     """Of collections that the ledger does not know, as while they are erased."""
-
-    store_class = Servers
 
     @pytest.fixture
     def store(self, process: Process) -> VectorStore:
-        return store_of(process)
+        store = store_of(process)
+        assert isinstance(store, Servers)
+        return store
 
 
 def test_a_new_collection_goes_to_the_server_with_the_fewest(

@@ -55,6 +55,7 @@ def test_a_store_is_complete(type_: StoreType) -> None:
 
 class TestChroma(VectorStoreContract):
     store_class = Chroma
+    is_approximate = True
     server: Server
 
     @pytest.fixture

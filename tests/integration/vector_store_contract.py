@@ -1,6 +1,5 @@
 """What any vector store has to do: a class of tests for each implementation to inherit."""
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -37,18 +36,16 @@ def between(share: float) -> Vectors:
 RECALL = 0.99
 
 
-def random_vectors(count: int, *, seed: int = 0) -> Vectors:
-    """Unit vectors of 384 dimensions, as of the default embedding model."""
-    vectors: Vectors = np.random.default_rng(seed).standard_normal((count, 384), dtype=np.float32)
+def random_vectors(count: int, dimension: int, *, seed: int = 0) -> Vectors:
+    """Unit vectors."""
+    shape = (count, dimension)
+    vectors: Vectors = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 
 
-class VectorStoreContract:
-    """Subclasses have a fixture `store`, of the class `store_class`. One whose store has a server
-    or a folder has `restart` as well, and `own_store` where `store` is on the session's server."""
-
-    store_class: ClassVar[type[VectorStore]]
+class SmallStoreContract:
+    """What a store does with a few chunks. Subclasses have a fixture `store`."""
 
     @pytest.fixture
     def name(self, store: VectorStore) -> Iterator[str]:
@@ -61,72 +58,52 @@ class VectorStoreContract:
         (matches,) = store.query(name, along(0), limit=9, where=reads(where))
         return [match.id for match in matches]
 
-    def test_it_has_all_that_a_store_has(self, store: VectorStore) -> None:
+    def test_the_nearest_come_first_with_their_cosine(self, store: VectorStore) -> None:
         assert isinstance(store, VectorStore)
-
-    @pytest.mark.parametrize("distance", ["cosine", "ip", "l2"])
-    def test_the_nearest_come_first_with_their_cosine(
-        self, store: VectorStore, distance: str
-    ) -> None:
-        name = f"test-{uuid4().hex[:12]}"
-        store.make(name, distance)
         vectors = np.stack([between(0.5), between(0.9), between(-0.3)])
-        store.upsert(name, [entry("half"), entry("near"), entry("far")], vectors)
-        matches, opposite = store.query(
-            name, np.stack([along(0)[0], -along(0)[0]]), limit=2, where=None
-        )
-        assert [match.id for match in matches] == ["near", "half"]
-        assert [match.score for match in matches] == pytest.approx([0.9, 0.5], abs=1e-3)
-        assert [match.id for match in opposite] == ["far", "half"]
-        store.drop(name)
+        for distance in ("cosine", "ip", "l2"):
+            name = f"test-{uuid4().hex[:12]}"
+            store.make(name, distance)
+            store.upsert(name, [entry("half"), entry("near"), entry("far")], vectors)
+            matches, opposite = store.query(
+                name, np.stack([along(0)[0], -along(0)[0]]), limit=2, where=None
+            )
+            assert [match.id for match in matches] == ["near", "half"], distance
+            scores = [match.score for match in matches]
+            assert scores == pytest.approx([0.9, 0.5], abs=1e-3), distance
+            assert [match.id for match in opposite] == ["far", "half"], distance
+            store.drop(name)
 
-    def test_making_it_again_keeps_what_is_in_it(self, store: VectorStore, name: str) -> None:
-        store.upsert(name, [entry("a")], along(0))
-        store.make(name, "cosine")
-        assert self.ids(store, name) == ["a"]
+    def test_a_collection_may_be_called_in_any_script(self, store: VectorStore) -> None:
+        for name in ("가", "고객 지원", "a..b", "127.0.0.1", "日" * 128):
+            store.drop(name)
+            store.make(name, "cosine")
+            store.upsert(name, [entry("a")], along(0))
+            assert self.ids(store, name) == ["a"], name
+            assert store.id_page(name, limit=9, offset=0) == ["a"], name
+            assert store.delete(name, ["a"]) == 1, name
+            assert store.drop(name) == 0, name
+            with pytest.raises(MissingCollection):
+                self.ids(store, name)
 
-    @pytest.mark.parametrize("name", ["가", "고객 지원", "a..b", "127.0.0.1", "日" * 128])
-    def test_a_collection_may_be_called_in_any_script(self, store: VectorStore, name: str) -> None:
-        store.drop(name)
-        store.make(name, "cosine")
-        store.upsert(name, [entry("a")], along(0))
-        assert self.ids(store, name) == ["a"]
-        assert store.id_page(name, limit=9, offset=0) == ["a"]
-        assert store.delete(name, ["a"]) == 1
-        assert store.drop(name) == 0
-        with pytest.raises(MissingCollection):
-            self.ids(store, name)
-
-    def test_writing_twice_is_writing_once_and_the_last_counts(
+    def test_writing_or_making_twice_is_once_and_the_last_counts(
         self, store: VectorStore, name: str
     ) -> None:
         store.upsert(name, [entry("a", {"n": 1})], along(1))
+        store.make(name, "cosine")
+        assert self.ids(store, name) == ["a"]
         store.upsert(name, [entry("a", {"n": 2})], along(0))
         ((match,),) = store.query(name, along(0), limit=9, where=reads({"n": 2}))
         assert match.score == pytest.approx(1, abs=1e-3)
         assert self.ids(store, name, n=1) == []
 
-    def test_any_number_is_written_listed_and_deleted(self, store: VectorStore, name: str) -> None:
-        ids = [f"id-{n}" for n in range(1201)]
-        store.upsert(name, [entry(id_) for id_ in ids], along(*(n % 3 for n in range(1201))))
-        pages = [store.id_page(name, limit=500, offset=offset) for offset in (0, 500, 1000, 1201)]
-        assert [len(page) for page in pages] == [500, 500, 201, 0]
-        assert sorted(id_ for page in pages for id_ in page) == sorted(ids)
-        assert store.delete(name, [*ids[1:], "never"]) == 1200
-        assert store.delete(name, ids[1:]) == 0
-        assert store.id_page(name, limit=9, offset=0) == ids[:1]
-
-    def test_vectors_are_given_back(self, store: VectorStore, name: str) -> None:
-        written = np.stack([between(n / 1201) for n in range(1201)])
-        store.upsert(name, [entry(f"id-{n}") for n in range(1201)], written)
-        read = store.vectors(name, ["never", *(f"id-{n}" for n in range(1201))])
-        assert len(read) == 1201
-        for n in (0, 600, 1200):
-            assert read[f"id-{n}"] == pytest.approx(written[n], abs=1e-3)
-
-    @pytest.mark.parametrize(
-        ("where", "ids"),
-        [
+    def test_filters(self, store: VectorStore, name: str) -> None:
+        tags = {"tags": ["old", "new"], "none": []}
+        first = entry("a", {"year": 2024, "is_new": True, **tags})
+        odd = {"source": "mine", "$odd": "x", "counts": [1.5, 2]}
+        second = entry("b", {"share": 0.5, "city": "caf\u00e9", **odd})
+        store.upsert(name, [first, second], along(0, 0))
+        cases: list[tuple[Metadata, list[str]]] = [
             ({"year": 2024}, ["a"]),
             ({"year": 2024.0}, ["a"]),
             ({"year": 2024.5}, []),
@@ -150,43 +127,28 @@ class VectorStoreContract:
             ({"source": {"$nin": ["file"]}}, ["b"]),
             ({"city": {"$in": []}}, []),
             ({"city": {"$nin": []}}, ["a", "b"]),
-        ],
-        ids=str,
-    )
-    def test_filters(self, store: VectorStore, name: str, where: Metadata, ids: list[str]) -> None:
-        tags = {"tags": ["old", "new"], "none": []}
-        first = entry("a", {"year": 2024, "is_new": True, **tags})
-        odd = {"source": "mine", "$odd": "x", "counts": [1.5, 2]}
-        second = entry("b", {"share": 0.5, "city": "caf\u00e9", **odd})
-        store.upsert(name, [first, second], along(0, 0))
-        assert sorted(self.ids(store, name, **where)) == ids
+        ]
+        for where, ids in cases:
+            assert sorted(self.ids(store, name, **where)) == ids, where
 
-    @pytest.mark.parametrize(
-        ("where", "ids"),
-        [
-            ({"day": {"$gte": "2024-02"}}, ["b"]),
-            ({"$not": {"n": {"$lt": 5}}}, ["b", "c"]),
-            ({"n": 2**53 + 1}, []),
-            ({"day": {"$gte": "2024-02"}, "n": {"$gte": 0}}, ["b"]),
-        ],
-        ids=str,
-    )
-    def test_what_it_cannot_say_leaves_nothing_out(
-        self, store: VectorStore, name: str, where: Metadata, ids: list[str]
-    ) -> None:
+    def test_what_it_cannot_say_leaves_nothing_out(self, store: VectorStore, name: str) -> None:
         chunks = [
             entry("a", {"day": "2024-01-31", "n": 4}),
             entry("b", {"day": "2024-02-01", "n": 5}),
             entry("c", {"n": "4"}),
         ]
         store.upsert(name, chunks, along(0, 0, 0))
-        filter_ = reads(where)
-        assert filter_ is not None
-        (row,) = store.query(name, along(0), limit=9, where=filter_)
-        matches = {match.id for match in row}
-        assert matches >= set(ids)
-        if store.is_exact(filter_):
-            assert matches == set(ids)
+        cases: list[tuple[Metadata, set[str]]] = [
+            ({"day": {"$gte": "2024-02"}}, {"b"}),
+            ({"$not": {"n": {"$lt": 5}}}, {"b", "c"}),
+            ({"n": 2**53 + 1}, set()),
+            ({"day": {"$gte": "2024-02"}, "n": {"$gte": 0}}, {"b"}),
+        ]
+        for where, ids in cases:
+            matches = set(self.ids(store, name, **where))
+            assert matches >= ids, where
+            if store.is_exact(MetadataFilter.read(where)):
+                assert matches == ids, where
 
     def test_some_chunks_are_searched_alone(self, store: VectorStore, name: str) -> None:
         store.upsert(name, [entry("a", {"n": 1}), entry("b"), entry("c")], along(0, 1, 0))
@@ -222,11 +184,44 @@ class VectorStoreContract:
         store.make(name, "cosine")
         assert self.ids(store, name) == []
 
-    # Many vectors, as of a model. Seeds are fixed.
+
+class VectorStoreContract(SmallStoreContract):
+    """All that a store has to do. Subclasses have a fixture `store`, of the class `store_class`.
+    One whose store has a server or a folder has `restart` as well, and `own_store` where `store` is
+    on the session's server."""
+
+    store_class: ClassVar[type[VectorStore]]
+    is_approximate: ClassVar[bool] = False
+    """Whether its index may miss what is near. It then has to find it among as many vectors as the
+    index needs to be used, of as many dimensions as the default embedding model has."""
+
+    @property
+    def dimension(self) -> int:
+        return 384 if self.is_approximate else 32
+
+    def test_any_number_is_written_read_listed_and_deleted(
+        self, store: VectorStore, name: str
+    ) -> None:
+        ids = [f"id-{n}" for n in range(1001)]
+        written = np.stack([between(n / 1001) for n in range(1001)])
+        store.upsert(name, [entry(id_) for id_ in ids], written)
+        pages = [store.id_page(name, limit=500, offset=offset) for offset in (0, 500, 1000, 1001)]
+        assert [len(page) for page in pages] == [500, 500, 1, 0]
+        assert sorted(id_ for page in pages for id_ in page) == sorted(ids)
+        read = store.vectors(name, ["never", *ids])
+        assert len(read) == 1001
+        np.testing.assert_allclose(np.stack([read[id_] for id_ in ids]), written, atol=1e-3)
+        assert store.delete(name, [*ids[1:], "never"]) == 1000
+        assert store.delete(name, ids[1:]) == 0
+        assert store.id_page(name, limit=9, offset=0) == ids[:1]
+
+    # Random vectors, whose seeds are fixed.
 
     def test_hits_are_those_of_exact_search(self, store: VectorStore, name: str) -> None:
-        vectors, queries = random_vectors(2000), random_vectors(40, seed=1)
-        store.upsert(name, [entry(f"id-{n}", {"part": n % 5}) for n in range(2000)], vectors)
+        count = 2000 if self.is_approximate else 500
+        vectors = random_vectors(count, self.dimension)
+        queries = random_vectors(20, self.dimension, seed=1)
+        store.upsert(name, [entry(f"id-{n}", {"part": n % 5}) for n in range(count)], vectors)
         assert self.recall(store, name, vectors, queries) >= RECALL
         assert self.recall(store, name, vectors, queries, part=3) >= RECALL
 
@@ -255,15 +250,15 @@ class VectorStoreContract:
         return found / (10 * len(queries))
 
     def test_what_is_erased_is_found_by_nothing(self, store: VectorStore, name: str) -> None:
-        vectors = random_vectors(600)
-        ids = [f"id-{n}" for n in range(600)]
+        vectors = random_vectors(300, self.dimension)
+        ids = [f"id-{n}" for n in range(300)]
         store.upsert(name, [entry(id_, {"n": n}) for n, id_ in enumerate(ids)], vectors)
         erased, kept = ids[::2], set(ids[1::2])
-        assert store.delete(name, erased) == 300
+        assert store.delete(name, erased) == 150
         assert store.vectors(name, erased) == {}
         assert set(store.id_page(name, limit=1000, offset=0)) == kept
         # Each of the erased is the nearest to its own vector.
-        for row in store.query(name, vectors[::2][:50], limit=600, where=None):
+        for row in store.query(name, vectors[::2][:20], limit=300, where=None):
             assert {match.id for match in row} <= kept
         (row,) = store.query(name, vectors[:1], limit=9, where=reads({"n": 0}))
         assert row == []
@@ -273,22 +268,23 @@ class VectorStoreContract:
     def test_what_is_replaced_has_nothing_of_what_was_before(
         self, store: VectorStore, name: str
     ) -> None:
-        ids = [f"id-{n}" for n in range(500)]
-        old, new = random_vectors(500), random_vectors(500, seed=1)
+        ids = [f"id-{n}" for n in range(200)]
+        old = random_vectors(200, self.dimension)
+        new = random_vectors(200, self.dimension, seed=1)
         store.upsert(name, [entry(id_, {"of": "old", "old": 1, "tags": ["x"]}) for id_ in ids], old)
-        store.upsert(name, [entry(id_, {"of": "new"}) for id_ in ids[:250]], new[:250])
-        store.upsert(name, [entry(id_, {"of": "new"}) for id_ in ids[250:]], new[250:])
-        assert len(store.id_page(name, limit=1000, offset=0)) == 500
+        store.upsert(name, [entry(id_, {"of": "new"}) for id_ in ids[:100]], new[:100])
+        store.upsert(name, [entry(id_, {"of": "new"}) for id_ in ids[100:]], new[100:])
+        assert len(store.id_page(name, limit=1000, offset=0)) == 200
         wheres: list[Metadata] = [{"of": "old"}, {"old": 1}, {"tags": {"$contains": "x"}}]
         for where in wheres:
             assert store.query(name, old[:3], limit=9, where=reads(where)) == [[], [], []]
-        rows = store.query(name, new[:50], limit=1, where=reads({"of": "new"}))
-        assert [row[0].id for row in rows] == ids[:50]
-        assert [row[0].score for row in rows] == pytest.approx([1] * 50, abs=1e-3)
-        for n, row in enumerate(store.query(name, old[:50], limit=1, where=None)):
+        rows = store.query(name, new[:20], limit=1, where=reads({"of": "new"}))
+        assert [row[0].id for row in rows] == ids[:20]
+        assert [row[0].score for row in rows] == pytest.approx([1] * 20, abs=1e-3)
+        for n, row in enumerate(store.query(name, old[:20], limit=1, where=None)):
             assert row[0].score < 0.9, f"the vector that id-{n} had is still there"
         stored = store.vectors(name, ids)
-        assert np.stack([stored[id_] for id_ in ids]) == pytest.approx(new, abs=1e-3)
+        np.testing.assert_allclose(np.stack([stored[id_] for id_ in ids]), new, atol=1e-3)
 
     def restart(self, store: VectorStore) -> VectorStore | None:
         """End the server of a store and start it again on the same data, or close a folder and open
@@ -306,52 +302,49 @@ class VectorStoreContract:
             pytest.skip("has neither a server nor a folder of its own")
         own_store: VectorStore = request.getfixturevalue("own_store")
         name = f"test-{uuid4().hex[:12]}"
-        vectors, queries = random_vectors(5000), random_vectors(20, seed=1)
+        # Chroma has written its index to the disk by then (issue 7090 lost it).
+        count = 5000 if self.is_approximate else 300
+        vectors, queries = random_vectors(count, 32), random_vectors(20, 32, seed=1)
         own_store.make(name, "cosine")
-        chunks = [entry(f"id-{n}", {"part": n % 5}) for n in range(5000)]
+        chunks = [entry(f"id-{n}", {"part": n % 5}) for n in range(count)]
         own_store.upsert(name, chunks, vectors)
-        own_store.delete(name, ["id-4999"])
+        own_store.delete(name, [f"id-{count - 1}"])
         store = self.restart(own_store)
         assert store is not None
-        vectors[4999] = -queries[0]  # which no query is near to
-        assert len(store.id_page(name, limit=9999, offset=0)) == 4999
+        vectors[-1] = -queries[0]  # which no query is near to
+        assert len(store.id_page(name, limit=9999, offset=0)) == count - 1
         assert self.recall(store, name, vectors, queries) >= RECALL
         assert self.recall(store, name, vectors, queries, part=2) >= RECALL
-        assert len(store.vectors(name, [f"id-{n}" for n in range(5000)])) == 4999
+        assert len(store.vectors(name, [f"id-{n}" for n in range(count)])) == count - 1
+        assert store.delete(name, ["id-0"]) == 1
         store.upsert(name, [entry("new")], queries[:1])
         assert store.query(name, queries[:1], limit=1, where=None)[0][0].id == "new"
-        assert store.drop(name) == 5000
+        assert store.drop(name) == count - 1
 
     def test_many_read_while_one_writes(self, store: VectorStore, name: str) -> None:
-        vectors = random_vectors(1000)
-        chunks = [entry(f"id-{n}", {"part": n % 5}) for n in range(1000)]
-        store.upsert(name, chunks[:200], vectors[:200])
-        ended = threading.Event()
-        ids = [chunk.id for chunk in chunks[:100]]
+        """16 readers, each of whom reads in all ways beside each of the writes."""
+        vectors = random_vectors(300, self.dimension)
+        chunks = [entry(f"id-{n}", {"part": n % 5}) for n in range(300)]
+        store.upsert(name, chunks[:100], vectors[:100])
+        ids = [chunk.id for chunk in chunks[:50]]
 
-        def read(reader: int) -> int:
-            reads_done = 0
-            while not ended.is_set() or not reads_done:
-                own = vectors[reader : reader + 1]  # of the first hundred, which stay
-                (row,) = store.query(name, own, limit=5, where=None)
-                assert row[0].id == f"id-{reader}"
-                assert row[0].score == pytest.approx(1, abs=1e-3)
-                (row,) = store.query(name, own, limit=5, where=reads({"part": reader % 5}))
-                assert all(int(match.id.removeprefix("id-")) % 5 == reader % 5 for match in row)
-                (row,) = store.query(name, own, limit=5, where=None, ids=ids)
-                assert {match.id for match in row} <= set(ids)
-                assert list(store.vectors(name, [f"id-{reader}"])) == [f"id-{reader}"]
-                reads_done += 1
-            return reads_done
+        def read(reader: int) -> None:
+            own = vectors[reader : reader + 1]  # of the first fifty, which stay
+            (row,) = store.query(name, own, limit=5, where=None)
+            assert row[0].id == f"id-{reader}"
+            assert row[0].score == pytest.approx(1, abs=1e-3)
+            (row,) = store.query(name, own, limit=5, where=reads({"part": reader % 5}))
+            assert all(int(match.id.removeprefix("id-")) % 5 == reader % 5 for match in row)
+            (row,) = store.query(name, own, limit=5, where=None, ids=ids)
+            assert {match.id for match in row} <= set(ids)
+            assert list(store.vectors(name, [f"id-{reader}"])) == [f"id-{reader}"]
 
         with ThreadPoolExecutor(16) as pool:
-            readers = [pool.submit(read, reader) for reader in range(16)]
-            try:
-                for first in range(200, 1000, 100):
-                    store.upsert(name, chunks[first : first + 100], vectors[first : first + 100])
-                    gone = [chunk.id for chunk in chunks[first - 100 : first - 50]]
-                    assert store.delete(name, gone) == 50
-            finally:
-                ended.set()
-            assert min(reader.result() for reader in readers) >= 1
-        assert len(store.id_page(name, limit=9999, offset=0)) == 1000 - 8 * 50
+            for first in range(100, 300, 50):
+                readers = [pool.submit(read, reader) for reader in range(16)]
+                store.upsert(name, chunks[first : first + 50], vectors[first : first + 50])
+                gone = [chunk.id for chunk in chunks[first - 50 : first - 25]]
+                assert store.delete(name, gone) == 25
+                for reader in readers:
+                    reader.result()
+        assert len(store.id_page(name, limit=9999, offset=0)) == 300 - 4 * 25
