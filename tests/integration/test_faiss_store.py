@@ -2,19 +2,10 @@
 
 import fcntl
 import os
-import random
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from itertools import count
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +16,8 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.errors import ConfigurationError, Permanent, Unavailable
 from shared.kinds import registry as kinds
+from tests.integration import faiss_programs as programs
+from tests.integration.faiss_programs import NAME, all_ids, make_store, unit_vectors, write
 from tests.integration.ingestion import (
     CATS,
     TRAINS,
@@ -38,18 +31,9 @@ from tests.integration.ingestion import (
 from tests.integration.job_runner import drain, make_process, submit
 from tests.integration.vector_store_contract import along, entry, reads
 from workers.attempts.process import Process
-from workers.models.devices import Vectors
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import MissingCollection
-from workers.retrieval.stores import faiss
 from workers.retrieval.stores.faiss import Faiss, folder_name
-
-NAME = "papers"
-
-
-def make_store(folder: str | Path, **changes: float) -> Faiss:
-    settings = Settings(_env_file=None).model_copy(update=changes)
-    return Faiss(settings, f"faiss://{folder}")
 
 
 @pytest.fixture
@@ -60,62 +44,32 @@ def store(tmp_path: Path) -> Iterator[Faiss]:
     store.close()
 
 
-def unit_vectors(count: int, dimension: int = 16, *, seed: int = 1) -> Vectors:
-    vectors = np.random.default_rng(seed).standard_normal((count, dimension), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
-
-
-def write(store: Faiss, ids: Sequence[str]) -> None:
-    store.upsert(NAME, [entry(id_) for id_ in ids], unit_vectors(len(ids)))
-
-
-def all_ids(store: Faiss) -> list[str]:
-    return store.id_page(NAME, limit=10**6, offset=0)
-
-
-def run_program(program: Callable[..., object], *args: object) -> None:
-    """Call one of the functions below in a process of its own, which has but one thread and so may
-    fork."""
-    code = f"import sys, {__name__} as tests; tests.{program.__name__}(*map(eval, sys.argv[1:]))"
+def run_program(program: Callable[[str], object], folder: Path) -> None:
+    """Call a function of `faiss_programs.py` in a process of its own, which has but one thread and
+    so may fork."""
+    code = f"import sys; from {programs.__name__} import *; {program.__name__}(sys.argv[1])"
     subprocess.run(
-        [sys.executable, "-c", code, *map(repr, args)],
+        [sys.executable, "-c", code, str(folder)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         check=True,
     )
 
 
-@contextmanager
-def forked(work: Callable[[], object]) -> Iterator[int]:
-    """A child that does this work; it is waited for at the end, unless it is killed before."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    yield child
-    assert os.waitpid(child, 0)[1] in (0, signal.SIGKILL)
-
-
 # Names
 
 
-@pytest.mark.parametrize(
-    "name", ["..", ".", "../other", "/tmp/x", "a/b", "Papers", "PAPERS", ".dropped-1", "~x", "\0"]
-)
-def test_no_name_leads_out_of_the_folder(store: Faiss, tmp_path: Path, name: str) -> None:
+def test_no_name_leads_out_of_the_folder(store: Faiss, tmp_path: Path) -> None:
     write(store, ["a"])
-    store.make(name, "cosine")
-    store.upsert(name, [entry("b")], along(0))
-    assert store.id_page(name, limit=9, offset=0) == ["b"]
-    assert (tmp_path / folder_name(name)).parent == tmp_path
-    assert len(list(tmp_path.iterdir())) == 2
-    assert store.drop(name) == 1
-    assert all_ids(store) == ["a"]
+    other = ("..", ".", "../other", "/tmp/x", "a/b", "Papers", "PAPERS", ".dropped-1", "~x", "\0")
+    for name in other:
+        store.make(name, "cosine")
+        store.upsert(name, [entry("b")], along(0))
+        assert store.id_page(name, limit=9, offset=0) == ["b"], name
+        assert (tmp_path / folder_name(name)).parent == tmp_path, name
+        assert len(list(tmp_path.iterdir())) == 2, name
+        assert store.drop(name) == 1, name
+        assert all_ids(store) == ["a"], name
 
 
 # Searches
@@ -188,43 +142,9 @@ def test_what_another_process_wrote_is_found_at_once(store: Faiss, tmp_path: Pat
     other.close()
 
 
-def write_and_read(folder: str) -> None:
-    faiss.DELETED_ROWS = 30  # compacts often
-    writers, writes = 3, 40
-
-    def work(writer: int) -> None:
-        store = make_store(folder)
-        for n in range(writes):
-            ids = [f"{writer}-{n}-{m}" for m in range(5)]
-            write(store, ids)
-            assert store.vectors(NAME, ids).keys() == set(ids)
-            if n % 2:
-                assert store.delete(NAME, ids) == 5
-        (Path(folder) / f".ended-{writer}").touch()
-
-    def read() -> None:
-        store = make_store(folder)
-        while len(list(Path(folder).glob(".ended-*"))) < writers:
-            rows = store.query(NAME, unit_vectors(2), limit=5, where=None)
-            assert all(match.score < 1.001 for row in rows for match in row)
-            store.vectors(NAME, [match.id for row in rows for match in row])
-
-    with ExitStack() as children:
-        for writer in range(writers):
-            children.enter_context(forked(partial(work, writer)))
-        for _ in range(2):
-            children.enter_context(forked(read))
-    expected = {
-        f"{w}-{n}-{m}" for w in range(writers) for n in range(0, writes, 2) for m in range(5)
-    }
-    ids = all_ids(make_store(folder))
-    assert set(ids) == expected
-    assert len(ids) == len(expected)
-
-
 def test_processes_write_and_read_at_the_same_time(store: Faiss, tmp_path: Path) -> None:
-    run_program(write_and_read, str(tmp_path))
-    assert len(all_ids(store)) == 300
+    run_program(programs.write_and_read, tmp_path)
+    assert len(all_ids(store)) == 150
 
 
 def test_who_waits_too_long_for_others_tries_again_later(store: Faiss, tmp_path: Path) -> None:
@@ -239,79 +159,16 @@ def test_who_waits_too_long_for_others_tries_again_later(store: Faiss, tmp_path:
     hasty.close()
 
 
-def search_beside_torch(folder: str) -> None:
-    import torch
-
-    def work() -> None:
-        torch.set_num_threads(2)
-        store = make_store(folder)
-        square = torch.rand(200, 200)
-        with ThreadPoolExecutor(1) as thread:
-            for _ in range(5):
-                query = partial(store.query, NAME, unit_vectors(30), limit=5, where=None)
-                answer = thread.submit(query)
-                square = (square @ square).softmax(dim=1)
-                assert len(query()) == len(answer.result()) == 30
-
-    with forked(work), forked(work):
-        work()
-
-
 def test_it_runs_beside_torch_in_threads_and_forked_processes(store: Faiss, tmp_path: Path) -> None:
     write(store, [f"id-{n}" for n in range(3000)])
-    run_program(search_beside_torch, str(tmp_path))
+    run_program(programs.search_beside_torch, tmp_path)
 
 
 # Killed processes
 
 
-def kill_writers(folder: str) -> None:
-    faiss.DELETED_ROWS = 40  # compacts often
-    for seed in range(8):
-        moment = random.Random(seed)
-        name = f"{NAME}-{seed}"
-        make_store(folder).make(name, "cosine")
-        reading, writing = os.pipe()
-
-        def work(name: str, acknowledge: int) -> None:
-            store = make_store(folder)
-            for n in count():
-                ids = [f"{n}-{m}" for m in range(50)]
-                store.upsert(name, [entry(id_) for id_ in ids], unit_vectors(50))
-                os.write(acknowledge, f"w {n}\n".encode())
-                if n % 2:
-                    store.delete(name, ids)
-                    os.write(acknowledge, f"d {n}\n".encode())
-
-        with forked(partial(work, name, writing)) as child, os.fdopen(reading) as acknowledged:
-            os.close(writing)
-            lines = [acknowledged.readline() for _ in range(moment.randrange(1, 30))]
-            time.sleep(moment.random() / 100)  # to somewhere in the middle of a write
-            os.kill(child, signal.SIGKILL)
-            lines += acknowledged.readlines()
-        check_acknowledged(folder, name, {line.strip() for line in lines})
-
-
-def check_acknowledged(folder: str, name: str, lines: set[str]) -> None:
-    store = make_store(folder)
-    stored = set(store.id_page(name, limit=10**6, offset=0))
-    last = max(int(line[2:]) for line in lines)
-    for n in range(last + 2):
-        ids = {f"{n}-{m}" for m in range(50)}
-        if f"d {n}" in lines:
-            assert not ids & stored
-        elif n < last or (f"w {n}" in lines and n % 2 == 0):
-            assert ids <= stored
-        else:  # the process was killed while it wrote or deleted them
-            assert ids & stored in (set(), ids)
-    (row,) = store.query(name, unit_vectors(1), limit=10**6, where=None)
-    assert {match.id for match in row} == stored
-    store.upsert(name, [entry("new")], unit_vectors(1))
-    assert set(make_store(folder).id_page(name, limit=10**6, offset=0)) == stored | {"new"}
-
-
 def test_a_process_killed_while_it_writes_loses_nothing(tmp_path: Path) -> None:
-    run_program(kill_writers, str(tmp_path))
+    run_program(programs.kill_writers, tmp_path)
 
 
 def test_a_write_that_ends_at_any_byte_is_there_or_not(store: Faiss, tmp_path: Path) -> None:
@@ -374,29 +231,28 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("file", "position"),
-    [("vectors-1", 0), ("vectors-1", 2000 * 64 - 1), ("log-1", 0), ("log-1", 150), ("log-1", -1),
-     ("log-1", -6), ("log-1", -300), ("log-1", 12)],
-)  # fmt: skip
-def test_a_byte_that_changed_is_damage_that_is_told(
-    store: Faiss, tmp_path: Path, file: str, position: int
-) -> None:
-    write(store, [f"id-{n}" for n in range(2000)])
-    flip(tmp_path / NAME / file, position)
-    again = make_store(tmp_path)
-    refused = pytest.raises(Permanent, match=r"damaged: .* `sluice collections rebuild NAME`")
-    with refused:
-        again.query(NAME, unit_vectors(1), limit=1, where=None)
-    with refused:
+def test_a_byte_that_changed_is_damage_that_is_told(store: Faiss, tmp_path: Path) -> None:
+    write(store, [f"id-{n}" for n in range(200)])
+    for file, position in (
+        ("vectors-1", 0), ("vectors-1", 200 * 64 - 1), ("log-1", 0), ("log-1", 150), ("log-1", -1),
+        ("log-1", -6), ("log-1", -300), ("log-1", 12),
+    ):  # fmt: skip
+        folder = tmp_path / f"{file}{position}"
+        shutil.copytree(tmp_path / NAME, folder / NAME)
+        flip(folder / NAME / file, position)
+        again = make_store(folder)
+        refused = pytest.raises(Permanent, match=r"damaged: .* `sluice collections rebuild NAME`")
+        with refused:
+            again.query(NAME, unit_vectors(1), limit=1, where=None)
+        with refused:
+            write(again, ["new"])
+        with refused:
+            again.delete(NAME, ["id-0"])
+        again.drop(NAME)
+        again.make(NAME, "cosine")
         write(again, ["new"])
-    with refused:
-        again.delete(NAME, ["id-0"])
-    again.drop(NAME)
-    again.make(NAME, "cosine")
-    write(again, ["new"])
-    assert all_ids(again) == ["new"]
-    again.close()
+        assert all_ids(again) == ["new"], folder
+        again.close()
 
 
 def test_a_file_that_is_lost_or_shorter_is_damage(store: Faiss, tmp_path: Path) -> None:
@@ -414,33 +270,8 @@ def test_a_file_that_is_lost_or_shorter_is_damage(store: Faiss, tmp_path: Path) 
         store.query(NAME, unit_vectors(1), limit=1, where=None)
 
 
-def fill_the_disk(folder: str) -> None:
-    """As far as the process may write: files of this size."""
-    store = make_store(folder)
-    for limit in (20_000, 2**24 + 100):
-        before = all_ids(store)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        with pytest.raises(Unavailable, match=r"no space left for .*SLUICE_VECTORS_URL"):
-            write_on(store, before)
-        assert all_ids(store) == all_ids(make_store(folder)) == before
-        assert len(store.query(NAME, unit_vectors(1), limit=9, where=None)[0]) == 9
-        assert store.delete(NAME, before[:1]) == 1
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        write(store, [f"new-{limit}"])
-        assert all_ids(make_store(folder)) == [*before[1:], f"new-{limit}"]
-
-
-def write_on(store: Faiss, ids: list[str]) -> None:
-    """Write until it fails; `ids` gets what was acknowledged."""
-    for n in count():
-        more = [f"{len(ids)}-{n}-{m}" for m in range(300)]
-        write(store, more)
-        ids += more
-
-
-def test_a_full_disk_loses_nothing(store: Faiss, tmp_path: Path) -> None:
-    write(store, [f"id-{n}" for n in range(20)])
-    run_program(fill_the_disk, str(tmp_path))
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    run_program(programs.fill_the_disk, tmp_path)
 
 
 def test_a_folder_that_cannot_be_used_names_the_setting(tmp_path: Path) -> None:
@@ -468,7 +299,7 @@ def process(
 
 def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -> None:
     collection = new_collection(process)
-    texts = {"cats": CATS, "trains": TRAINS, "walls": pages("wall", 40)}
+    texts = {"cats": CATS, "trains": TRAINS, "walls": pages("wall", 10)}
     assert ingest(process, collection, texts, metadata={"floor": 1})[0] == {"added": 3}
     assert isinstance(store_of(process), Faiss)
     assert search(process, collection, "When does a train leave?", k=1)[0].source == "trains"
@@ -483,7 +314,7 @@ def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -
 
 def test_a_filter_that_fits_few_passages_finds_all_of_them(process: Process) -> None:
     collection = new_collection(process)
-    ingest(process, collection, {"walls": pages("wall", 150)}, metadata={"floor": 1})
+    ingest(process, collection, {"walls": pages("wall", 80)}, metadata={"floor": 1})
     ingest(process, collection, {"cats": CATS}, metadata={"floor": 2})
     for type_ in ("similarity", "mmr", "hybrid"):
         options = {"type": type_, "filter": {"floor": {"$gt": 1}}}
