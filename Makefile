@@ -34,6 +34,9 @@ up: $(LOCAL)
 	@echo "The command is $(BIN)/sluice; in another terminal: source $(BIN)/activate"
 	@exec $(BIN)/sluice up
 
+# Tests start hundreds of processes: each compiles all modules again where this is set.
+export PYTHONDONTWRITEBYTECODE :=
+
 TESTS := $(BIN)/python -m pytest -p tests.forks
 # Four processes on two cores: they wait for servers half of the time. The slow files come first, so
 # that no process is alone with one at the end.

@@ -1,7 +1,7 @@
 """Reading a document of any format takes time in proportion to its size, whatever is in it: the
 binary formats, mail and archives; those that are text are in `test_ingest_costs.py`.
 
-Measured as there: by how much more processor time eight times the document takes.
+Measured as there: by how much more processor time four or eight times the document takes.
 """
 
 import contextlib

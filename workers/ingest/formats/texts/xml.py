@@ -11,7 +11,7 @@ read, and no entities are expanded except the five of XML and numeric ones.
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 from lxml import etree
 
@@ -31,6 +31,7 @@ from workers.ingest.formats.texts.text import text_of
 _ENCODING: Final = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]+)""")
 _DECLARED_WITHIN_BYTES: Final = 1024
 _DECLARATION: Final = re.compile(r"^\s*<\?xml[^>]*\?>")
+_ATTRIBUTES_FEW: Final = 100
 _DEPTH: Final = 200
 _LEAST_RECORDS: Final = 2
 _FEW_CHILDREN: Final = 3
@@ -179,10 +180,20 @@ def _records(holder: etree._Element, document: RawDocument) -> Iterator[RawPassa
 
 
 def _attributes(node: etree._Element, path: list[str]) -> Iterator[str]:
-    for name, value in node.attrib.items():
+    for name, value in _pairs(node):
         words = " ".join(str(value).split())
         if words:
             yield f"{'.'.join([*path, '@' + str(name).rpartition('}')[2]])}: {words}"
+
+
+def _pairs(node: etree._Element) -> Iterator[tuple[str, str]]:
+    """The names and values of the attributes of an element, in time in proportion to their number:
+    `attrib.items()` looks for each value among all of them."""
+    if len(node.attrib) <= _ATTRIBUTES_FEW:
+        yield from ((str(name), str(value)) for name, value in node.attrib.items())
+        return
+    for value in cast("list[etree._ElementUnicodeResult]", node.xpath("@*")):
+        yield str(value.attrname), str(value)
 
 
 def _lines(
