@@ -2,8 +2,8 @@
 
 Measured is the growth of the processor time of this thread over two doublings, and over three where
 two leave a doubt: the least of several runs, and never a number of seconds. Linear work grows 4
-and 8 times, quadratic work 16 and 64 times. A case is measured again before it fails, for others use the same caches.
-Documents that are no text are in `test_format_costs.py`.
+and 8 times, quadratic work 16 and 64 times. A case is measured again before it fails, for others
+use the same caches. Documents that are no text are in `test_format_costs.py`.
 """
 
 import contextlib
