@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -29,6 +29,7 @@ from shared.bounds import (
 )
 from shared.config import ConnectionSettings
 from shared.conversations import Listed
+from shared.documents.checks import CheckState, LastCheck
 from shared.documents.collections import Summary
 from shared.documents.documents import ChunkView, DocumentView
 from shared.jobs import jobs
@@ -204,6 +205,27 @@ class Page(Items[ItemT], Generic[ItemT]):
     """Pass it as `cursor` for the next page; null on the last."""
 
 
+class LastCheckView(BaseModel):
+    """The state and the counts are those of the job's result."""
+
+    state: CheckState
+    finished_at: datetime
+    job_id: UUID | None
+    missing: int
+    surplus: int
+    stale: int
+    sampled: int
+    wrong: int
+    foreign: int
+    leftover: int
+
+    @classmethod
+    def of(cls, check: LastCheck) -> "LastCheckView":
+        counts = asdict(check.counts)
+        del counts["checked"]
+        return cls(state=check.state, finished_at=check.finished_at, job_id=check.job_id, **counts)
+
+
 class CollectionView(BaseModel):
     name: str
     embedding_model: str
@@ -215,6 +237,9 @@ class CollectionView(BaseModel):
     )
     documents: int
     chunks: int
+    check: LastCheckView | None = Field(
+        description="What the last `check` job has found; null before the first."
+    )
     created_at: datetime
 
     @classmethod
@@ -230,6 +255,7 @@ class CollectionView(BaseModel):
             store=summary.server or only,
             documents=summary.documents,
             chunks=summary.chunks,
+            check=None if summary.check is None else LastCheckView.of(summary.check),
             created_at=summary.created_at,
         )
 

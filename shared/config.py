@@ -482,6 +482,8 @@ class StepSettings(RoleSettings):
     sweep_limit_s: Annotated[float, Field(gt=0, le=2_000_000)] = 5
     sweep_lock_timeout_s: Annotated[float, Field(gt=0, le=2_000_000)] = 1
     retention_days: Annotated[float, Field(gt=0, le=36_500)] = 30
+    store_away_s: PositiveFloat = 2
+    store_unseen_s: PositiveFloat = 600
 
 
 class WorkerSettings(RoleSettings):

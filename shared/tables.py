@@ -300,6 +300,44 @@ class VectorIndexVersion(Base):
     embedded: Mapped[Any] = mapped_column(INT4MULTIRANGE)
 
 
+class CollectionCheck(Base):
+    """The last comparison of a collection with the vector store, and whether one is due.
+    `shared/documents/checks.py` is its only writer, and that of the next table."""
+
+    __tablename__ = "collection_checks"
+
+    collection_id: Mapped[UUID] = mapped_column(
+        ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True
+    )
+    due_at: Mapped[datetime | None]
+    """Since when the sweeper is to submit one; None: it is not."""
+    finished_at: Mapped[datetime | None]
+    """When the last one ended; None before the first."""
+    job_id: Mapped[UUID | None]
+    """Of the last one; it may be gone by retention."""
+    state: Mapped[str | None]
+    """One of `shared.documents.checks.CheckState`."""
+    counts: Mapped[dict[str, Any]] = mapped_column(server_default=sql("'{}'"))
+    """Those of `shared.documents.checks.CheckCounts`."""
+
+    __table_args__ = (
+        Index("ix_collection_checks_due_at", "due_at", postgresql_where=sql("due_at IS NOT NULL")),
+    )
+
+
+class StoreServer(Base):
+    """A server, or the folder, of the vector store: when it was last seen."""
+
+    __tablename__ = "store_servers"
+
+    url: Mapped[str] = mapped_column(primary_key=True)
+    """Without credentials."""
+    seen_at: Mapped[datetime]
+    """When it was last healthy."""
+    away_at: Mapped[datetime | None]
+    """Since when it is not; None: it is."""
+
+
 class Attachment(Base):
     """A file that was put into a collection by its id, and what became of it: the document
     `document_id`. `shared/documents/attachments.py` is its only writer."""

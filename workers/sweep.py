@@ -3,8 +3,8 @@
 Whatever was lost with Redis or with a worker is found here, in Postgres. It runs in the process
 `python -m workers beat`, of which there may be several: each loop is at work in one of them at a
 time. It waits for nobody: leases, deadlines and held turns have a loop of their own, which needs
-Postgres alone; rings, vectors, retention, the storage, the look at bad rows and the lexical index
-have theirs. A round
+Postgres alone; rings, vectors, retention, the storage, the look at bad rows, the lexical index and
+the look at the vector store have theirs. A round
 of each part is bounded in rows and seconds, a part that fails stops no other, and a row that cannot
 be handled stops no other row: it is noted for `/readyz` and left alone for a while.
 """
@@ -27,15 +27,17 @@ from sqlalchemy.orm import Session, aliased
 from shared import files
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
-from shared.documents import attachments, collections, containers, erasure, remote
+from shared.documents import attachments, checks, collections, containers, erasure, remote
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.files import StoredPath
 from shared.jobs import jobs, schedules, steps, submission, sweeps, turns
 from shared.jobs.queues import lacks_worker
 from shared.jobs.submission import NewJob
+from shared.kinds.check import CheckInput
 from shared.kinds.erase import EraseInput
-from shared.kinds.registry import BATCH, ERASE, KINDS
+from shared.kinds.registry import BATCH, CHECK, ERASE, KINDS, REBUILD
 from shared.tables import Collection, File, Job, PathToDelete, Step, Worker
+from shared.vector_stores import configured_store
 from shared.vocabulary import ENDED, OPEN, Lane, State
 from workers.attempts.process import Process
 from workers.attempts.retry import lost_worker, settle_failure
@@ -247,6 +249,8 @@ class SweepLoop:
 ROWS_AT_ONCE = 100
 EXPIRY = "expiry"
 """The name that erasures of expired collections are submitted under."""
+INTEGRITY = "integrity"
+"""The same of checks after the store was away."""
 WORKERS_KEPT = timedelta(days=1)
 
 
@@ -493,6 +497,7 @@ class Sweeper:
             {"inspection": Inspection()},
             {"lexical index": LexicalUpkeep()},
         ]
+        watch = {"vector store": watch_store, "checks": submit_checks}
         self._loops = [
             self._quick,
             SweepLoop(number=1, process=quick, interval_s=soon_s, parts={"ring": ring}),
@@ -500,6 +505,7 @@ class Sweeper:
                 SweepLoop(number=number, process=process, interval_s=later_s, parts=parts)
                 for number, parts in enumerate(slow, start=2)
             ),
+            SweepLoop(number=2 + len(slow), process=process, interval_s=soon_s, parts=watch),
         ]
 
     def sweep(self) -> bool:
@@ -667,6 +673,47 @@ def end_overdue(round_: Round) -> None:
         jobs.stop(session, item.id, State.FAILED, error)
 
     round_.handle_all((Item(kind="job", id=id_, job_id=id_) for id_ in ids), fail)
+
+
+def watch_store(round_: Round) -> None:
+    """Note which servers of the vector store are healthy. The collections of one that was away are
+    due for a check when it is back: what it has lost, nobody else would find."""
+    settings = round_.process.settings
+    store = configured_store(settings)
+    for url in store.urls if store is not None else ():
+        assert store is not None
+        problem = store.type_.check(url, settings.connect_timeout_s)
+        with round_.process.ledger.begin() as session:
+            count = checks.note_server(
+                session,
+                str(url),
+                is_well=problem is None,
+                away_s=settings.store_away_s,
+                unseen_s=settings.store_unseen_s,
+            )
+        if count is not None:
+            log.warning("the vector store %s was away: %s collections are checked", url, count)
+
+
+def submit_checks(round_: Round) -> None:
+    """Submit the checks that are due, of collections that no job checks or rebuilds."""
+    process = round_.process
+    with process.ledger.read() as session:
+        ids = checks.due(session, [CHECK.name, REBUILD.name], limit=round_.limit_rows)
+
+    def submit(session: Transaction, item: Item) -> None:
+        name = checks.take_due(session, item.id)
+        if name is not None:
+            new = NewJob(
+                kind=CHECK,
+                input=CheckInput(collection=name).model_dump(mode="json"),
+                fair_key=INTEGRITY,
+                lane=Lane.BULK,
+                max_attempts=process.settings.max_attempts,
+            )
+            submission.submit(session, new)
+
+    round_.handle_all((Item(kind="collection", id=id_) for id_ in ids), submit)
 
 
 UNSERVED = """

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC
 from threading import Lock
 from typing import Annotated
 
@@ -29,7 +30,8 @@ from api.http.answers import answer
 from api.openapi import documented
 from api.schemas import CheckView, HealthView, ReadinessView
 from shared.database.engine import is_current
-from shared.documents import indexes
+from shared.documents import checks, indexes
+from shared.documents.checks import CheckState
 from shared.jobs import queues, sweeps
 from shared.jobs.queues import KEEP_FACTOR, Depths, paused_since
 from shared.kinds.registry import KINDS
@@ -92,7 +94,7 @@ class Metrics:
             ages.add_metric([queue.value], total.oldest_due_s)
             alive = sum(worker.alive and queue.value in worker.queues for worker in workers)
             serving.add_metric([queue.value], alive)
-        return [jobs, steps, ages, serving]
+        return [jobs, steps, ages, serving, *_checks(session)]
 
     def _jobs_now(self, session: Session) -> list[tuple[str, str, int]]:
         with self._lock:
@@ -103,6 +105,37 @@ class Metrics:
                 end = time.monotonic()
                 self._jobs_until = end + max(KEEP_S, KEEP_FACTOR * (end - begin))
             return self._jobs
+
+
+def _checks(session: Session) -> list[Metric]:
+    """Of the last checks of all collections, without their names: this needs no key."""
+    totals = checks.totals(session)
+    collections = GaugeMetricFamily(
+        "sluice_collections_by_check",
+        "Collections by the result of their last check.",
+        labels=["state"],
+    )
+    for state, count in totals.collections.items():
+        collections.add_metric([state.value], count)
+    collections.add_metric(["unchecked"], totals.unchecked)
+    faults = GaugeMetricFamily(
+        "sluice_check_vectors", "Vectors by what the last checks found.", labels=["result"]
+    )
+    for name, count in asdict(totals.counts).items():
+        faults.add_metric([name], count)
+    due = GaugeMetricFamily(
+        "sluice_checks_due", "Collections to be checked, for their store was away."
+    )
+    due.add_metric([], totals.due)
+    times = GaugeMetricFamily(
+        "sluice_check_timestamp_seconds",
+        "When the newest and the oldest of the last checks ended.",
+        labels=["check"],
+    )
+    for name, at in (("newest", totals.last_at), ("oldest", totals.first_at)):
+        if at is not None:
+            times.add_metric([name], at.timestamp())
+    return [collections, faults, due, times]
 
 
 CHECK_S = 5.0
@@ -269,6 +302,30 @@ def _sweeper(parts: Parts) -> str:
     return "; ".join([f"ran {age_s:.1f} s ago", *words])
 
 
+def _integrity(parts: Parts) -> str:
+    """What the last checks of collections have found. A damaged collection does not make the
+    system unready. No names: this needs no key."""
+    with parts.ledger.read() as session:
+        totals = checks.totals(session)
+    if totals.last_at is None:
+        words = ["no collection has been checked"]
+    else:
+        at = totals.last_at.astimezone(UTC).isoformat(timespec="seconds")
+        states = [f"{count} {state}" for state, count in totals.collections.items() if count]
+        words = [f"last check at {at}", f"collections: {', '.join(states)}"]
+        counts = totals.counts
+        if counts.faults:
+            words.append(
+                f"found: {counts.missing} missing, {counts.surplus} surplus, {counts.stale} stale, "
+                f"{counts.wrong} wrong of {counts.sampled} sampled, {counts.leftover} left over"
+            )
+    if totals.due:
+        words.append(f"{totals.due} are due for a check")
+    if totals.collections[CheckState.DAMAGED]:
+        words.append("`sluice collections` shows which are damaged")
+    return "; ".join(words)
+
+
 def _job(fault: sweeps.Fault) -> str:
     is_named = fault.job_id is None or str(fault.job_id) in fault.item
     return "" if is_named else f" of job {fault.job_id}"
@@ -288,6 +345,7 @@ CHECKS: dict[str, ReadinessCheck] = {
     "workers": _workers,
     "queues": _queues,
     "sweeper": _sweeper,
+    "integrity": _integrity,
 }
 
 

@@ -1,15 +1,16 @@
 """`sluice collections`: list, make, show and delete collections."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from cli.commands.jobs import show_job
-from cli.errors import Interrupted, exit_of_state
+from cli.errors import Exit, Interrupted, exit_of_state
 from cli.options import ListByDefault, complete_collections, confirm, with_client
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting, watch_job
-from sluice import Client, Collection, State
+from sluice import Client, ClientJob, Collection, State
 
 
 @click.group(cls=ListByDefault)
@@ -26,9 +27,17 @@ def list_collections(client: Client, *, as_json: bool) -> int:
         print_json({"items": items})
         return 0
     print_table(
-        ("name", "documents", "chunks", "model", "store", "created"),
+        ("name", "documents", "chunks", "model", "store", "check", "created"),
         [
-            (c.name, c.documents, c.chunks, c.embedding_model, c.store or "", c.created_at)
+            (
+                c.name,
+                c.documents,
+                c.chunks,
+                c.embedding_model,
+                c.store or "",
+                c.check.state if c.check else "",
+                c.created_at,
+            )
             for c in items
         ],
         flexible="model",
@@ -135,26 +144,73 @@ def rebuild(
         min_recall=min_recall,
         wait=False,
     )
-    if wait:
-        try:
-            ended = client.wait(job.id) if as_json else watch_job(client, job)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"The job goes on. Cancel it with `sluice jobs cancel {job.id}`."
-            ) from None
+    return _end(client, job, wait=wait, as_json=as_json, show=_print_rebuild)
+
+
+@collections.command()
+@click.argument("name", shell_complete=complete_collections)
+@click.option("--dry-run", is_flag=True, help="Only report what differs; mend nothing.")
+@click.option("--sample", type=click.IntRange(min=0), metavar="N",
+              help="Of how many chunks the vector is made again and compared (100).")  # fmt: skip
+@click.option("--delete-foreign", is_flag=True,
+              help="Delete vectors, too, that Sluice did not write.")  # fmt: skip
+@click.option("--wait", is_flag=True, help="Follow it to its end; exit code 1 if it is damaged.")
+@with_client
+def check(
+    client: Client,
+    *,
+    name: str,
+    dry_run: bool,
+    sample: int | None,
+    delete_foreign: bool,
+    wait: bool,
+    as_json: bool,
+) -> int:
+    """Compare the vectors of a collection with its chunks, and mend what differs.
+
+    \b
+    Examples:
+      sluice collections check rules-ko --wait
+      sluice collections check rules-ko --dry-run --sample 1000 --wait
+    """
+    job = client.check_collection(
+        name, dry_run=dry_run, sample=sample, delete_foreign=delete_foreign, wait=False
+    )
+    return _end(client, job, wait=wait, as_json=as_json, show=_print_check)
+
+
+def _end(
+    client: Client,
+    job: ClientJob[Any],
+    *,
+    wait: bool,
+    as_json: bool,
+    show: Callable[[dict[str, Any]], None],
+) -> int:
+    """Follow a job to its end, whose result `show` prints, or say how to."""
+    if not wait:
         if as_json:
-            print_json(ended)
-        elif ended.state == State.SUCCEEDED:
-            _print_rebuild(ended.result or {})
+            print_json(job)
         else:
-            show_job(ended)
-        return exit_of_state(ended.state)
+            print_text(job.id)
+            say(f"Submitted. Follow it with `sluice jobs watch {job.id}`.")
+        return Exit.OK
+    try:
+        ended = client.wait(job.id) if as_json else watch_job(client, job)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"The job goes on. Cancel it with `sluice jobs cancel {job.id}`."
+        ) from None
+    result = ended.result or {}
     if as_json:
-        print_json(job)
+        print_json(ended)
+    elif ended.state == State.SUCCEEDED:
+        show(result)
     else:
-        print_text(job.id)
-        say(f"Submitted. Follow it with `sluice jobs watch {job.id}`.")
-    return 0
+        show_job(ended)
+    if result.get("state") == "damaged":
+        return Exit.FAILED
+    return exit_of_state(ended.state)
 
 
 def _print_rebuild(result: dict[str, Any]) -> None:
@@ -174,6 +230,18 @@ def _print_rebuild(result: dict[str, Any]) -> None:
     )
 
 
+_FAULTS = ("missing", "surplus", "stale", "wrong", "foreign", "leftover")
+
+
+def _print_check(result: dict[str, Any]) -> None:
+    fields = ["collection", "state", "checked", "sampled", *_FAULTS, "mended", "rebuild_job_id"]
+    examples = result.get("examples") or {}
+    print_fields(
+        [(name, result[name]) for name in fields if result.get(name) is not None]
+        + [(f"{name}, such as", ids[0]) for name, ids in examples.items() if ids]
+    )
+
+
 def _print_collection(collection: Collection, as_json: bool) -> int:
     if as_json:
         print_json(collection)
@@ -187,6 +255,15 @@ def _print_collection(collection: Collection, as_json: bool) -> int:
             ("store", collection.store or "as yet unknown"),
             ("documents", collection.documents),
             ("chunks", collection.chunks),
+            ("check", _check_words(collection)),
         ]
     )
     return 0
+
+
+def _check_words(collection: Collection) -> str:
+    check = collection.check
+    if check is None:
+        return "none yet"
+    counts = [f"{count} {name}" for name in _FAULTS if (count := getattr(check, name))]
+    return ", ".join([f"{check.state} ({check.finished_at:%Y-%m-%d %H:%M} UTC)", *counts])

@@ -413,6 +413,36 @@ class Tasks(Calls[J], Generic[J]):
         job = await self.wait(job.id, timeout_s=timeout_s)
         return job.require_success()
 
+    async def check_collection(
+        self,
+        name: str,
+        *,
+        dry_run: bool = False,
+        sample: int | None = None,
+        delete_foreign: bool = False,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> J:
+        """Compare the vectors of a collection with its chunks, and mend what differs; with
+        `dry_run`, only report it. `sample` is of how many chunks the vector is made again to be
+        compared. `delete_foreign` deletes vectors, too, that Sluice did not write.
+
+        Returns the `check` job: succeeded, or with `wait=False` as it was submitted. The `state` of
+        its result is `ok`, `mended` or `damaged`.
+        """
+        job_input: dict[str, Any] = {
+            "collection": name,
+            "dry_run": dry_run,
+            "delete_foreign": delete_foreign,
+        }
+        if sample is not None:
+            job_input["sample"] = sample
+        job = await self.submit_untyped("check", job_input)
+        if not wait:
+            return job
+        job = await self.wait(job.id, timeout_s=timeout_s)
+        return job.require_success()
+
     async def _result(
         self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
@@ -620,6 +650,7 @@ class Client:
     collections = _blocking_iterator(Tasks.collections)
     delete_collection = _blocking(Tasks.delete_collection)
     rebuild_collection = _blocking(Tasks.rebuild_collection)
+    check_collection = _blocking(Tasks.check_collection)
     documents = _blocking_iterator(Tasks.documents)
     document = _blocking(Tasks.document)
     chunks = _blocking_iterator(Tasks.chunks)

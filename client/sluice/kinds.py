@@ -26,6 +26,7 @@ KindName = Literal[
     "model",
     "erase",
     "rebuild",
+    "check",
     "eval",
     "batch",
 ]
@@ -505,6 +506,17 @@ class RebuildInput(TypedDict):
     min_recall: NotRequired[float | None]
 
 
+class CheckInput(TypedDict):
+    """`sample` is of how many chunks the vector is made again by the model of the collection, and
+    compared; as many as there are, and all of them are.
+    """
+
+    collection: str
+    dry_run: NotRequired[bool]
+    sample: NotRequired[int]
+    delete_foreign: NotRequired[bool]
+
+
 class EvalInput(TypedDict):
     """The queries are given as they are, or as an upload with one such object a line."""
 
@@ -751,6 +763,41 @@ class RebuildResult(TypedDict):
     rollback_until: str | None
 
 
+class CheckExamples(TypedDict):
+    """Ids of some chunks that differ, as the store has them."""
+
+    missing: NotRequired[list[str]]
+    surplus: NotRequired[list[str]]
+    stale: NotRequired[list[str]]
+    wrong: NotRequired[list[str]]
+    foreign: NotRequired[list[str]]
+
+
+class CheckResult(TypedDict):
+    """`state` is `ok`; `mended`, where all that was found was mended; or `damaged`.
+
+    The counts are of vectors in all indexes of the collection, the one that is searched and those
+    that one can go back to: `missing`; `surplus`, of chunks that there are no more; `stale`, with
+    another text or other metadata than their chunk; `wrong`, of those that were `sampled`, which
+    are not what the model gives. `foreign` vectors, which Sluice did not write, are no fault.
+    `leftover` is what is left in PostgreSQL of documents that were erased.
+    """
+
+    collection: str
+    state: Literal["ok", "mended", "damaged"]
+    checked: int
+    missing: int
+    surplus: int
+    stale: int
+    sampled: int
+    wrong: int
+    foreign: int
+    leftover: int
+    mended: int
+    examples: CheckExamples
+    rebuild_job_id: str | None
+
+
 class Estimate(TypedDict):
     """A mean over the queries, with its 95 % bootstrap interval."""
 
@@ -891,6 +938,11 @@ class RebuildJob(JobFields):
     input: RebuildInput
 
 
+class CheckJob(JobFields):
+    kind: Literal["check"]
+    input: CheckInput
+
+
 class EvalJob(JobFields):
     kind: Literal["eval"]
     input: EvalInput
@@ -912,6 +964,7 @@ NewJob = (
     | ModelJob
     | EraseJob
     | RebuildJob
+    | CheckJob
     | EvalJob
     | BatchJob
 )
@@ -969,6 +1022,11 @@ class Submit(Protocol):
     def __call__(
         self, kind: Literal["rebuild"], input: RebuildInput, **options: Unpack[SubmitOptions]
     ) -> "ClientJob[RebuildResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["check"], input: CheckInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[CheckResult]": ...
 
     @overload
     def __call__(
@@ -1033,6 +1091,11 @@ class AsyncSubmit(Protocol):
     def __call__(
         self, kind: Literal["rebuild"], input: RebuildInput, **options: Unpack[SubmitOptions]
     ) -> Coroutine[Any, Any, "AsyncClientJob[RebuildResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["check"], input: CheckInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[CheckResult]"]: ...
 
     @overload
     def __call__(

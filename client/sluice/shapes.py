@@ -172,6 +172,22 @@ class Event(Wire):
     data: dict[str, Any]
 
 
+class LastCheck(Wire):
+    """What the last `check` job of a collection has found."""
+
+    state: str
+    """`ok`, `mended` or `damaged`."""
+    finished_at: datetime
+    job_id: str | None = None
+    missing: int = 0
+    surplus: int = 0
+    stale: int = 0
+    sampled: int = 0
+    wrong: int = 0
+    foreign: int = 0
+    leftover: int = 0
+
+
 class Collection(Wire):
     name: str
     embedding_model: str | None = None
@@ -181,6 +197,8 @@ class Collection(Wire):
     """Where its vectors lie; None until that is chosen."""
     documents: int = 0
     chunks: int = 0
+    check: LastCheck | None = None
+    """None before the first one."""
     created_at: datetime | None = None
 
 

@@ -12,7 +12,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.bounds import COLLECTION_NAME, nfc
-from shared.documents import indexes
+from shared.documents import checks, indexes
+from shared.documents.checks import LastCheck
 from shared.documents.indexes import IndexState
 from shared.errors import Conflict, NotFound
 from shared.models.embedding_models import canonical
@@ -45,6 +46,7 @@ class Summary:
     chunks: int
     size_bytes: int
     """The size of the contents of its documents."""
+    check: LastCheck | None
     created_at: datetime
 
 
@@ -304,6 +306,7 @@ def _summaries(session: Session, collections: Sequence[Collection]) -> list[Summ
     counts = {row[0]: tuple(row[1:]) for row in rows}
     none = (0, 0, 0)
     active = indexes.active_of(session, [collection.id for collection in collections])
+    last = checks.last_of(session, [collection.id for collection in collections])
     return [
         Summary(
             id=collection.id,
@@ -315,6 +318,7 @@ def _summaries(session: Session, collections: Sequence[Collection]) -> list[Summ
             documents=counts.get(collection.id, none)[0],
             chunks=counts.get(collection.id, none)[1],
             size_bytes=int(counts.get(collection.id, none)[2]),
+            check=last.get(collection.id),
             created_at=collection.created_at,
         )
         for collection in collections

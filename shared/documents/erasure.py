@@ -54,6 +54,43 @@ def garbage(session: Session, *where: ColumnElement[bool], limit: int) -> list[G
     )
 
 
+def abandoned(session: Session, collection_id: UUID, *, limit: int) -> list[GarbageVersion]:
+    """Versions of documents of a collection whose erasure was begun long ago and has not ended."""
+    return garbage_where(
+        session,
+        Version.state == VersionState.RETIRED,
+        ~_awaited(),
+        Document.collection_id == collection_id,
+        Document.erasing_at < func.now() - ERASURE_ABANDONED_AFTER,
+        limit=limit,
+    )
+
+
+def empty_documents(session: Session, collection_id: UUID) -> Sequence[UUID]:
+    """Documents without a version for so long that nobody is about to write one."""
+    return session.scalars(
+        select(Document.id)
+        .where(
+            Document.collection_id == collection_id,
+            Document.live_version_id.is_(None),
+            func.greatest(Document.updated_at, Document.erasing_at)
+            < func.now() - ERASURE_ABANDONED_AFTER,
+            ~exists().where(Version.document_id == Document.id),
+        )
+        .order_by(Document.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def remove_empty(session: Session, document_ids: Sequence[UUID]) -> None:
+    """Delete locked documents that still have no version."""
+    session.execute(
+        delete(Document).where(
+            Document.id.in_(document_ids), ~exists().where(Version.document_id == Document.id)
+        )
+    )
+
+
 def garbage_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[GarbageVersion]:
     return garbage_where(
         session, Version.state == VersionState.RETIRED, Version.document_id.in_(document_ids)

@@ -130,17 +130,16 @@ def is_in_use(session: Session, place: IndexPlace) -> bool:
     )
 
 
-def next_place(session: Session, after: str, *, inclusive: bool) -> IndexPlace | None:
-    """The place of the first index after that name, or of the one with that name if `inclusive`, in
+def next_index(session: Session, after: str, *, inclusive: bool) -> VectorIndex | None:
+    """The first index after that name in the store, or the one with that name if `inclusive`, in
     the order of the database. None after the last one."""
     name = VectorIndex.stored_name
-    index = session.scalar(
+    return session.scalar(
         select(VectorIndex)
         .where(name >= after if inclusive else name > after)
         .order_by(name)
         .limit(1)
     )
-    return None if index is None else IndexPlace.of(index)
 
 
 def server_of(session: Session, stored_name: str) -> str | None:
@@ -419,24 +418,177 @@ def forget(session: Session, index_id: UUID, parts: Sequence[tuple[UUID, int]]) 
     )
 
 
+# What is noted to be in an index: of the active one by its versions, of the others in rows of their
+# own. One statement says which of both it is, for another index may become active meanwhile.
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotedPart:
+    """Ordinals of a version whose vectors are noted to be in an index."""
+
+    document_id: UUID
+    version_id: UUID
+    first: int
+    end: int
+
+
+_NOTED: Final = """
+    FROM vector_indexes x
+    JOIN documents d ON d.collection_id = x.collection_id
+    JOIN versions v ON v.document_id = d.id AND v.state IN ('live', 'pending')
+    LEFT JOIN vector_index_versions i
+        ON x.state <> 'active' AND i.index_id = x.id AND i.version_id = v.id
+    CROSS JOIN LATERAL (SELECT CASE WHEN x.state = 'active' THEN v.embedded
+        ELSE coalesce(i.embedded, '{}'::int4multirange) END AS embedded) n
+"""
+Position = tuple[UUID, UUID, int]
+"""Document, version and ordinal of the next chunk."""
+_START: Final[Position] = (_NO_ID, _NO_ID, 0)
+
+
 def noted(
-    session: Session, index_id: UUID, *, after: UUID | None, limit: int
-) -> list[tuple[UUID, int, int]]:
-    """What is noted to be in an index that is not active, (version, first, end), of some versions
-    behind that one."""
+    session: Session, index_id: UUID, *, position: Position | None, chunks: int
+) -> tuple[list[NotedPart], Position | None]:
+    """The next parts with so many chunks at most, and the position behind them; None at the end.
+    The order is that of documents, versions and ordinals."""
+    document_id, version_id, ordinal = position or _START
+    rows = session.execute(
+        text(f"""
+            SELECT d.id AS document_id, v.id AS version_id,
+                lower(r.part) AS first, upper(r.part) AS behind
+            {_NOTED}
+            CROSS JOIN LATERAL unnest(n.embedded * int4multirange(int4range(
+                CASE WHEN v.id = :version_id THEN :ordinal ELSE 0 END, NULL))) r (part)
+            WHERE x.id = :index_id AND d.id >= :document_id
+                AND (d.id, v.id) >= (:document_id, :version_id)
+            ORDER BY d.id, v.id, r.part LIMIT :limit
+        """),
+        {
+            "index_id": index_id,
+            "document_id": document_id,
+            "version_id": version_id,
+            "ordinal": ordinal,
+            "limit": chunks + 1,  # each part has a chunk at least
+        },
+    )
+    parts: list[NotedPart] = []
+    room = chunks
+    for row in rows:
+        if room == 0:
+            return parts, (row.document_id, row.version_id, row.first)
+        end = min(row.behind, row.first + room)
+        parts.append(
+            NotedPart(
+                document_id=row.document_id, version_id=row.version_id, first=row.first, end=end
+            )
+        )
+        room -= end - row.first
+        if end < row.behind:
+            return parts, (row.document_id, row.version_id, end)
+    return parts, None
+
+
+def count_noted(session: Session, index_id: UUID) -> int:
+    """How many chunks are noted to be in an index."""
+    count_ = session.scalar(
+        text(f"""
+            SELECT coalesce(sum(upper(r.part) - lower(r.part)), 0)
+            {_NOTED} CROSS JOIN LATERAL unnest(n.embedded) r (part)
+            WHERE x.id = :index_id
+        """),
+        {"index_id": index_id},
+    )
+    return int(count_ or 0)
+
+
+def still_noted(
+    session: Session, index_id: UUID, chunks: Iterable[tuple[UUID, int]]
+) -> set[tuple[UUID, int]]:
+    """Those of the chunks, (version, ordinal), that are noted to be in an index."""
+    pairs = list(chunks)
+    rows = session.execute(
+        text(f"""
+            SELECT c.id, c.ordinal
+            {_NOTED}
+            JOIN unnest(CAST(:ids AS uuid[]), CAST(:ordinals AS int[])) c (id, ordinal)
+                ON c.id = v.id AND n.embedded @> c.ordinal
+            WHERE x.id = :index_id
+        """),
+        {
+            "index_id": index_id,
+            "ids": [version_id for version_id, _ in pairs],
+            "ordinals": [ordinal for _, ordinal in pairs],
+        },
+    )
+    return {(row.id, row.ordinal) for row in rows}
+
+
+def surplus(
+    session: Session, collection_id: UUID, chunks: Iterable[tuple[UUID, int]]
+) -> set[tuple[UUID, int]]:
+    """Those of the chunks, (version, ordinal), that no index of the collection can have: of a
+    version that is gone, or of another collection, and beyond the end of a live one.
+
+    A version is in the ledger before its vectors are made. One that is retired is left to who
+    retired it.
+    """
+    pairs = list(chunks)
     rows = session.execute(
         text("""
-            SELECT p.version_id, lower(r.part) AS first, upper(r.part) AS behind
-            FROM (
-                SELECT version_id, embedded FROM vector_index_versions
-                WHERE index_id = :index_id AND version_id > :after
-                ORDER BY version_id LIMIT :limit
-            ) p CROSS JOIN LATERAL unnest(p.embedded) r (part)
-            ORDER BY p.version_id
+            SELECT c.id, c.ordinal
+            FROM unnest(CAST(:ids AS uuid[]), CAST(:ordinals AS int[])) c (id, ordinal)
+            LEFT JOIN versions v ON v.id = c.id
+            LEFT JOIN documents d ON d.id = v.document_id
+            WHERE d.id IS NULL OR d.collection_id <> :collection_id
+                OR (v.state = 'live' AND c.ordinal >= v.chunk_count)
         """),
-        {"index_id": index_id, "after": after or _NO_ID, "limit": limit},
+        {
+            "collection_id": collection_id,
+            "ids": [version_id for version_id, _ in pairs],
+            "ordinals": [ordinal for _, ordinal in pairs],
+        },
     )
-    return [(row.version_id, row.first, row.behind) for row in rows]
+    return {(row.id, row.ordinal) for row in rows}
+
+
+def to_check(session: Session, collection_id: UUID) -> list[UUID]:
+    """The active index of a collection, then those that one can go back to."""
+    rows = session.execute(
+        select(VectorIndex.id, VectorIndex.state)
+        .where(
+            VectorIndex.collection_id == collection_id,
+            or_(VectorIndex.state == IndexState.ACTIVE, is_kept()),
+        )
+        .order_by(VectorIndex.state, VectorIndex.id)
+    )
+    return [row.id for row in rows]
+
+
+def find(session: Session, index_id: UUID) -> VectorIndex | None:
+    return session.get(VectorIndex, index_id)
+
+
+def forget_gone(session: Session, collection_id: UUID) -> int:
+    """Forget what was noted of versions that are gone; returns of how many."""
+    gone = session.execute(
+        text("""
+            DELETE FROM vector_index_versions i USING vector_indexes x
+            WHERE x.collection_id = :id AND i.index_id = x.id
+                AND NOT EXISTS (SELECT FROM versions v WHERE v.id = i.version_id)
+            RETURNING 1
+        """),
+        {"id": collection_id},
+    )
+    return len(gone.all())
+
+
+def give_up_kept(session: Session, index_id: UUID) -> None:
+    """Let a retired index be dropped: the store has lost it."""
+    session.execute(
+        update(VectorIndex)
+        .where(VectorIndex.id == index_id, VectorIndex.state == IndexState.RETIRED)
+        .values(kept_until=func.now())
+    )
 
 
 def kept_until(session: Session, collection_id: UUID) -> datetime | None:

@@ -10,7 +10,7 @@ versions. A transaction that merges, or removes postings, holds the lock of the 
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
@@ -462,6 +462,48 @@ def drop_field(session: Session, field: Field, *, limit: int) -> bool:
         {"bit": field.bit, "rows": ROWS_AT_ONCE},
     ).all()
     return bool(noted)
+
+
+def live_among(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
+    rows = session.scalars(
+        select(Version.id).where(Version.id.in_(list(version_ids)), Version.state == "live")
+    )
+    return set(rows)
+
+
+def note_deaths(
+    session: Session, collection_id: UUID, field: Field, chunks: Mapping[UUID, int]
+) -> None:
+    """Let the postings of versions count no more that are gone; `chunks` has how many chunks of
+    each are in a segment. The lock of the index must be held."""
+    session.execute(
+        text("""
+            INSERT INTO lexical_deaths AS l (collection_id, field, version_id, chunks)
+            SELECT :id, :field, v.id, v.chunks
+            FROM unnest(CAST(:versions AS uuid[]), CAST(:chunks AS int[])) v (id, chunks)
+            ON CONFLICT (collection_id, field, version_id)
+                DO UPDATE SET chunks = l.chunks + excluded.chunks
+        """),
+        {
+            "id": collection_id,
+            "field": field.value,
+            "versions": list(chunks),
+            "chunks": list(chunks.values()),
+        },
+    )
+
+
+def without_collection(session: Session) -> list[UUID]:
+    """Collections that are gone, of which there are segments or deaths."""
+    rows = session.execute(
+        text("""
+            SELECT DISTINCT l.collection_id FROM (
+                SELECT collection_id FROM lexical_segments
+                UNION ALL SELECT collection_id FROM lexical_deaths
+            ) l WHERE NOT EXISTS (SELECT FROM collections c WHERE c.id = l.collection_id)
+        """)
+    )
+    return [row.collection_id for row in rows]
 
 
 def delete_of_collection(session: Session, collection_id: UUID) -> None:

@@ -2,6 +2,7 @@
 
 from shared.kinds.batch import BATCH
 from shared.kinds.chat import CHAT
+from shared.kinds.check import CHECK
 from shared.kinds.complete import COMPLETE
 from shared.kinds.embed import EMBED
 from shared.kinds.erase import ERASE
@@ -16,8 +17,8 @@ from shared.kinds.search import SEARCH
 from shared.vocabulary import Queue
 
 __all__ = [
-    "BATCH", "CHAT", "COMPLETE", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS", "MODEL", "RAG",
-    "REBUILD", "SEARCH",
+    "BATCH", "CHAT", "CHECK", "COMPLETE", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS",
+    "MODEL", "RAG", "REBUILD", "SEARCH",
     "WEBHOOK", "step_types",
 ]  # fmt: skip
 
@@ -34,6 +35,7 @@ KINDS: dict[str, Kind] = {
         MODEL,
         ERASE,
         REBUILD,
+        CHECK,
         EVAL,
         BATCH,
     )

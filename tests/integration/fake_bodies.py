@@ -76,6 +76,14 @@ def result_of(
             "embedding_model_before": "m", "dimension": 3, "chunks": 0, "comparison": None,
             "rollback_until": None,
         }  # fmt: skip
+    if job["kind"] == "check":
+        found = {"missing": 2, "surplus": 0, "stale": 0, "wrong": 0, "foreign": 0, "leftover": 0}
+        is_dry = job_input.get("dry_run", False)
+        return {
+            "collection": job_input["collection"], "state": "damaged" if is_dry else "mended",
+            "checked": 6, "sampled": 6, **found, "mended": 0 if is_dry else 2,
+            "examples": {"missing": ["c1"]}, "rebuild_job_id": None,
+        }  # fmt: skip
     if job["kind"] == "batch":
         counts = {"total": 2, "succeeded": 2, "failed": 0}
         return counts | {"output_file_id": job_input["file_id"], "error_file_id": None}
@@ -169,7 +177,12 @@ def make_job(job_id: str, body: dict[str, Any]) -> dict[str, Any]:
 def make_collection(name: str) -> dict[str, Any]:
     shape = {"embedding_model": "all-MiniLM-L6-v2", "dimension": 384, "distance": "cosine"}
     counts = {"documents": 3, "chunks": 6}
-    return {"name": name, **shape, "store": "chroma://127.0.0.1:8000", **counts, "created_at": NOW}
+    check = {
+        "state": "ok", "finished_at": NOW, "job_id": None, "missing": 0, "surplus": 0, "stale": 0,
+        "sampled": 6, "wrong": 0, "foreign": 0, "leftover": 0,
+    }  # fmt: skip
+    store = "chroma://127.0.0.1:8000"
+    return {"name": name, **shape, "store": store, **counts, "check": check, "created_at": NOW}
 
 
 def make_conversation(id_: str, **changes: Any) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class TestChroma(VectorStoreContract):
 
 class TestFaiss(VectorStoreContract):
     store_class = Faiss
+    has_texts = False
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[VectorStore]:

@@ -50,6 +50,10 @@ class Memory:
         chunks = self._chunks(name)
         return {id_: chunks[id_][1] for id_ in ids if id_ in chunks}
 
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        chunks = self._chunks(name)
+        return {entry.id: chunks[entry.id][0] == entry for entry in entries if entry.id in chunks}
+
     def is_exact(self, where: MetadataFilter) -> bool:
         del where
         return True

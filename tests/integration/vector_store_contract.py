@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -46,6 +47,8 @@ def random_vectors(count: int, dimension: int, *, seed: int = 0) -> Vectors:
 
 class SmallStoreContract:
     """What a store does with a few chunks. Subclasses have a fixture `store`."""
+
+    has_texts: ClassVar[bool] = True
 
     @pytest.fixture
     def name(self, store: VectorStore) -> Iterator[str]:
@@ -96,6 +99,30 @@ class SmallStoreContract:
         ((match,),) = store.query(name, along(0), limit=9, where=reads({"n": 2}))
         assert match.score == pytest.approx(1, abs=1e-3)
         assert self.ids(store, name, n=1) == []
+
+    def test_it_tells_whose_text_and_metadata_are_not_as_they_were_written(
+        self, store: VectorStore, name: str
+    ) -> None:
+        rich: Metadata = {
+            "year": 2024, "share": 0.1 + 0.2, "large": 1e22, "is_new": True, "source": "mine",
+            "city": "cafe\u0301", "tags": ["old", "new"], "counts": [1.5, 2], "none": [],
+            "$odd": '"x\\',
+        }  # fmt: skip
+        chunks = [entry("plain"), entry("rich", rich), entry("other", {"n": 1}), entry("never")]
+        store.upsert(name, chunks[:3], along(0, 1, 2))
+        assert store.compare(name, chunks) == {"plain": True, "rich": True, "other": True}
+        changed = [
+            entry("plain", {"n": 1}),
+            entry("rich", rich | {"year": 2025}),
+            replace(chunks[2], own={**chunks[2].own, "source": "another"}),
+        ]
+        assert store.compare(name, changed) == {"plain": False, "rich": False, "other": False}
+        assert store.compare(name, [entry("other")]) == {"other": False}  # it has a key more
+        if self.has_texts:
+            texts = [replace(chunk, text="another text") for chunk in chunks]
+            assert not any(store.compare(name, texts).values())
+        with pytest.raises(MissingCollection):
+            store.compare(f"{name}-2", chunks)
 
     def test_filters(self, store: VectorStore, name: str) -> None:
         tags = {"tags": ["old", "new"], "none": []}

@@ -97,6 +97,10 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         {"collection": "handbook", "model": "some/model", "queries": [JUDGED], "min_recall": 0.5},
         {"collection": "handbook", "rollback": True},
     ],
+    kinds.CHECK: [
+        {"collection": "handbook"},
+        {"collection": "handbook", "dry_run": True, "sample": 0, "delete_foreign": True},
+    ],
     kinds.EVAL: [
         {"collection": "handbook", "queries": [JUDGED]},
         {"collection": "handbook", "file_id": ID, "searches": [{}] * 16, "k": 100},
@@ -198,6 +202,8 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.REBUILD, {"collection": "handbook", "model": "m", "rollback": True}, "either"),
     (kinds.REBUILD, {"collection": "handbook", "min_overlap": 2}, "min_overlap"),
     (kinds.REBUILD, {"collection": "handbook", "queries": [JUDGED] * 1001}, "queries"),
+    (kinds.CHECK, {}, "collection"),
+    (kinds.CHECK, {"collection": "handbook", "sample": -1}, "sample"),
     (kinds.EVAL, {"collection": "handbook"}, "either queries or file_id"),
     (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED], "file_id": ID}, "either"),
     (kinds.EVAL, {"collection": "handbook", "file_id": "judged.jsonl"}, "file_id"),

@@ -154,7 +154,8 @@ class Server:
             with_vector=request.with_vector,
         )
         return [
-            {"id": str(one.id), "payload": one.payload, "vector": one.vector} for one in records
+            {"id": str(one.id), "payload": _client_value(one.payload), "vector": one.vector}
+            for one in records
         ]
 
     def query(self, name: str, body: Any) -> dict[str, Any]:
@@ -238,6 +239,15 @@ def _engine_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_engine_value(inner) for inner in value]
     return f"\0{value}" if isinstance(value, bool) else value
+
+
+def _client_value(value: Any) -> Any:
+    """The opposite of `_engine_value`."""
+    if isinstance(value, dict):
+        return {key: _client_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_client_value(item) for item in value]
+    return {"\0True": True, "\0False": False}.get(value, value) if isinstance(value, str) else value
 
 
 def _read(shape: type[T], body: Any) -> T:

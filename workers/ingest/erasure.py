@@ -1,15 +1,13 @@
 """Removes what readers no longer see: vectors first, rows last, so that nothing is forgotten."""
 
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from math import ceil
 from uuid import UUID
 
-from sqlalchemy import select
-
 from shared.database.transaction import Transaction
-from shared.documents import erasure, indexes, remote, versions
+from shared.documents import erasure, indexes, lexical, remote, versions
 from shared.documents.documents import parse_chunk_id
 from shared.documents.indexes import IndexPlace
 from shared.documents.versions import ChunkRange, GarbageVersion
@@ -20,7 +18,7 @@ from shared.kinds.erase import EraseInput, EraseResult
 from shared.tables import VectorIndex, Version
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
-from workers.ingest.indexing import purge
+from workers.ingest.indexing import orphans, purge
 from workers.retrieval.servers import store_of
 from workers.rounds import Item, Round
 
@@ -97,10 +95,11 @@ def _collect_slowly(
 
 
 class StrayVectors:
-    """The part of the sweeper that compares Chroma with the ledger, a few ids each round.
+    """The part of the sweeper that compares the store with the ledger, a few ids each round.
 
     A vector whose version the ledger does not have was written by a worker that came too late:
-    its rows were erased or collected meanwhile. Ids that are not ours are left alone.
+    its rows were erased or collected meanwhile. Ids that are not ours are left alone. What the
+    store lacks is found by jobs of the kind `check`.
     """
 
     def __init__(self) -> None:
@@ -111,29 +110,49 @@ class StrayVectors:
         left, begun_anew = round_.limit_rows, False
         while left > 0 and round_.goes_on:
             with round_.process.ledger.read() as session:
-                place = indexes.next_place(session, self._name, inclusive=self._offset > 0)
-            if place is None:
+                index = indexes.next_index(session, self._name, inclusive=self._offset > 0)
+            if index is None:
                 if begun_anew:
                     return
                 self._name, self._offset, begun_anew = "", 0, True
                 continue
-            left -= max(1, self._look(round_.process, place, left))
+            left -= max(1, self._look(round_.process, index, left))
 
-    def _look(self, process: Process, place: IndexPlace, limit: int) -> int:
-        name = place.stored_name
+    def _look(self, process: Process, index: VectorIndex, limit: int) -> int:
+        name = index.stored_name
         offset = self._offset if name == self._name else 0
-        ids = store_of(process).id_page(name, limit=limit, offset=offset)
-        by_id = {id_: parsed[0] for id_ in ids if (parsed := parse_chunk_id(id_))}
-        version_ids = set(by_id.values())
-        with process.ledger.read() as session:
-            known = set(session.scalars(select(Version.id).where(Version.id.in_(version_ids))))
-        stray = [id_ for id_, version_id in by_id.items() if version_id not in known]
-        if stray:
-            log.warning("%s vectors of %s have no version any more", len(stray), name)
-            store_of(process).delete(name, stray)
+        page = StoredPage.read(process, index, limit=limit, offset=offset)
+        if page.surplus:
+            log.warning("%s vectors of %s belong to no chunk of it", len(page.surplus), name)
+            store_of(process).delete(name, page.surplus)
         self._name = name
-        self._offset = offset + len(ids) - len(stray) if len(ids) == limit else 0
-        return len(ids)
+        is_full = page.count == limit
+        self._offset = offset + page.count - len(page.surplus) if is_full else 0
+        return page.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPage:
+    """Some of the ids that the store has of an index, by what the ledger says of them."""
+
+    count: int
+    surplus: list[str]
+    """Of vectors that are not to be there (`indexes.surplus`)."""
+    foreign: list[str]
+    """That are no ids of chunks."""
+
+    @classmethod
+    def read(cls, process: Process, index: VectorIndex, *, limit: int, offset: int) -> "StoredPage":
+        ids = store_of(process).id_page(index.stored_name, limit=limit, offset=offset)
+        parsed = {id_: parse_chunk_id(id_) for id_ in ids}
+        chunks = [chunk for chunk in parsed.values() if chunk is not None]
+        with process.ledger.read() as session:
+            surplus = indexes.surplus(session, index.collection_id, chunks)
+        return cls(
+            count=len(ids),
+            surplus=[id_ for id_, chunk in parsed.items() if chunk in surplus],
+            foreign=[id_ for id_, chunk in parsed.items() if chunk is None],
+        )
 
 
 def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> None:
@@ -268,6 +287,46 @@ def _done(
 ) -> Done:
     result = EraseResult(documents=extent.documents, chunks=extent.chunks, vectors=vectors)
     return Done(result=result.model_dump(), record=record)
+
+
+class Leftovers:
+    """What is left in Postgres of documents of a collection that were erased, and that nobody
+    removes any more: versions and documents whose erasure has not ended for an hour, postings of
+    versions that are gone. And the postings of collections that are gone, whichever they were."""
+
+    def __init__(self, process: Process, collection_id: UUID, *, check: Callable[[], None]) -> None:
+        self._process = process
+        self._collection_id = collection_id
+        self._check = check
+
+    def count(self) -> int:
+        with self._process.ledger.begin() as session:
+            count = len(erasure.abandoned(session, self._collection_id, limit=LIMIT))
+            count += len(erasure.empty_documents(session, self._collection_id))
+            count += len(lexical.without_collection(session))
+        return count + len(self._orphans(is_noted=False))
+
+    def remove(self) -> int:
+        """Returns how much there was."""
+        process = self._process
+        with process.ledger.read() as reading:
+            garbage = erasure.abandoned(reading, self._collection_id, limit=LIMIT)
+        for version in garbage:
+            self._check()
+            collect(process, [version])
+        with process.ledger.begin() as session:
+            empty = erasure.empty_documents(session, self._collection_id)
+            erasure.remove_empty(session, empty)
+            gone = lexical.without_collection(session)
+            for collection_id in gone:
+                lexical.delete_of_collection(session, collection_id)
+            indexes.forget_gone(session, self._collection_id)
+        orphaned = self._orphans(is_noted=True)
+        purge(process, self._collection_id, check=self._check)
+        return len(garbage) + len(empty) + len(gone) + len(orphaned)
+
+    def _orphans(self, *, is_noted: bool) -> set[UUID]:
+        return orphans(self._process, self._collection_id, check=self._check, is_noted=is_noted)
 
 
 # Indexes that nobody needs any more

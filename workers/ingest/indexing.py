@@ -343,6 +343,35 @@ def _purge_segments(
     return written
 
 
+def orphans(
+    process: Process, collection_id: UUID, *, check: Callable[[], None], is_noted: bool
+) -> set[UUID]:
+    """Versions that are gone, and whose postings count all the same. With `is_noted` they count no
+    more from now on."""
+    found: set[UUID] = set()
+    for field in Field:
+        with process.ledger.read() as reading:
+            ids = lexical.counting_ids(reading, collection_id, field)
+        for id_ in ids:
+            check()
+            with process.ledger.begin() as session:
+                # No merge takes the segment away, and forgets who was dead in it.
+                lexical.lock(session, collection_id)
+                for stored in lexical.segments(session, [id_]):
+                    chunks: dict[UUID, int] = {}
+                    for member in np.frombuffer(stored.members, MEMBER):
+                        version_id, _ = chunk_of(member["key"])
+                        chunks[version_id] = chunks.get(version_id, 0) + int(member["chunks"])
+                    # In this order: a version that dies is noted as dead at the same moment.
+                    gone = chunks.keys() - lexical.live_among(session, chunks)
+                    gone -= lexical.deaths(session, collection_id, field) if gone else set()
+                    if gone and is_noted:
+                        counts = {version_id: chunks[version_id] for version_id in gone}
+                        lexical.note_deaths(session, collection_id, field, counts)
+                    found |= gone
+    return found
+
+
 # Missing postings.
 
 

@@ -8,7 +8,6 @@ cursor. Chunks that the ledger notes as embedded are not embedded again, whateve
 killed.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -16,12 +15,12 @@ from uuid import UUID
 import numpy as np
 
 from shared.bounds import shown
-from shared.documents import collections, documents, indexes, versions
-from shared.documents.documents import ChunkView, chunk_id
-from shared.documents.indexes import IndexPlace, Lack
+from shared.documents import checks, collections, documents, indexes
+from shared.documents.documents import ChunkView
+from shared.documents.indexes import IndexPlace, Lack, Position
 from shared.documents.versions import ChunkRange
 from shared.errors import Cancelled, NotFound, Permanent
-from shared.jobs import claims, jobs, steps
+from shared.jobs import jobs, steps
 from shared.jobs.steps import NewStep
 from shared.kinds.eval import JudgedQuery
 from shared.kinds.rebuild import STEP, IndexComparison, RebuildInput, RebuildResult
@@ -29,13 +28,20 @@ from shared.kinds.search import Hit
 from shared.tables import Collection, VectorIndex
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
-from workers.ingest.erasure import delete_orphans, drop_unless_in_ledger
-from workers.ingest.steps import entry_of
+from workers.ingest.erasure import drop_unless_in_ledger
+from workers.ingest.index_vectors import (
+    StepTime,
+    compare,
+    read_position,
+    require_dimension,
+    write_vectors,
+    written_position,
+)
 from workers.retrieval.embed import embedders_of
 from workers.retrieval.lexical import lexical_of
 from workers.retrieval.measures import judge
 from workers.retrieval.servers import store_of
-from workers.retrieval.store import MissingCollection
+from workers.retrieval.store import DamagedCollection, MissingCollection
 from workers.retrieval.tuning import SAMPLED_CHUNKS, SampledChunk, pseudo_queries
 
 UNIT = "chunks"
@@ -86,8 +92,9 @@ def _next(payload: Mapping[str, Any]) -> Done:
 class _Rebuild:
     """One step of a rebuild.
 
-    Its payload has `after`, the document from which it continues, `pass`, the number of the pass,
-    and `chunks`, how many of them this pass has embedded; at the end also `comparison`.
+    Its payload has `after`, the document from which it continues (in pass 0, which compares, a
+    position), `pass`, the number of the pass, and `chunks`, how many of them this pass has
+    embedded; at the end also `comparison`.
     """
 
     def __init__(
@@ -105,7 +112,7 @@ class _Rebuild:
         self._active = active
         self._index = index
         self._place = IndexPlace.of(index)
-        self._ends = time.monotonic() + context.process.settings.rebuild_step_s
+        self._time = StepTime(context)
 
     def run(self, payload: Mapping[str, Any]) -> Done:
         if not payload:
@@ -114,15 +121,17 @@ class _Rebuild:
         payload = {**payload, "before": self._active.embedding_model}
         if "comparison" in payload:
             return self._close(payload)
-        after = UUID(payload["after"]) if payload["after"] else None
         number, chunks = payload["pass"], payload["chunks"]
         if number == 0:
-            after = self._check(after)
+            position = self._check(read_position(payload["after"]))
+            if position is not None:
+                return _next(payload | {"after": written_position(position)})
         else:
+            after = UUID(payload["after"]) if payload["after"] else None
             after, count = self._fill(after, is_repeated=number > 1)
             chunks += count
-        if after is not None:
-            return _next(payload | {"after": str(after), "chunks": chunks})
+            if after is not None:
+                return _next(payload | {"after": str(after), "chunks": chunks})
         if number == 0 or (chunks > CLOSING_CHUNKS and number < PASSES):
             return _next(payload | {"after": None, "pass": number + 1, "chunks": 0})
         comparison = self._compare()
@@ -146,17 +155,7 @@ class _Rebuild:
         except NotFound:
             drop_unless_in_ledger(self._process, self._place)
             raise
-        if dimension != embedder.dimension:
-            raise Permanent(
-                f"The index has {dimension} dimensions, but {self._index.embedding_model!r} now "
-                f"gives {embedder.dimension}. Put the model back, or rebuild with another one."
-            )
-
-    def _must_yield(self) -> bool:
-        if time.monotonic() > self._ends:
-            return True
-        with self._process.ledger.read_single() as session:
-            return claims.is_behind(session, self._context.claim)
+        require_dimension(embedder, self._index, dimension)
 
     # Filling
 
@@ -172,7 +171,7 @@ class _Rebuild:
             count += sum(part.end - part.first for part in page)
             after = after_page
             # A document may lack more than a page; the next step then begins with it.
-            if self._must_yield():
+            if self._time.is_over:
                 return after or UUID(int=0), count
 
     def _page(self, after: UUID | None) -> tuple[list[ChunkRange], UUID | None]:
@@ -194,67 +193,44 @@ class _Rebuild:
         return parts, after
 
     def _embed(self, parts: Sequence[ChunkRange], *, is_repeated: bool) -> None:
-        context, process = self._context, self._process
-        context.check()
-        with process.ledger.read() as session:
-            chunks = [chunk for part in parts for chunk in versions.chunks_of(session, part)]
-            owners = versions.documents_of(session, {part.version_id for part in parts})
-        chunks = [chunk for chunk in chunks if chunk.version_id in owners]
-        context.on_lost.append(lambda: delete_orphans(process, self._place, parts))
-        if chunks:
-            embedder = embedders_of(process).get(self._index.embedding_model, check=context.check)
-            vectors = embedder.encode([chunk.text for chunk in chunks], between=context.check)
-            context.check()
-            entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in chunks]
-            store_of(process).upsert(self._place.stored_name, entries, vectors)
-        # An erasure of a version that is in no index yet finds nothing there to delete.
-        delete_orphans(process, self._place, parts)
+        context = self._context
+        write_vectors(context, self._index, parts)
         count = sum(part.end - part.first for part in parts)
-        with process.ledger.begin() as session:
+        with self._process.ledger.begin() as session:
             if not steps.hold(session, context.claim):
                 raise Cancelled
             indexes.note(session, self._index.id, [(p.version_id, p.first, p.end) for p in parts])
             if is_repeated:
                 jobs.extend_total(session, context.claim.job_id, count)
             jobs.advance(session, context.claim.job_id, count)
-        context.on_lost.pop()
 
-    def _check(self, after: UUID | None) -> UUID | None:
+    def _check(self, position: Position | None) -> Position | None:
         """For a rollback: check that the store still has the vectors that are noted, until the time
-        of the step is up. Returns the version from which the next step continues, None at the end.
-        Raises Permanent if the whole index is lost."""
+        of the step is up. Returns where the next step continues, None at the end. Raises Permanent
+        if the whole index is lost."""
         while True:
             self._context.check()
             with self._process.ledger.read() as session:
-                noted = indexes.noted(session, self._index.id, after=after, limit=LACKS_AT_ONCE)
-            if not noted:
-                return None
-            lost: list[tuple[UUID, int]] = []
-            page: list[tuple[UUID, int]] = []
-            for n, (version_id, first, end) in enumerate(noted):
-                page += [(version_id, ordinal) for ordinal in range(first, end)]
-                is_last = n == len(noted) - 1
-                if page and (is_last or len(page) >= self._process.settings.embed_step_chunks):
-                    self._context.check()
-                    stored = self._stored_ids([chunk_id(*chunk) for chunk in page])
-                    lost += [chunk for chunk in page if chunk_id(*chunk) not in stored]
-                    page = []
-            if lost:
+                parts, position = indexes.noted(
+                    session, self._index.id, position=position, chunks=LACKS_AT_ONCE
+                )
+            ranges = [
+                ChunkRange(version_id=part.version_id, first=part.first, end=part.end)
+                for part in parts
+            ]
+            try:
+                page = compare(self._process, self._index, ranges)
+            except (MissingCollection, DamagedCollection) as error:
+                raise Permanent(
+                    f"The store has lost the index that {self._input.collection!r} would go back "
+                    f"to. Rebuild it: its model was {self._index.embedding_model!r}."
+                ) from error
+            if lost := sorted(page.missing | page.stale):
                 with self._process.ledger.begin() as session:
                     indexes.forget(session, self._index.id, lost)
                     jobs.extend_total(session, self._context.claim.job_id, len(lost))
-            after = noted[-1][0]
-            if self._must_yield():
-                return after
-
-    def _stored_ids(self, ids: Sequence[str]) -> set[str]:
-        try:
-            return set(store_of(self._process).vectors(self._place.stored_name, ids))
-        except MissingCollection as error:
-            raise Permanent(
-                f"The store has lost the index that {self._input.collection!r} would go back to. "
-                f"Rebuild it: its model was {self._index.embedding_model!r}."
-            ) from error
+            if position is None or self._time.is_over:
+                return position
 
     # Comparing
 
@@ -362,6 +338,8 @@ class _Rebuild:
                     raise Cancelled
                 collections.hold(session, collection_id)
                 index = indexes.switch(session, self._index.id, keep_s=keep_s)
+                if index is not None:
+                    checks.due_if_damaged(session, collection_id)
             if index is not None:
                 return _done(self._context, self._collection, index, payload)
 

@@ -88,6 +88,9 @@ class Servers:
     def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
         return self._store_of(name).vectors(name, ids)
 
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        return self._store_of(name).compare(name, entries)
+
     def delete(self, name: str, ids: Sequence[str]) -> int:
         return sum(store.delete(name, ids) for store in self._possible(name))
 

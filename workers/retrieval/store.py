@@ -5,9 +5,10 @@ of each chunk, so that other programs can read it. `shared/vector_stores.py` lis
 implementations.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from shared.bounds import Metadata
 from shared.errors import Permanent
@@ -38,6 +39,27 @@ class Match:
 
 class MissingCollection(Permanent):
     """The store has no such collection."""
+
+
+class DamagedCollection(Permanent):
+    """The store has the collection, and cannot read it."""
+
+
+def is_same(stored: Any, written: Any) -> bool:
+    """Whether a store gives back what was written: JSON with objects in any order, whose numbers
+    may have lost a last digit on their way through a server."""
+    if isinstance(stored, dict) and isinstance(written, dict):
+        return stored.keys() == written.keys() and all(
+            is_same(value, written[key]) for key, value in stored.items()
+        )
+    if isinstance(stored, list) and isinstance(written, list):
+        return len(stored) == len(written) and all(map(is_same, stored, written))
+    if isinstance(stored, bool) or isinstance(written, bool):
+        return stored is written
+    if isinstance(stored, float) or isinstance(written, float):
+        numbers = isinstance(stored, int | float) and isinstance(written, int | float)
+        return numbers and math.isclose(stored, written, rel_tol=1e-12)
+    return bool(stored == written)
 
 
 @runtime_checkable
@@ -79,6 +101,11 @@ class VectorStore(Protocol):
 
     def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
         """Id -> vector, of the shape (dimension,), for those chunks that the store has. Raises
+        `MissingCollection`."""
+
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        """Id -> whether the store has what `upsert` writes of this entry, its vector aside; for
+        those chunks that the store has. A store without texts compares the metadata alone. Raises
         `MissingCollection`."""
 
     def delete(self, name: str, ids: Sequence[str]) -> int:

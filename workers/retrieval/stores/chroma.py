@@ -48,7 +48,7 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry
+from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 T = TypeVar("T")
@@ -195,6 +195,20 @@ class Chroma:
                     rows = np.asarray(result["embeddings"], dtype=np.float32)
                     vectors |= zip(result["ids"], rows, strict=True)
             return vectors
+
+        return self._read(name, read)
+
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        def read(collection: Collection) -> dict[str, bool]:
+            same: dict[str, bool] = {}
+            for first in range(0, len(entries), BATCH):
+                batch = {entry.id: entry for entry in entries[first : first + BATCH]}
+                result = collection.get(ids=list(batch), include=["documents", "metadatas"])
+                texts, metadatas = result["documents"] or (), result["metadatas"] or ()
+                for id_, text, metadata in zip(result["ids"], texts, metadatas, strict=True):
+                    entry = batch[id_]
+                    same[id_] = text == entry.text and is_same(dict(metadata or {}), _stored(entry))
+            return same
 
         return self._read(name, read)
 

@@ -59,7 +59,7 @@ from shared.errors import ConfigurationError, Permanent, Unavailable
 from shared.filters import MetadataFilter
 from shared.vector_stores import StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry
+from workers.retrieval.store import DamagedCollection, Match, MissingCollection, VectorEntry
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +165,15 @@ class Faiss:
             collection = self._current(name)
             rows = {id_: row for id_ in ids if (row := collection.row_of.get(id_)) is not None}
             return {id_: collection.vectors[row].copy() for id_, row in rows.items()}
+
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        with self._lock, self._translated(name):
+            collection = self._current(name)
+            return {
+                entry.id: collection.line(row) == _line(entry)
+                for entry in entries
+                if (row := collection.row_of.get(entry.id)) is not None
+            }
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         try:
@@ -318,7 +327,7 @@ class Faiss:
         try:
             yield
         except _Damaged as error:
-            raise Permanent(
+            raise DamagedCollection(
                 f"The files of collection {name!r} in {self._folder(name)} (SLUICE_VECTORS_URL) "
                 f"are damaged: {error}. {_REBUILD}"
             ) from error
@@ -537,17 +546,7 @@ class _Collection:
     def upsert(self, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
         self._check_dimension(vectors)
         writer = _Writer(self._log, self._file, self._end, self._crc, self.rows)
-        lines = [
-            orjson.dumps(
-                [
-                    entry.id,
-                    entry.own,
-                    {nfc(key): nfc_value(value) for key, value in entry.metadata.items()},
-                ]
-            )
-            + b"\n"
-            for entry in entries
-        ]
+        lines = [_line(entry) for entry in entries]
         for first in range(0, len(lines), BATCH):
             writer.upsert(lines[first : first + BATCH], vectors[first : first + BATCH])
         writer.commit()
@@ -570,6 +569,12 @@ class _Collection:
         rows = list(self.row_of.values())
         _begin(self.folder, self.generation + 1, self.head, (self, rows))
         _remove_old(self.folder, self.generation + 1)
+
+
+def _line(entry: VectorEntry) -> bytes:
+    """What the log has of a chunk."""
+    metadata = {nfc(key): nfc_value(value) for key, value in entry.metadata.items()}
+    return orjson.dumps([entry.id, entry.own, metadata]) + b"\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

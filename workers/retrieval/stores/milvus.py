@@ -51,7 +51,7 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry
+from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
 
 
 @contextmanager
@@ -79,6 +79,8 @@ logging.getLogger("pymilvus.milvus_client").setLevel(logging.CRITICAL)
 T = TypeVar("T")
 
 ID, TEXT, VECTOR, TERMS = "pk", "text", "vector", "sluice_terms"
+_DYNAMIC: Final = "$meta"
+"""Milvus's name of all fields that the schema does not have."""
 MADE: Final = "sluice_made"
 """The collection with a line for each collection that was made and has no vectors yet."""
 PREFIX: Final = "sluice:"
@@ -427,6 +429,20 @@ class Milvus:
 
         return self._read(name, read, nothing)
 
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        nothing: dict[str, bool] = {}
+        written = {entry.id: _fields(entry) for entry in entries}
+
+        def read(stored: str, metric: str) -> dict[str, bool]:
+            del metric
+            same: dict[str, bool] = {}
+            for batch in _batches(list(written)):
+                for row in self._rows(stored, _is_one_of(batch), ID, TEXT, TERMS, _DYNAMIC):
+                    same[row[ID]] = is_same(_flat(row), written[row[ID]])
+            return same
+
+        return self._read(name, read, nothing)
+
     def delete(self, name: str, ids: Sequence[str]) -> int:
         def delete(stored: str, metric: str) -> int:
             del metric
@@ -592,6 +608,12 @@ def _message(error: BaseException) -> str:
 
 def _row(entry: VectorEntry, vector: Vectors) -> tuple[dict[str, Any], int]:
     """A chunk as Milvus stores it, and about how many bytes it has."""
+    fields = _fields(entry)
+    return {**fields, VECTOR: vector}, _json_bytes(fields) + vector.nbytes + 1000
+
+
+def _fields(entry: VectorEntry) -> dict[str, Any]:
+    """What Milvus stores of a chunk beside its vector."""
     values = {nfc(key): nfc_value(value) for key, value in entry.metadata.items()}
     dynamic = {_key(key): value for key, value in values.items()} | entry.own
     sizes = {key: _json_bytes({key: value}) for key, value in dynamic.items()}
@@ -606,8 +628,12 @@ def _row(entry: VectorEntry, vector: Vectors) -> tuple[dict[str, Any], int]:
         del dynamic[key]
     text = entry.text.encode()[:TEXT_BYTES].decode(errors="ignore")
     terms = _terms(values, entry.own, left_out)
-    row = {ID: entry.id, TEXT: text, VECTOR: vector, TERMS: terms, **dynamic}
-    return row, size + 4 * len(text) + vector.nbytes + 40 * len(terms) + 1000
+    return {ID: entry.id, TEXT: text, TERMS: terms, **dynamic}
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that was read, whose dynamic fields servers give alone or together."""
+    return {**row.get(_DYNAMIC, {}), **{key: row[key] for key in row if key != _DYNAMIC}}
 
 
 def _json_bytes(value: Any) -> int:

@@ -73,7 +73,7 @@ from shared.documents import filtering
 from shared.errors import Permanent, StepError, Unavailable
 from shared.filters import MetadataFilter
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry
+from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
 
 log = logging.getLogger(__name__)
 
@@ -266,6 +266,23 @@ class PgVector:
             if not self._is_made(name):
                 raise
         return vectors
+
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        chunks = _chunks(name)
+        same: dict[str, bool] = {}
+        try:
+            for first in range(0, len(entries), BATCH):
+                batch = {entry.id: entry for entry in entries[first : first + BATCH]}
+                query = select(chunks.c.id, chunks.c.text, chunks.c.metadata)
+                with self._transaction(name) as connection:
+                    rows = connection.execute(query.where(_is_one_of(chunks, list(batch)))).all()
+                for id_, text_, metadata in rows:
+                    entry = batch[id_]
+                    same[id_] = text_ == entry.text and is_same(metadata, _metadata(entry))
+        except MissingCollection:
+            if not self._is_made(name):
+                raise
+        return same
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         chunks = _chunks(name)
@@ -570,13 +587,17 @@ def _chunks(name: str, dimension: int = 1) -> TableClause:
 
 
 def _row(entry: VectorEntry, vector: Vectors) -> dict[str, object]:
-    users = {nfc(key): nfc_value(value) for key, value in entry.metadata.items()}
     return {
         "id": entry.id,
         "embedding": vector,
         "text": entry.text,
-        "metadata": {**entry.own, **users},
+        "metadata": _metadata(entry),
     }
+
+
+def _metadata(entry: VectorEntry) -> dict[str, Any]:
+    users = {nfc(key): nfc_value(value) for key, value in entry.metadata.items()}
+    return {**entry.own, **users}
 
 
 def _nearest(

@@ -54,7 +54,7 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry
+from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 T = TypeVar("T")
@@ -231,6 +231,19 @@ class Qdrant:
                 raise
         return vectors
 
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        written = {entry.id: _payload(entry) for entry in entries}
+        same: dict[str, bool] = {}
+        try:
+            for batch in _batches(list(written)):
+                for record in self._records(name, batch, with_payload=True):
+                    id_ = batch[str(record.id)]
+                    same[id_] = is_same(record.payload or {}, written[id_])
+        except MissingCollection:
+            if not self._is_made(name):
+                raise
+        return same
+
     def is_exact(self, where: MetadataFilter) -> bool:
         return _translate(where.root).is_exact
 
@@ -341,12 +354,17 @@ class Qdrant:
         self._ask(name, lambda client: client.delete(stored, selector, wait=True))
 
     def _records(
-        self, name: str, ids: dict[str, str], *, with_vectors: bool = False
+        self,
+        name: str,
+        ids: dict[str, str],
+        *,
+        with_vectors: bool = False,
+        with_payload: bool = False,
     ) -> list[models.Record]:
         return self._ask(
             name,
             lambda client: client.retrieve(
-                stored_name(name), list(ids), with_payload=False, with_vectors=with_vectors
+                stored_name(name), list(ids), with_payload=with_payload, with_vectors=with_vectors
             ),
         )
 
@@ -430,18 +448,20 @@ def _batches(ids: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def _point(entry: VectorEntry, vector: Vectors) -> models.PointStruct:
+    return models.PointStruct(
+        id=_point_id(entry.id), vector=vector.tolist(), payload=_payload(entry)
+    )
+
+
+def _payload(entry: VectorEntry) -> dict[str, Any]:
     metadata = {**entry.own, **_normal(entry.metadata)}
     lists = [key for key, value in metadata.items() if isinstance(value, list)]
-    return models.PointStruct(
-        id=_point_id(entry.id),
-        vector=vector.tolist(),
-        payload={
-            TEXT: entry.text,
-            METADATA: metadata,
-            CHUNK_ID: entry.id,
-            **({LISTS: lists} if lists else {}),
-        },
-    )
+    return {
+        TEXT: entry.text,
+        METADATA: metadata,
+        CHUNK_ID: entry.id,
+        **({LISTS: lists} if lists else {}),
+    }
 
 
 def _normal(metadata: Metadata) -> dict[str, Any]:

@@ -67,7 +67,7 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry
+from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 API_KEY = "SLUICE_WEAVIATE_API_KEY"
@@ -434,12 +434,27 @@ class Weaviate:
             raise self._missing(name)
         return vectors
 
+    def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
+        by_id = {entry.id: entry for entry in entries}
+        names = [str(one["name"]) for one in _PROPERTIES]
+        same: dict[str, bool] = {}
+        for batch in _id_batches(list(by_id)):
+            for result in self._with_ids(name, batch, MetadataRequest(uuid=True), properties=names):
+                entry = by_id[_chunk_id(result)]
+                written = {**_properties(entry), "terms": _sorted_terms(entry)}
+                same[entry.id] = is_same(_values(result), written)
+        if not by_id and self._class(name) is None:
+            raise self._missing(name)
+        return same
+
     def _with_ids(
         self,
         name: str,
         ids: Sequence[str],
         metadata: MetadataRequest,
         level: ConsistencyLevel = ConsistencyLevel.CONSISTENCY_LEVEL_ONE,
+        *,
+        properties: Sequence[str] = ("chunk_id",),
     ) -> list[SearchResult]:
         """The objects of at most BATCH_IDS chunks, without missing ones."""
         request = SearchRequest(
@@ -447,7 +462,7 @@ class Weaviate:
             limit=len(ids),
             filters=_with_ids(ids),
             metadata=metadata,
-            properties=PropertiesRequest(non_ref_properties=["chunk_id"]),
+            properties=PropertiesRequest(non_ref_properties=properties),
             consistency_level=level,
             uses_127_api=True,
         )
@@ -539,15 +554,8 @@ def _rest_error(response: httpx.Response) -> str:
 
 def _object(class_name: str, entry: VectorEntry, vector: Vectors) -> BatchObject:
     properties = Struct()
-    properties.update(
-        {
-            **entry.own,
-            "chunk_id": entry.id,
-            "text": entry.text,
-            "metadata": json.dumps(entry.metadata, ensure_ascii=False),
-        }
-    )
-    terms = TextArrayProperties(prop_name="terms", values=sorted(set(_terms(entry))))
+    properties.update(_properties(entry))
+    terms = TextArrayProperties(prop_name="terms", values=_sorted_terms(entry))
     return BatchObject(
         uuid=object_id(entry.id),
         collection=class_name,
@@ -556,6 +564,30 @@ def _object(class_name: str, entry: VectorEntry, vector: Vectors) -> BatchObject
             non_ref_properties=properties, text_array_properties=[terms]
         ),
     )
+
+
+def _properties(entry: VectorEntry) -> dict[str, Any]:
+    """What an object has beside `terms` and its vector."""
+    return {
+        **entry.own,
+        "chunk_id": entry.id,
+        "text": entry.text,
+        "metadata": json.dumps(entry.metadata, ensure_ascii=False),
+    }
+
+
+def _values(result: SearchResult) -> dict[str, Any]:
+    """The properties of an object that was read, those aside that it lacks."""
+    values: dict[str, Any] = {}
+    for name, value in result.properties.non_ref_props.fields.items():
+        match value.WhichOneof("kind"):
+            case "text_value":
+                values[name] = value.text_value
+            case "int_value":
+                values[name] = value.int_value
+            case "list_value":
+                values[name] = list(value.list_value.text_values.values)
+    return values
 
 
 def _batches(objects: Iterable[BatchObject]) -> Iterator[list[BatchObject]]:
@@ -618,6 +650,10 @@ def _terms(entry: VectorEntry) -> Iterator[str]:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 for shift in range(0, 64, _DIGIT_BITS):
                     yield _prefix(key, shift, place(value) >> shift)
+
+
+def _sorted_terms(entry: VectorEntry) -> list[str]:
+    return sorted(set(_terms(entry)))
 
 
 def _term(key: str, value: Scalar, *, kind: str = "value") -> str:
