@@ -21,7 +21,7 @@ from shared.documents import collections
 from shared.errors import NotFound, Unavailable
 from shared.jobs import queues
 from shared.kinds.hf import Task, default_models
-from shared.kinds.registry import EMBED, HF, INGEST, KINDS, REBUILD, SEARCH
+from shared.kinds.registry import CHECK, EMBED, HF, INGEST, KINDS, REBUILD, SEARCH
 from shared.modelfiles import modelfile
 from shared.models.embedding_models import canonical
 from shared.models.providers import PROVIDERS, Provider, provider_of
@@ -87,7 +87,7 @@ def _client(url: str) -> httpx.AsyncClient:
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=StrictRoute)
 
 GENERATING = [kind.name for kind in KINDS.values() if kind.is_generated]
-EMBEDDING = [INGEST.name, EMBED.name, SEARCH.name, REBUILD.name]
+EMBEDDING = [INGEST.name, EMBED.name, SEARCH.name, REBUILD.name, CHECK.name]
 
 
 @router.get("", responses=documented({200: Items[ModelView]}))

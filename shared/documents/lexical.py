@@ -471,14 +471,14 @@ def live_among(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
     return set(rows)
 
 
-def note_deaths(
+def note_deletions(
     session: Session, collection_id: UUID, field: Field, chunks: Mapping[UUID, int]
 ) -> None:
-    """Let the postings of versions count no more that are gone; `chunks` has how many chunks of
-    each are in a segment. The lock of the index must be held."""
+    """Note that versions which do not exist any more are deleted from the index; `chunks` says how
+    many chunks of each are in a segment. The lock of the index must be held."""
     session.execute(
         text("""
-            INSERT INTO lexical_deaths AS l (collection_id, field, version_id, chunks)
+            INSERT INTO lexical_deletions AS l (collection_id, field, version_id, chunks)
             SELECT :id, :field, v.id, v.chunks
             FROM unnest(CAST(:versions AS uuid[]), CAST(:chunks AS int[])) v (id, chunks)
             ON CONFLICT (collection_id, field, version_id)
@@ -494,12 +494,12 @@ def note_deaths(
 
 
 def without_collection(session: Session) -> list[UUID]:
-    """Collections that are gone, of which there are segments or deaths."""
+    """Deleted collections that still have segments, or rows in `lexical_deletions`."""
     rows = session.execute(
         text("""
             SELECT DISTINCT l.collection_id FROM (
                 SELECT collection_id FROM lexical_segments
-                UNION ALL SELECT collection_id FROM lexical_deaths
+                UNION ALL SELECT collection_id FROM lexical_deletions
             ) l WHERE NOT EXISTS (SELECT FROM collections c WHERE c.id = l.collection_id)
         """)
     )

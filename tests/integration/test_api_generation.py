@@ -186,5 +186,5 @@ def test_models_of_workers_and_servers_are_listed(api: httpx.Client, ledger: Led
     problem(api.get("/v1/models/ollama/nothing"), 404)
     problem(api.get("/v1/models/nothing"), 404)
     embedding = api.get("/v1/models/sentence-transformers/all-MiniLM-L6-v2").json()
-    assert embedding["kinds"] == ["ingest", "embed", "search", "rebuild"]
+    assert embedding["kinds"] == ["ingest", "embed", "search", "rebuild", "check"]
     assert embedding["workers"] is None

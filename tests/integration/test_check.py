@@ -67,7 +67,10 @@ def process(
     ledger: Ledger,  # noqa: ARG001 (empty tables)
     tmp_path: Path,
 ) -> Iterator[Process]:
-    own = {"chroma_url": None, "vectors_url": SecretStr(f"faiss://{tmp_path}")}
+    own: dict[str, Any] = {
+        "chroma_url": None,
+        "vectors_url": SecretStr(f"faiss://{tmp_path}"),
+    }
     process = make_process(settings, **(own if request.param == "faiss" else {}))
     yield process
     process.close()
@@ -158,7 +161,7 @@ def test_damage_is_found_and_mended(process: Process) -> None:
 
     assert (result["state"], faults(result), result["mended"]) == ("damaged", made, 0)
     assert (result["sampled"], result["foreign"]) == (len(live) - 3, 1)
-    assert result["examples"]["missing"] == sorted(live)[:2]
+    assert sorted(result["examples"]["missing"]) == sorted(live)[:2]
     assert vector_ids(process, collection) == before
 
     result = check(process, collection, sample=ALL)
@@ -186,9 +189,9 @@ def test_wrong_vectors_in_a_sample_mean_that_there_may_be_more(process: Process)
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     ids = sorted(live_chunk_ids(process, collection))
-    turned = -np.stack(list(store_of(process).vectors(collection, ids).values()))
-    chunks = entries(process, list(store_of(process).vectors(collection, ids)))
-    store_of(process).upsert(collection, chunks, turned)
+    vectors = store_of(process).vectors(collection, ids)
+    turned = -np.stack(list(vectors.values()))
+    store_of(process).upsert(collection, entries(process, list(vectors)), turned)
 
     job_id = start(process, collection, sample=len(ids) // 2)
     drain(process)
@@ -420,7 +423,7 @@ def test_what_an_erasure_has_left_behind_is_found(process: Process) -> None:
         # And of a collection, postings stayed.
         session.execute(
             text("""
-                INSERT INTO lexical_deaths (collection_id, field, version_id, chunks)
+                INSERT INTO lexical_deletions (collection_id, field, version_id, chunks)
                 VALUES (:id, 0, :id, 3)
             """),
             {"id": new_id()},
@@ -441,7 +444,7 @@ def test_what_an_erasure_has_left_behind_is_found(process: Process) -> None:
     stores_agree(process, collection)
     with process.ledger.read() as session:
         assert session.scalar(text("SELECT count(*) FROM documents")) == len(TEXTS)
-        assert session.scalar(text("SELECT count(*) FROM lexical_deaths WHERE chunks = 3")) == 0
+        assert session.scalar(text("SELECT count(*) FROM lexical_deletions WHERE chunks = 3")) == 0
 
 
 def half_ids(process: Process, document: UUID) -> set[str]:

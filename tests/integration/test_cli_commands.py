@@ -321,6 +321,24 @@ def test_submit_waits_and_tells_how_it_ended(
     assert document(capsys)["state"] == outcome
 
 
+def test_a_check_says_what_it_has_found_and_whether_it_is_mended(
+    state: State, capsys: Captured
+) -> None:
+    state.collections.add("handbook")
+    assert run(["collections", "check", "handbook", "--sample", "7", "--wait"]) == 0
+    out = capsys.readouterr().out
+    assert "state\tmended\n" in out
+    assert "missing\t2\n" in out
+    assert "missing, such as\tc1\n" in out
+    assert run(["collections", "check", "handbook", "--dry-run", "--wait"]) == 1
+    assert "state\tdamaged\n" in capsys.readouterr().out
+    assert run(["collections", "check", "handbook"]) == 0
+    job = state.jobs[capsys.readouterr().out.strip()]
+    assert job["input"] == {"collection": "handbook", "dry_run": False, "delete_foreign": False}
+    assert run(["collections", "show", "handbook"]) == 0
+    assert "check\tok (2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -72,7 +72,7 @@ class _Lost(Exception):
 class _Check:
     """One step of a check. Its payload has what is left of `indexes`, where the pass through the
     first of them goes on (`position` in the ledger, or else `offset` in the store), and what was
-    found so far."""
+    found so far. `total` is of the active index alone, of which the sample is."""
 
     def __init__(self, context: Context, input_: CheckInput, collection: Collection) -> None:
         self._context = context
@@ -95,14 +95,14 @@ class _Check:
     def _begin(self) -> dict[str, Any]:
         with self._process.ledger.begin() as session:
             ids = indexes.to_check(session, self._collection.id)
-            total = sum(indexes.count_noted(session, id_) for id_ in ids)
-            jobs.set_total(session, self._context.claim.job_id, total, UNIT)
+            counts = [indexes.count_noted(session, id_) for id_ in ids]
+            jobs.set_total(session, self._context.claim.job_id, sum(counts), UNIT)
         return {
             "indexes": list(map(str, ids)),
             "is_in_ledger": True,
             "position": None,
             "offset": 0,
-            "total": total,
+            "total": counts[0] if counts else 0,
             "counts": {},
             "mended": 0,
             "examples": {},
@@ -319,7 +319,7 @@ class _Check:
         counts.leftover = leftover
         self._mended += 0 if is_dry else leftover
         rebuild_job_id = self._rebuild() if self._must_rebuild and not is_dry else None
-        is_sample_enough = not counts.wrong or counts.sampled >= self._total
+        is_sample_enough = not counts.wrong or self._input.sample >= self._total
         if not counts.faults:
             state = CheckState.OK
         elif self._mended < counts.faults or self._must_rebuild or not is_sample_enough:

@@ -346,8 +346,8 @@ def _purge_segments(
 def orphans(
     process: Process, collection_id: UUID, *, check: Callable[[], None], is_noted: bool
 ) -> set[UUID]:
-    """Versions that are gone, and whose postings count all the same. With `is_noted` they count no
-    more from now on."""
+    """Versions that are not live any more, and whose postings still count. With `is_noted`, they
+    are noted as deleted."""
     found: set[UUID] = set()
     for field in Field:
         with process.ledger.read() as reading:
@@ -355,19 +355,19 @@ def orphans(
         for id_ in ids:
             check()
             with process.ledger.begin() as session:
-                # No merge takes the segment away, and forgets who was dead in it.
+                # So that no merge replaces the segment, and with it the notes of deletions.
                 lexical.lock(session, collection_id)
                 for stored in lexical.segments(session, [id_]):
                     chunks: dict[UUID, int] = {}
                     for member in np.frombuffer(stored.members, MEMBER):
                         version_id, _ = chunk_of(member["key"])
                         chunks[version_id] = chunks.get(version_id, 0) + int(member["chunks"])
-                    # In this order: a version that dies is noted as dead at the same moment.
+                    # In this order: a version is noted as deleted when it stops being live.
                     gone = chunks.keys() - lexical.live_among(session, chunks)
-                    gone -= lexical.deaths(session, collection_id, field) if gone else set()
+                    gone -= lexical.deleted_versions(session, collection_id, field) if gone else set()
                     if gone and is_noted:
                         counts = {version_id: chunks[version_id] for version_id in gone}
-                        lexical.note_deaths(session, collection_id, field, counts)
+                        lexical.note_deletions(session, collection_id, field, counts)
                     found |= gone
     return found
 

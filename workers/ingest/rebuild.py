@@ -275,17 +275,18 @@ class _Rebuild:
     def _best(
         self, index: VectorIndex, queries: Sequence[str], k: int
     ) -> list[list[ChunkView]] | None:
-        """The best live chunks for each query; None if the store has lost the index."""
+        """The best live chunks for each query; None if the store cannot be asked for the index any
+        more."""
         embedder = embedders_of(self._process).get(index.embedding_model, check=self._context.check)
         vectors = embedder.encode_queries(queries, between=self._context.check)
         if index.id != self._index.id and index.dimension != embedder.dimension:
             return None
         try:
             rows = store_of(self._process).query(index.stored_name, vectors, limit=k, where=None)
-        except MissingCollection:
+        except Permanent:
             if index.id == self._index.id:
                 raise
-            return None
+            return None  # it is lost, damaged, or of another dimension than was noted
         ids = list(dict.fromkeys(match.id for row in rows for match in row))
         with self._process.ledger.read() as session:
             live = documents.live_chunks(session, self._collection.id, ids)
