@@ -364,7 +364,9 @@ def orphans(
                         chunks[version_id] = chunks.get(version_id, 0) + int(member["chunks"])
                     # In this order: a version is noted as deleted when it stops being live.
                     gone = chunks.keys() - lexical.live_among(session, chunks)
-                    gone -= lexical.deleted_versions(session, collection_id, field) if gone else set()
+                    gone -= (
+                        lexical.deleted_versions(session, collection_id, field) if gone else set()
+                    )
                     if gone and is_noted:
                         counts = {version_id: chunks[version_id] for version_id in gone}
                         lexical.note_deletions(session, collection_id, field, counts)
