@@ -702,7 +702,7 @@ def submit_checks(round_: Round) -> None:
         ids = checks.due(session, [CHECK.name, REBUILD.name], limit=round_.limit_rows)
 
     def submit(session: Transaction, item: Item) -> None:
-        name = checks.take_due(session, item.id)
+        name = checks.clear_due(session, item.id)
         if name is not None:
             new = NewJob(
                 kind=CHECK,

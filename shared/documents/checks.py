@@ -250,7 +250,7 @@ def due(session: Session, kinds: Sequence[str], *, limit: int) -> list[UUID]:
     return list(rows)
 
 
-def take_due(session: Session, collection_id: UUID) -> str | None:
+def clear_due(session: Session, collection_id: UUID) -> str | None:
     """The name of a collection that is due, which no longer is; None if it was not any more."""
     return session.scalar(
         update(CollectionCheck)

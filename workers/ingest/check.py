@@ -257,11 +257,11 @@ class _Check:
         """
         self._context.check()
         page = StoredPage.read(self._process, index, limit=PAGE_IDS, offset=self._offset)
-        doomed = [*page.surplus, *(page.foreign if self._input.delete_foreign else ())]
-        if doomed and not self._input.dry_run:
-            store_of(self._process).delete(index.stored_name, doomed)
+        to_delete = [*page.surplus, *(page.foreign if self._input.delete_foreign else ())]
+        if to_delete and not self._input.dry_run:
+            store_of(self._process).delete(index.stored_name, to_delete)
             self._mended += len(page.surplus)
-            self._offset -= len(doomed)
+            self._offset -= len(to_delete)
         self._count("surplus", page.surplus)
         self._count("foreign", page.foreign)
         self._offset += page.count

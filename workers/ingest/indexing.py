@@ -348,7 +348,7 @@ def orphans(
 ) -> set[UUID]:
     """Versions that are not live any more, and whose postings still count. With `is_noted`, they
     are noted as deleted."""
-    found: set[UUID] = set()
+    versions_: set[UUID] = set()
     for field in Field:
         with process.ledger.read() as reading:
             ids = lexical.counting_ids(reading, collection_id, field)
@@ -370,8 +370,8 @@ def orphans(
                     if gone and is_noted:
                         counts = {version_id: chunks[version_id] for version_id in gone}
                         lexical.note_deletions(session, collection_id, field, counts)
-                    found |= gone
-    return found
+                    versions_ |= gone
+    return versions_
 
 
 # Missing postings.
