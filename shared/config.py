@@ -29,6 +29,7 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     NoDecode,
+    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
@@ -96,6 +97,20 @@ class RoleSettings(BaseSettings):
         extra="ignore",
         frozen=True,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (as the base class has it)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (there are none)
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """A source looks for each of 200 fields, so a `.env` that is not there is left out."""
+        file = dotenv_settings
+        is_empty = isinstance(file, DotEnvSettingsSource) and not file.env_vars
+        return (init_settings, env_settings) if is_empty else (init_settings, env_settings, file)
 
 
 class ConnectionSettings(RoleSettings):

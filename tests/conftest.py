@@ -30,7 +30,8 @@ from redis import Redis
 
 from shared.config import Settings
 from shared.database.engine import upgrade
-from shared.database.transaction import Ledger, make_ledger
+from shared.database.transaction import Ledger
+from tests.ledgers import forget_engines, kept_ledger
 from tests.servers import Server, start_chroma, start_postgres, start_redis
 
 if TYPE_CHECKING:
@@ -99,6 +100,15 @@ def _own_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _readers_ended() -> Iterator[None]:
+    """The programs that read documents for the processes of tests."""
+    yield
+    job_runner = sys.modules.get("tests.integration.job_runner")
+    if job_runner is not None:
+        job_runner.reader_children().close()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _certificates_once() -> Iterator[None]:
     """Each client of httpx reads the certificates of all authorities, which takes 25 ms."""
     with pytest.MonkeyPatch.context() as patch:
@@ -158,6 +168,7 @@ def postgres_url(postgres_server: Server, migrated: str) -> Iterator[str]:
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated} STRATEGY FILE_COPY")
     yield _database_url(postgres_server, name)
+    forget_engines()
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -242,7 +253,7 @@ def clean(cleaner: psycopg.Connection, redis_url: str) -> None:
 
 @pytest.fixture
 def ledger(settings: Settings, clean: None) -> Iterator[Ledger]:  # noqa: ARG001 (order)
-    ledger = make_ledger(settings)
+    ledger = kept_ledger(settings)
     yield ledger
     ledger.close()
 

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.config import Settings
+from shared.config import ConnectionSettings, Settings
 from shared.database.engine import make_engine
 from shared.errors import SluiceError
 from shared.redis.bell import Bell, make_celery, make_redis, route_in
@@ -117,24 +117,37 @@ def make_sessions(engine: Engine) -> sessionmaker[Transaction]:
     return sessionmaker(engine, class_=Transaction, expire_on_commit=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """The database's engines; `planned` plans each statement once (`make_engine`)."""
+
+    usual: Engine
+    planned: Engine
+
+    def close(self) -> None:
+        """Close all connections; the next use opens new ones."""
+        self.usual.dispose()
+        self.planned.dispose()
+
+
+def make_engines(settings: ConnectionSettings) -> Engines:
+    return Engines(usual=make_engine(settings), planned=make_engine(settings, plans_once=True))
+
+
 class Ledger:
     """The database's sessions together with the doorbell and the event streams."""
 
     def __init__(
-        self,
-        sessions: sessionmaker[Transaction],
-        bell: Bell,
-        events: Events,
-        *,
-        planned: Engine,
-        worker_heartbeat_s: float,
+        self, engines: Engines, bell: Bell, events: Events, *, worker_heartbeat_s: float
     ) -> None:
-        self._sessions = sessions
-        self.planned_engine = planned
+        self._engines = engines
+        self._sessions = make_sessions(engines.usual)
         self._worker_heartbeat_s = worker_heartbeat_s
         self._served_until: dict[str, float] = {}
         self._singles = make_sessions(self.engine.execution_options(isolation_level="AUTOCOMMIT"))
-        self._planned = make_sessions(planned.execution_options(isolation_level="AUTOCOMMIT"))
+        self._planned = make_sessions(
+            engines.planned.execution_options(isolation_level="AUTOCOMMIT")
+        )
         self.bell = bell
         self.events = events
         self._outage = Outage()
@@ -195,14 +208,15 @@ class Ledger:
 
     @property
     def engine(self) -> Engine:
-        engine = self._sessions.kw["bind"]
-        assert isinstance(engine, Engine)
-        return engine
+        return self._engines.usual
+
+    @property
+    def planned_engine(self) -> Engine:
+        return self._engines.planned
 
     def close(self) -> None:
         """Close all connections; the next use opens new ones."""
-        self.engine.dispose()
-        self.planned_engine.dispose()
+        self._engines.close()
         self.bell.close()
         self.events.close()
 
@@ -268,11 +282,11 @@ SERVED = text("""
 """)
 
 
-def make_ledger(settings: Settings) -> Ledger:
+def make_ledger(settings: Settings, engines: Engines | None = None) -> Ledger:
     """Build all connections; nothing connects before its first use."""
     redis = make_redis(settings)
     return Ledger(
-        make_sessions(make_engine(settings)),
+        engines or make_engines(settings),
         Bell(
             make_celery(settings),
             redis,
@@ -285,6 +299,5 @@ def make_ledger(settings: Settings) -> Ledger:
             keep_s=settings.events_keep_s,
             keep_after_end_s=settings.events_keep_after_end_s,
         ),
-        planned=make_engine(settings, plans_once=True),
         worker_heartbeat_s=settings.worker_heartbeat_s,
     )

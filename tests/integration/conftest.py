@@ -11,6 +11,8 @@ from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.database.transaction import Ledger
 from shared.jobs import claims, steps
 from shared.jobs.claims import Claim
+from shared.vector_stores import STORES
+from tests.integration import contract
 from tests.integration.event_stream import EventStream
 from tests.integration.fake_api import State, serving
 from tests.integration.ingestion import new_collection
@@ -20,15 +22,18 @@ from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
 from workers.retrieval.embed import EMBEDDERS, import_embedder
+from workers.retrieval.servers import import_store
 
 Finish = Callable[[str, dict[str, Any]], Claim]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What most tests import at first use is imported before processes are forked."""
+    """What most tests import or make at first use is there before processes are forked."""
     if session.config.getoption("--processes", 0):
         handlers()
         import_embedder(DEFAULT_EMBEDDING_MODEL)
+        import_store(STORES["chroma"])
+        contract.document()
 
 
 @pytest.fixture

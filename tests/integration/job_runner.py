@@ -1,6 +1,7 @@
 """Jobs run in this process against the real stores: no Celery, one step after the other.
 
-`drain` plays all workers at once. The embedding model is loaded once for the whole test session.
+`drain` plays all workers at once. The embedding model is loaded, and the programs that read
+documents are started, once for the whole test session.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,10 +21,12 @@ from shared.kinds import registry as kinds
 from shared.kinds.kind import Kind
 from shared.tables import Job, Step
 from shared.vocabulary import OPEN, Lane, Queue, State
+from tests.ledgers import kept_ledger
 from workers.app import CPU_QUEUES, GENERATE_QUEUES, WEBHOOK_QUEUES, handlers_of
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
+from workers.ingest.reader import Children, Reader, make_reader
 from workers.retrieval.embed import Embedders, make_embedders
 from workers.rounds import Round
 from workers.sweep import take_back
@@ -48,6 +51,12 @@ def embedders() -> Embedders:
 
 
 @cache
+def reader_children() -> Children:
+    """To start one takes a second of processor time; `tests/conftest.py` ends them."""
+    return Children()
+
+
+@cache
 def handlers() -> Handlers:
     return {
         **handlers_of(CPU_QUEUES),
@@ -59,7 +68,9 @@ def handlers() -> Handlers:
 def make_process(settings: Settings, name: str = "test", **changes: Any) -> Process:
     """A worker process with quick settings; close its ledger when done."""
     process = Process(settings.model_copy(update=QUICK | changes), name, routes=ROUTES)
+    process.ledger = kept_ledger(process.settings)
     process.hold(make_embedders, embedders())
+    process.hold(make_reader, Reader(process.settings, reader_children()))
     return process
 
 

@@ -24,7 +24,7 @@ from tests.api_server import served
 from tests.integration.answers import EMBED, problem
 from tests.waits import until
 
-STREAMS = 300
+STREAMS = 80
 TICKS = 100
 """More turns of the event loop than a command to Redis takes."""
 WAIT_S = 120

@@ -69,9 +69,7 @@ def test_watch_tells_each_reason_and_show_the_last(state: State, capsys: Capture
     assert lines == [f"Waiting: {PAUSED}", f"Waiting: {AWAY}"]
 
 
-@pytest.mark.parametrize(
-    "command", [("ask", "?", "-c", "handbook"), ("search", "?", "-c", "handbook"), ("chat", "hi")]
-)
+@pytest.mark.parametrize("command", [("ask", "?", "-c", "handbook"), ("chat", "hi")])
 def test_a_terminal_shows_the_reason_beside_the_spinner(command: tuple[str, ...]) -> None:
     with on_terminal(*command, columns=200) as terminal:
         terminal.expect(f"… waiting: {PAUSED}")

@@ -21,7 +21,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return home
 
 
-def stack_of_this_process(home: Path) -> None:
+def stack_of_this_process(home: Path, vectors_url: str = "chroma://127.0.0.1:9") -> None:
     """A stack whose supervisor lives, and whose servers do not answer."""
     own = find_process(os.getpid())
     assert own is not None
@@ -34,7 +34,7 @@ def stack_of_this_process(home: Path) -> None:
         api_url="http://127.0.0.1:9",
         database_url="postgresql://nobody@127.0.0.1:9/stack",
         redis_url="redis://127.0.0.1:9/0",
-        vectors_url="chroma://127.0.0.1:9",
+        vectors_url=vectors_url,
         parts=(),
     )
     write_stack(stack)
@@ -109,12 +109,12 @@ def test_it_joins_the_stack_that_runs_here(
 
 
 def test_joining_is_reported_and_the_workers_errors_come_through(home: Path) -> None:
-    stack_of_this_process(home)
-    code, err = ended("worker", "generate", "--model", "hf//nowhere")
+    stack_of_this_process(home, vectors_url="no-store://127.0.0.1:9")
+    code, err = ended("worker", "cpu")
     assert code == 2
     first, *others = err.splitlines()
     assert first == "Joining the stack at http://127.0.0.1:9."
-    assert any(line.startswith("error: There is no model '/nowhere'") for line in others)
+    assert any(line.startswith("error: SLUICE_VECTORS_URL") for line in others), err
 
 
 @pytest.mark.parametrize("command", [["up"], ["worker", "generate"]])

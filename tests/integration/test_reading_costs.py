@@ -251,14 +251,15 @@ def test_many_running_jobs_are_estimated_with_one_look_at_the_clock(process: Pro
     with process.ledger.begin() as session:
         session.execute(text("UPDATE jobs SET progress_done = 1, progress_total = 2"))
     statements: list[str] = []
-    event.listen(
-        process.ledger.engine,
-        "before_cursor_execute",
-        lambda _c, _cur, statement, *_: statements.append(statement),
-    )
-    with process.ledger.read() as session:
-        every = jobs.page(session, Filter(), limit=9, before=None)
-        estimates = estimate(session, every, worker_heartbeat_s=5)
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(process.ledger.engine, "before_cursor_execute", note)
+    with process.ledger.read() as reading:
+        every = jobs.page(reading, Filter(), limit=9, before=None)
+        estimates = estimate(reading, every, worker_heartbeat_s=5)
+    event.remove(process.ledger.engine, "before_cursor_execute", note)
     assert len(estimates) == 5
     assert len(statements) == 2, statements
 

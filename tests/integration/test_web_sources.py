@@ -143,7 +143,7 @@ def site() -> Iterator[Website]:
 @pytest.fixture
 def process(settings: Settings) -> Iterator[Process]:
     process = make_process(
-        settings, outbound_allowed_hosts=("127.0.0.1",), web_delay_s=0, embed_step_chunks=128,
+        settings, outbound_allowed_hosts=("127.0.0.1",), web_delay_s=0, embed_step_chunks=48,
         web_limit_bytes=100_000,
     )  # fmt: skip
     yield process
@@ -473,7 +473,7 @@ def endless(request: http.server.BaseHTTPRequestHandler) -> None:
 
 
 def build(site: Website) -> set[str]:
-    """300 pages in all, and what else sites have; returns the paths that are to be documents."""
+    """100 pages, and what else sites have; returns the paths that are to be documents."""
     site.page(
         "/robots.txt",
         f"User-agent: *\nDisallow: /private/\nAllow: /private/open\nDisallow: /*?print\n"
@@ -483,19 +483,19 @@ def build(site: Website) -> set[str]:
     index = f"<sitemapindex><sitemap><loc>{site.root}/maps/a.xml.gz</loc></sitemap></sitemapindex>"
     site.page("/maps/index.xml", index, "application/xml")
     locations = "".join(
-        f"<url><loc> {site.root}/hidden/{n}?utm_source=map </loc></url>" for n in range(20)
+        f"<url><loc> {site.root}/hidden/{n}?utm_source=map </loc></url>" for n in range(8)
     )
     map_ = f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{locations}</urlset>'
     site.page("/maps/a.xml.gz", gzip.compress(map_.encode()), "application/x-gzip")
 
     documents: set[str] = set()
-    for n in range(20):
+    for n in range(8):
         # Only the sitemap knows these.
         site.html(f"/hidden/{n}", f"Hidden page {n} of the site.", etag=f'"h{n}"')
         documents.add(f"/hidden/{n}")
-    for n in range(260):
+    for n in range(80):
         links = [
-            *(f"/page/{m}" for m in (2 * n + 1, 2 * n + 2) if m < 260), f"{n // 2}#part", "/", f"HTTP://127.0.0.1:{site.server_port}/",
+            *(f"/page/{m}" for m in (2 * n + 1, 2 * n + 2) if m < 80), f"{n // 2}#part", "/", f"HTTP://127.0.0.1:{site.server_port}/",
             f"./../page/{n}?utm_source=here", "?print=1", "/image.png", "mailto:a@example.org",
             "javascript:void(0)", "tel:123", "http://other.example/", "//other.example/x",
             "/private/secret", "http://[broken", "data:text/plain,x",
@@ -629,25 +629,25 @@ def test_a_crawl_stops_in_the_middle(process: Process, site: Website) -> None:
 
 def test_a_crawl_goes_on_where_a_lost_worker_was(process: Process, site: Website) -> None:
     collection = toy_collection(process)
-    for n in range(30):
+    for n in range(20):
         site.html(f"/{n}", f"Page {n}.", f"/{n + 1}", f"/{n + 2}")
     site.html("/", "Home.", "/0")
     short = make_process(process.settings, outbound_allowed_hosts=("127.0.0.1",), web_delay_s=0,
                          web_step_s=0.001)  # fmt: skip
-    job_id = order_sources(short, collection, [{"type": "site", "url": site.root, "max_pages": 25}])
+    job_id = order_sources(short, collection, [{"type": "site", "url": site.root, "max_pages": 15}])
     context = crawl_step(short, job_id)
     crawl(context)  # and the worker is gone
-    assert 0 < len(site.requests) < 25
+    assert 0 < len(site.requests) < 15
     lose_workers(short)
     drain(short)
     short.close()
-    assert counts(process, job_id) == {"added": 25}
+    assert counts(process, job_id) == {"added": 15}
     pages = {path: n for path, n in site.requests.items() if path not in ("/robots.txt",)}
     assert max(pages.values()) <= 2
     stores_agree(process, collection)
 
 
-def test_a_site_of_300_pages(process: Process, site: Website) -> None:
+def test_a_site_of_100_pages(process: Process, site: Website) -> None:
     collection = toy_collection(process)
     paths = build(site)
     source = {"type": "site", "url": site.root}
@@ -675,20 +675,20 @@ def test_a_site_of_300_pages(process: Process, site: Website) -> None:
     site.clear()
     site.html("/page/7", "Page 7 is another one.", "/page/15", "/page/16", "/new", etag='"new"')
     site.html("/new", "A new page.", etag='"n"')
-    del site.pages["/page/259"], site.pages["/hidden/3"]
+    del site.pages["/page/79"], site.pages["/hidden/3"]
     # What has vanished is erased where the source says so.
     erasing = source | {"on_vanished": "erase"}
     done, job = run(process, collection, erasing, splitter={"type": "recursive"})
     failed = {error["source"].removeprefix(site.root) for error in job.result["errors"]}
-    assert failed == {"/gone", "/half", "/endless", "/page/259", "/hidden/3"}
+    assert failed == {"/gone", "/half", "/endless", "/page/79", "/hidden/3"}
     assert done == {"added": 1, "replaced": 1, "skipped": len(paths) - 3, "failed": 5}
     assert {path: n for path, n in site.requests.items() if n > 1} == {}
     without_validators = {
         "/robots.txt", "/maps/index.xml", "/maps/a.xml.gz", "/unwanted", "/unwanted2", "/moved/1",
         "/moved/2", "/loop/1", "/loop/2", "/out", "/away", "/session?id=1", "/gone", "/picture",
     }  # fmt: skip
-    assert set(site.sent) - without_validators == {"/page/7", "/new", "/page/259", "/hidden/3"}
-    assert job.result["vanished"] == [site.root + "/hidden/3", site.root + "/page/259"]
-    paths = paths - {"/hidden/3", "/page/259"} | {"/new"}
+    assert set(site.sent) - without_validators == {"/page/7", "/new", "/page/79", "/hidden/3"}
+    assert job.result["vanished"] == [site.root + "/hidden/3", site.root + "/page/79"]
+    paths = paths - {"/hidden/3", "/page/79"} | {"/new"}
     assert set(live_texts(process, collection)) == {site.root + path for path in paths}
     stores_agree(process, collection)

@@ -24,7 +24,7 @@ from bench.retrieval.fusion import (
 from workers.retrieval.fusion import Floats
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
-PARTS = {"en": 40, "zh": 20, "ko": 40}
+PARTS = {"en": 40, "zh": 10, "ko": 15}
 """So many passages are embedded by the real model."""
 
 

@@ -64,7 +64,9 @@ def test_scores_of_pairs_are_those_of_the_plain_model_and_mean_something() -> No
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_vector_has_length_one(dtype: str) -> None:
-    vectors = encode([*TEXTS, " ", "x", "word " * 2000], with_settings(embedding_dtype=dtype))
+    # Some processors compute bfloat16 a hundred times slower than float32.
+    texts = ["A man is eating.", "기차", " ", "x", "word " * 40]
+    vectors = encode(texts, with_settings(embedding_dtype=dtype))
 
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(vectors)), abs=1e-5)
 

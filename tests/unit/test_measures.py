@@ -140,16 +140,17 @@ def test_values_are_those_of_a_trec_run_of_first_hits(
     assert values[:, :-1].mean(axis=0) == pytest.approx([means[measure] for measure in measures])
 
 
-def one_measure(*rows: list[float]) -> tuple[Means, Means]:
+def one_measure(*rows: list[float], resamples: int = 1000) -> tuple[Means, Means]:
     values = np.array(rows)[:, :, None]
-    return estimate(values, resamples=1000, between=lambda: None)
+    return estimate(values, resamples=resamples, between=lambda: None)
 
 
 def test_intervals_hold_the_mean_in_95_of_100_samples() -> None:
     generator = np.random.default_rng(7)
     held = 0
     for _ in range(200):
-        means, _ = one_measure((generator.random(80) < 0.7).astype(float).tolist())
+        sample = (generator.random(80) < 0.7).astype(float).tolist()
+        means, _ = one_measure(sample, resamples=250)
         held += means.low[0, 0] <= 0.7 <= means.high[0, 0]
     assert 180 <= held <= 199
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.tables import new_id
@@ -84,6 +84,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postings, "AT_ONCE_PAGES", 2)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.lists(spans, min_size=1, max_size=4), st.booleans()), min_size=1))
 def test_merged_segments_have_what_is_live_of_each(
     drawn: list[tuple[list[ChunkSpan], bool]],

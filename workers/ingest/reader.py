@@ -44,12 +44,11 @@ _ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "T
 
 class Reader:
     """Thread-safe: one child for each document that is read at the same time; children are used
-    again."""
+    again, also by other readers that have the same `children`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, children: "Children | None" = None) -> None:
         self._settings = settings
-        self._idle: list[_Child] = []
-        self._lock = threading.Lock()
+        self._children = children or Children()
 
     def load(
         self,
@@ -82,10 +81,7 @@ class Reader:
 
     def close(self) -> None:
         """End the children. A later request starts new ones."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for child in idle:
-            child.end()
+        self._children.close()
 
     def _answer(
         self,
@@ -110,9 +106,7 @@ class Reader:
         }
         memory_bytes = settings.load_memory_mib * 2**20
         until = time.monotonic() + _WALL_SHARE * settings.step_soft_limit_s
-        with self._lock:
-            child = self._idle.pop() if self._idle else None
-        child = child or _Child(memory_bytes)
+        child = self._children.take(memory_bytes)
         is_kept = False
         try:
             child.send(request, data.encode() if isinstance(data, str) else data)
@@ -130,8 +124,7 @@ class Reader:
             raise DocumentError(self._exit_message(name, error.code)) from None
         finally:
             if is_kept:
-                with self._lock:
-                    self._idle.append(child)
+                self._children.put_back(child)
             else:
                 child.end()
 
@@ -163,6 +156,33 @@ _ERRORS: Final[dict[str, Callable[[str], SluiceError]]] = {
 }
 
 
+class Children:
+    """The child processes that wait for a document. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Child] = []
+        self._lock = threading.Lock()
+
+    def take(self, memory_bytes: int) -> "_Child":
+        """One with this memory limit; it is started if none waits."""
+        with self._lock:
+            for number, child in enumerate(self._idle):
+                if child.memory_bytes == memory_bytes:
+                    return self._idle.pop(number)
+        return _Child(memory_bytes)
+
+    def put_back(self, child: "_Child") -> None:
+        with self._lock:
+            self._idle.append(child)
+
+    def close(self) -> None:
+        """End those that wait."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.end()
+
+
 class _Timeout(Exception):
     """The answer took too long."""
 
@@ -179,6 +199,7 @@ class _Child:
     """A child process; used by one thread at a time."""
 
     def __init__(self, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
         # In a session of its own: signals to the worker's group do not reach it, and its own child
         # processes end with it.
         self._process = subprocess.Popen(
@@ -256,8 +277,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def reader_of(process: Process) -> Reader:
-    return process.held(_reader, lambda reader: reader.close())
+    return process.held(make_reader, lambda reader: reader.close())
 
 
-def _reader(process: Process) -> Reader:
+def make_reader(process: Process) -> Reader:
     return Reader(process.settings)
