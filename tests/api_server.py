@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,9 @@ def served(settings: Settings) -> Iterator[str]:
     thread.start()
     url = f"http://127.0.0.1:{port}"
     try:
-        while not _is_up(url):
+        while not server.started:
             assert thread.is_alive(), "the API did not start"
+            time.sleep(0.005)
         yield url
     finally:
         server.should_exit = True

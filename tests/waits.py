@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 PATIENCE_S = 120.0
-PAUSE_S = 0.01
+PAUSE_S = 0.025
 
 T = TypeVar("T")
 

@@ -27,7 +27,6 @@ from tempfile import SpooledTemporaryFile
 from typing import IO
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -501,16 +500,19 @@ def allowed(app: Starlette, path: str, root_path: str) -> str | None:
 
     Several routes may have the same path, and each knows only its own methods.
     """
-    # By its exact path first: `/v1/jobs/batch` must not match `/v1/jobs/{id}`.
-    operations = app.openapi()["paths"].get(path) if isinstance(app, FastAPI) else None
-    if operations is not None:
-        methods = [method for method in METHODS if method.lower() in operations]
-    else:
-        methods = [
+
+    def taken(path: str) -> list[str]:
+        return [
             method
             for method in METHODS
             if any(_takes(route, method, path, root_path) for route in app.routes)
         ]
+
+    methods = taken(path)
+    # A path without parameters goes first: `/v1/jobs/batch` must not match `/v1/jobs/{id}`, which
+    # any other name matches, too.
+    others = taken(f"{path}-")
+    methods = [method for method in methods if method not in others] or methods
     if not methods:
         return None
     if "GET" in methods:

@@ -18,8 +18,9 @@ from tests.integration.job_runner import ROUTES, handlers, make_process
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 
-IDLE_S = 0.1
+IDLE_S = 0.4
 """A thread that hears no ring looks for steps that have become due after so long."""
+BELL_OF_END = "test:worker-ends"
 CPU_QUEUES = [queue for queue in Queue if queue is not Queue.GENERATE]
 
 
@@ -46,7 +47,7 @@ def running_worker(
     faults: list[Exception] = []
 
     def work(queues: Sequence[Queue]) -> None:
-        lists = [list_of(queue) for queue in queues]
+        lists = [BELL_OF_END, *map(list_of, queues)]
         if Queue.GENERATE in queues:
             lists += [list_of(Queue.GENERATE, route) for route in process.routes]
         with Redis.from_url(settings.require_redis_url()) as redis:
@@ -67,6 +68,8 @@ def running_worker(
         yield process
     finally:
         over.set()
+        with Redis.from_url(settings.require_redis_url()) as redis:
+            redis.rpush(BELL_OF_END, *(thread.name for thread in running))
         for thread in running:
             thread.join()
         process.close()

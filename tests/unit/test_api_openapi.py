@@ -14,6 +14,7 @@ from api.compat.dialect import dialect_of, dialects, requires_key
 from api.openapi import RESULTS, TAGS
 from shared.config import Settings
 from shared.kinds import registry as kinds
+from tests.integration import contract
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,7 @@ def document_of(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return document_of()
+    return contract.document()
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -134,4 +135,4 @@ def test_keys_are_asked_for_where_they_are_set_and_only_there() -> None:
     for _, path, operation in operations(document):
         is_open = path in {"/healthz", "/readyz", "/metrics"}
         assert (operation.get("security") == []) is is_open, path
-    assert "security" not in document_of()
+    assert "security" not in contract.document()
