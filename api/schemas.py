@@ -28,7 +28,7 @@ from shared.bounds import (
     as_object,
 )
 from shared.config import ConnectionSettings
-from shared.conversations import Listed
+from shared.conversations import ListedConversation
 from shared.documents.checks import CheckState, LastCheck
 from shared.documents.collections import Summary
 from shared.documents.documents import ChunkView, DocumentView
@@ -394,7 +394,7 @@ class ConversationView(BaseModel):
     updated_at: datetime
 
     @classmethod
-    def of(cls, listed: Listed) -> "ConversationView":
+    def of(cls, listed: ListedConversation) -> "ConversationView":
         conversation = listed.conversation
         return cls(
             id=conversation.id,

@@ -43,22 +43,24 @@ def get(session: Session, conversation_id: UUID, fair_key: str | None = None) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class ListedConversation:
     conversation: Conversation
     messages: int
     """How many are stored."""
 
 
-def listed(session: Session, conversation_id: UUID, fair_key: str) -> Listed:
+def listed(session: Session, conversation_id: UUID, fair_key: str) -> ListedConversation:
     """Raises NotFound."""
     conversation = get(session, conversation_id, fair_key)
     count = session.scalar(
         select(func.count()).where(ConversationMessage.conversation_id == conversation_id)
     )
-    return Listed(conversation=conversation, messages=count or 0)
+    return ListedConversation(conversation=conversation, messages=count or 0)
 
 
-def page(session: Session, fair_key: str, *, limit: int, before: UUID | None) -> list[Listed]:
+def page(
+    session: Session, fair_key: str, *, limit: int, before: UUID | None
+) -> list[ListedConversation]:
     """The key's newest conversations, newest first, older than `before`."""
     count = (
         select(func.count())
@@ -73,7 +75,9 @@ def page(session: Session, fair_key: str, *, limit: int, before: UUID | None) ->
     )
     if before is not None:
         query = query.where(Conversation.id < before)
-    return [Listed(conversation=row[0], messages=row[1]) for row in session.execute(query)]
+    return [
+        ListedConversation(conversation=row[0], messages=row[1]) for row in session.execute(query)
+    ]
 
 
 def messages(

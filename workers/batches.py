@@ -269,7 +269,7 @@ def _lines(data: bytes) -> Iterator[bytes]:
 
 
 @dataclass(kw_only=True)
-class _Opening:
+class _LineOutcomes:
     """What becomes of waiting lines, by their numbers."""
 
     new: dict[int, NewJob] = field(default_factory=dict)
@@ -315,7 +315,7 @@ class _Round:
             shares = batches.shares(session, batch.id)
         share = self._share(shares)
         outcomes, more = self._outcomes(share)
-        opening = _Opening()
+        opening = _LineOutcomes()
         if batch.expired_at is None and self._waiting:
             room = self._settings.batch_open_lines - batch.open + len(outcomes)
             ended = Counter(outcome.queue_model for outcome in outcomes)
@@ -356,7 +356,7 @@ class _Round:
         parts = min(max(1, shares.count), LEAST_SHARE)
         return max(1, self._settings.batch_open_lines // parts)
 
-    def _is_over(self, outcomes: Sequence[LineOutcome], opening: _Opening) -> bool:
+    def _is_over(self, outcomes: Sequence[LineOutcome], opening: _LineOutcomes) -> bool:
         return (
             self._batch.open == len(outcomes)
             and not opening.new
@@ -474,10 +474,10 @@ class _Round:
 
     # Lines that wait
 
-    def _opening(self, room: int, room_of: Mapping[str, int]) -> _Opening:
+    def _opening(self, room: int, room_of: Mapping[str, int]) -> _LineOutcomes:
         """The next waiting lines, read from the file again: at most `room`, and of each queue and
         model at most `room_of` it."""
-        opening = _Opening()
+        opening = _LineOutcomes()
         if room < 1:
             return opening
         with self._process.ledger.read() as session:
@@ -517,7 +517,7 @@ class _Round:
         return opening
 
     def _texts(
-        self, lines: Sequence[WaitingLine], opening: _Opening
+        self, lines: Sequence[WaitingLine], opening: _LineOutcomes
     ) -> Iterator[tuple[WaitingLine, bytes]]:
         """The bytes of the lines; lines that lie close together are read by one call."""
         try:
@@ -610,7 +610,7 @@ def _groups(lines: Sequence[WaitingLine]) -> Iterator[list[WaitingLine]]:
         yield group
 
 
-def _open(transaction: Transaction, batch_id: UUID, opening: _Opening) -> None:
+def _open(transaction: Transaction, batch_id: UUID, opening: _LineOutcomes) -> None:
     """Submit the jobs of new lines, and redrive those of lines that failed before."""
     numbers = list(opening.new)
     ids = submission.submit_batch(transaction, list(opening.new.values())) if numbers else []

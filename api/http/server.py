@@ -113,7 +113,7 @@ class Rate:
         return max(0.0, -self._left / self._bytes_per_s)
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     """Raised in the parser's callbacks to end the parsing of a request that was refused."""
 
 
@@ -211,7 +211,7 @@ class Connection(HttpToolsProtocol):
                 f"The request's head has more than {limit:,} fields "
                 "(SLUICE_API_LIMIT_HEADER_FIELDS).",
             )
-            raise _Refused
+            raise _RequestRefused
         self._count(len(name) + len(value) + FRAME_BYTES)
         super().on_header(name, value)
 
@@ -219,7 +219,7 @@ class Connection(HttpToolsProtocol):
         self._in_head, self._head_since, self._kept_bytes = False, None, 0
         if len(self.pipeline) >= self._settings.api_limit_pipeline_requests:
             self._refuse(400, "Too many requests were sent without waiting for an answer.")
-            raise _Refused
+            raise _RequestRefused
         target = WHOLE_URL.match(self.url)
         if target is not None:
             self.scope["state"][TARGET_HOST] = target[1].decode("latin-1")
@@ -312,7 +312,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes += size
         if self._head_bytes > self._settings.api_limit_header_bytes:
             self._refuse_head()
-            raise _Refused
+            raise _RequestRefused
 
     def _refuse_head(self) -> None:
         limit = self._settings.api_limit_header_bytes

@@ -14,7 +14,7 @@ from api.http.errors import BadCursor
 from api.openapi import documented
 from api.schemas import ConversationView, MessageView, NewConversation, Page
 from shared import conversations
-from shared.conversations import Listed
+from shared.conversations import ListedConversation
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"], route_class=StrictRoute)
 
@@ -37,7 +37,7 @@ def start_conversation(
     with parts.ledger.begin() as session:
         id_ = conversations.make(session, fair_key, metadata=new.metadata, summarize=new.summarize)
         made = conversations.get(session, id_)
-        view = ConversationView.of(Listed(conversation=made, messages=0))
+        view = ConversationView.of(ListedConversation(conversation=made, messages=0))
     return answer(view, 201, {"Location": f"/v1/conversations/{id_}"})
 
 

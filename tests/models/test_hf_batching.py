@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shared.errors import Cancelled, InvalidInput, Permanent
 from shared.hf.task import TaskParameters
 from workers.hf.steps import Budget, batches, run_rows
-from workers.hf.task import UNWATCHED, LocalTask, Prepared, Row, Watch
+from workers.hf.task import UNWATCHED, LocalTask, PreparedInput, Row, Watch
 from workers.models.load import LoadOptions
 
 OPTIONS = LoadOptions(device=torch.device("cpu"), dtype=torch.float32)
@@ -26,9 +26,9 @@ class Doubling(LocalTask):
         self.room = room
         self.ran: list[int] = []
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         del parameters
-        return Prepared(rows=[Row(size=1, data=value)])
+        return PreparedInput(rows=[Row(size=1, data=value)])
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         self.ran.append(len(rows))
@@ -41,7 +41,9 @@ class Doubling(LocalTask):
         return [None if n < len(dropped) and dropped[n] else row.data * 2
                 for n, row in enumerate(rows)]  # fmt: skip
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared, parameters
         return outputs[0]
 

@@ -61,8 +61,8 @@ from workers.generation.choices import choice_results, choice_steps, logprobs_of
 from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import Dialogue, to_message
 from workers.generation.transcripts import (
+    NoFilter,
     TextFilter,
-    Unfiltered,
     deadline,
     prompt_budget,
     sampling,
@@ -248,7 +248,7 @@ def _generate(
             text=json_.text, calls=(), completion=json_.completion, dropped=dropped,
             parsed=json_.value, record=show_at_once(context, json_.text),
         )  # fmt: skip
-    filter_: TextFilter = ToolCallFilter(names=names) if names else Unfiltered()
+    filter_: TextFilter = ToolCallFilter(names=names) if names else NoFilter()
     written = write(context, generator, request, filter_)
     _, calls = _calls(written.completion, names, state)
     return ModelOutput(

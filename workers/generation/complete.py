@@ -13,7 +13,7 @@ from workers.generation import presets
 from workers.generation.backends.interface import Request, generators_of
 from workers.generation.choices import choice_results, choice_steps, logprobs_of
 from workers.generation.ollama_models import on_demand
-from workers.generation.transcripts import Unfiltered, deadline, sampling, write
+from workers.generation.transcripts import NoFilter, deadline, sampling, write
 
 
 def complete_write(context: Context) -> Done:
@@ -50,7 +50,7 @@ def _write_choice(context: Context, input_: CompleteInput, model: str, *, choice
         fair_key=context.claim.fair_key,
     )
     try:
-        written = write(context, generator, request, Unfiltered())
+        written = write(context, generator, request, NoFilter())
     except InvalidInput as error:
         if len(input_.prompts) == 1:
             raise

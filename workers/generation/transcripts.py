@@ -203,7 +203,7 @@ class TextFilter(Protocol):
     def close(self) -> str: ...
 
 
-class Unfiltered:
+class NoFilter:
     """A filter that shows all text."""
 
     def feed(self, text: str) -> str:

@@ -29,7 +29,7 @@ JobCandidates = tuple[SearchInput | RagInput, Sequence[Sequence[Candidate | None
 """The input of a job, and the candidates of each of its queries; None if a candidate was erased."""
 
 
-class _Reranked:
+class _SettleReranked:
     """Settles steps: makes hits of rankings, and passes on errors and continued steps."""
 
     def __init__(
@@ -99,7 +99,7 @@ def _run(
             )
         )
     if requests:
-        run_local(requests, _Reranked(settle, jobs, finish))
+        run_local(requests, _SettleReranked(settle, jobs, finish))
 
 
 def _text(candidate: Candidate | None) -> str:

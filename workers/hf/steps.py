@@ -42,7 +42,7 @@ from shared.vocabulary import Queue, State
 from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs, store_large
 from workers.attempts.process import Process
 from workers.hf import hub
-from workers.hf.task import LocalTask, Prepared, Row, Watch, models_of
+from workers.hf.task import LocalTask, PreparedInput, Row, Watch, models_of
 from workers.models import checkpoints
 from workers.models.devices import batches_of, is_fatal, is_out_of_memory, return_freed_blocks
 
@@ -57,7 +57,7 @@ MISSING: Any = object()
 class StartedInput:
     """An input whose rows are being run, and the outputs of those that are done."""
 
-    prepared: Prepared
+    prepared: PreparedInput
     outputs: list[Any]
 
     @property
@@ -113,7 +113,7 @@ class Work:
             if n not in self.before and n not in self.outputs and n not in self.started
         )
 
-    def begin(self, n: int, prepared: Prepared) -> StartedInput:
+    def begin(self, n: int, prepared: PreparedInput) -> StartedInput:
         """Take up an input, with the outputs of its rows that an earlier step has kept."""
         kept = self.rows_before.get(n, {})
         outputs = [kept.get(k, MISSING) for k in range(len(prepared.rows))]

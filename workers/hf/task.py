@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedInput:
     """An input ready to run. `rest` is whatever `finish` needs of it beside the rows' outputs."""
 
     rows: Sequence[Row]
@@ -77,7 +77,7 @@ class LocalTask(ABC):
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @abstractmethod
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         """Rows of one input. `value` is checked (`shared.kinds.hf.single_inputs`); of a file it is
         the bytes. Raises InvalidInput."""
 
@@ -95,7 +95,9 @@ class LocalTask(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         """The output of the API for one input."""
 
 
@@ -128,13 +130,15 @@ class UnbatchedTask(LocalTask):
         """Not known: nothing says what a function holds."""
         return 0
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
-        return Prepared(rows=[Row(size=1, data=(value, parameters))])
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
+        return PreparedInput(rows=[Row(size=1, data=(value, parameters))])
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         return [self.model(*row.data) for row in rows]
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared, parameters
         [output] = outputs
         return output

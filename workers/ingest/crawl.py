@@ -86,7 +86,7 @@ _DOCUMENT_SUFFIXES: Final = frozenset(
 _SHOWN: Final = 5
 
 
-class _Redirected(Exception):
+class _Redirect(Exception):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.url = url
@@ -493,7 +493,7 @@ class _Crawl:
         url = item.source["url"]
         try:
             self._ingest_page(item, url, source_of(), live_hash)
-        except _Redirected as redirect:
+        except _Redirect as redirect:
             self._follow_redirect(item, url, redirect.url)
         except NotNow as later:
             self._try_again(item, later)
@@ -660,7 +660,7 @@ class _Crawl:
 
 
 def _redirected(url: str) -> None:
-    raise _Redirected(url)
+    raise _Redirect(url)
 
 
 # Links of pages

@@ -174,7 +174,7 @@ def _span(run: Sequence[Chunk], terms_in: Callable[[str], list[str]]) -> ChunkSp
 # Merging.
 
 
-class _Changed(Exception):
+class _SegmentsChanged(Exception):
     """The segments to be merged have changed; another round takes those that exist then."""
 
 
@@ -189,7 +189,7 @@ def merge_soon(process: Process, collection_id: UUID) -> None:
 def merge_group(process: Process, group: MergeGroup) -> bool:
     """Replace several segments by one without deleted versions; False if another process merges in
     the collection, or the segments have changed."""
-    with suppress(_Changed), process.ledger.begin() as session:
+    with suppress(_SegmentsChanged), process.ledger.begin() as session:
         if not lexical.lock(session, group.collection_id, wait=False):
             return False
         stored = _fitting(lexical.segments(session, group.segment_ids))
@@ -217,7 +217,7 @@ def _replace(
 ) -> None:
     parts = [_part(session, segment, deleted) for segment in stored]
     if not parts:
-        raise _Changed
+        raise _SegmentsChanged
     members, lengths = merge_members(parts)
     if len(lengths):
         head = PackedSegment(
@@ -241,10 +241,10 @@ def _replace(
         lexical.set_page_ends(session, new_id, [*ends, *(end for end, _ in batch)])
         owner = group.version_id
         if owner is not None and not lexical.give_to_pending(session, new_id, owner):
-            raise _Changed
+            raise _SegmentsChanged
     ids = [segment.id for segment in stored]
     if lexical.remove_segments(session, ids, version_id=group.version_id) < len(ids):
-        raise _Changed  # published, or deleted with its version
+        raise _SegmentsChanged  # published, or deleted with its version
     lexical.remove_deletions(session, group.collection_id, group.field, _removed(parts))
 
 

@@ -56,7 +56,7 @@ class LargeSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grown:
+class GrowthResult:
     """What one run of a step has made of a large text."""
 
     version_id: UUID | None = None
@@ -104,7 +104,7 @@ def grow(
     live_hash: str | None,
     embedder: Embedder,
     writer: Writer,
-) -> Grown:
+) -> GrowthResult:
     """Write the version of the source with its chunks, or some of them. Raises DocumentError and
     NotFound, and Cancelled if the step is no longer this worker's."""
     text, upload = source.text, source.upload
@@ -115,7 +115,7 @@ def grow(
     encoding = text.encoding([sha256, content_digest])
     if content_digest.hexdigest() == live_hash:
         writer.add_skipped(ordinal)
-        return Grown()
+        return GrowthResult()
     check_splitter(request, embedder, text.name)
     measures = text.measured(encoding, context.check)
     if measures.letters // request.splitter.size > settings.max_document_chunks:
@@ -135,7 +135,7 @@ def grow(
     writer.add(ordinal, content)
     writer.flush()
     if not writer.chunk_counts:
-        return Grown()
+        return GrowthResult()
     (version_id,) = writer.chunk_counts
     with ledger.begin() as session:
         if not steps.hold(session, context.claim):
@@ -146,7 +146,7 @@ def grow(
         count = _add_chunks(
             context, request, text, encoding, version_id, growth, metadata, embedder
         )
-    return Grown(
+    return GrowthResult(
         version_id=version_id,
         chunk_count=count,
         is_new=growth.chunk_count is None,

@@ -58,7 +58,7 @@ from workers.ingest.erasure import collect_replaced, delete_orphans, drop_unless
 from workers.ingest.formats.container import Member
 from workers.ingest.formats.loader import Utterance
 from workers.ingest.indexing import NewPostings, merge_soon
-from workers.ingest.large_texts import Grown, LargeSource, grow, large_source_of
+from workers.ingest.large_texts import GrowthResult, LargeSource, grow, large_source_of
 from workers.ingest.reader import reader_of
 from workers.ingest.sources import (
     LOAD_OPTIONS,
@@ -538,7 +538,7 @@ class _Load:
         self._warnings: list[str] = []
         self._alone: list[int] = []
         """Archives and large texts that are left to steps of their own."""
-        self._grown: Grown | None = None
+        self._grown: GrowthResult | None = None
         """The large text that the step is for."""
         self._recordings: list[int] = []
         """Recordings that have to be transcribed first."""
@@ -676,7 +676,7 @@ class _Load:
             warnings=_first_warnings(self._warnings),
         )
 
-    def _outcome_of(self, grown: Grown, version_id: UUID) -> Done:
+    def _outcome_of(self, grown: GrowthResult, version_id: UUID) -> Done:
         count = grown.chunk_count
         if count is None:
             return Done(again_in_s=0)

@@ -26,7 +26,7 @@ _HEADERS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fetched:
+class FetchedPage:
     url: str
     """Where the redirects led to."""
     text: str
@@ -36,7 +36,7 @@ class Fetched:
 
 def fetch(
     url: str, settings: Settings, stop: threading.Event, *, tls: ssl.SSLContext | None = None
-) -> Fetched:
+) -> FetchedPage:
     """Raises InvalidInput, with a message for the model, where there is no text to be had.
 
     Raises Cancelled soon after `stop` is set. `tls` is for hosts with certificates of one's own.
@@ -49,7 +49,7 @@ def fetch(
     )
 
 
-async def _fetch(url: str, settings: Settings, tls: ssl.SSLContext | None) -> Fetched:
+async def _fetch(url: str, settings: Settings, tls: ssl.SSLContext | None) -> FetchedPage:
     async with outbound.Clients(tls) as clients:
         resource = await outbound.get(
             url,
@@ -73,7 +73,7 @@ async def _fetch(url: str, settings: Settings, tls: ssl.SSLContext | None) -> Fe
         page = render(text, name=resource.url, main_content=True) if is_html else None
     except DocumentError as error:
         raise InvalidInput(error.message) from error
-    return Fetched(
+    return FetchedPage(
         url=resource.url,
         text=page.text if page else text,
         title=page.title if page else None,

@@ -809,7 +809,7 @@ class _Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ranked:
+class _RankedCandidate:
     candidate: _Candidate
     score: float
     relevance: float  # the weighted share of the question in the sentence and around it
@@ -947,7 +947,7 @@ def _rank(
     weights: Sequence[float],
     scores: Sequence[float],
     titles: Sequence[tuple[float, ...]],
-) -> list[_Ranked]:
+) -> list[_RankedCandidate]:
     pattern = answer_pattern(question)
     best_score = max(scores)
     # Similarities are between 0 and 1, scores of BM25 above 0, those of cross-encoders of any sign.
@@ -985,7 +985,7 @@ def _rank(
             if pattern is not None and _shows(candidate.sentence.text, pattern, question):
                 score += _EXPECTED_ANSWER
             score -= _penalty(candidate.sentence)
-            ranked.append(_Ranked(candidate=candidate, score=score, relevance=relevance))
+            ranked.append(_RankedCandidate(candidate=candidate, score=score, relevance=relevance))
     return sorted(ranked, key=lambda one: -one.score)
 
 

@@ -25,7 +25,7 @@ from shared.hf.classification import (
     ZeroShotParameters,
 )
 from shared.hf.task import TaskParameters
-from workers.hf.task import LocalTask, Prepared, Row, TextTask
+from workers.hf.task import LocalTask, PreparedInput, Row, TextTask
 from workers.hf.text import beginning, cut_warning, encode, group, labelled, labels_of, logits
 from workers.models.load import LoadOptions, load_image_processor, load_model, load_tokenizer
 
@@ -36,18 +36,20 @@ from workers.models.load import LoadOptions, load_image_processor, load_model, l
 
 
 class TextClassification(TextTask):
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         del parameters  # They only matter to `finish`.
         [tokens] = encode(self.tokenizer, [value], limit=self.window)
         row = Row(size=tokens.size, data=tokens, group=group(self.model, tokens))
-        return Prepared(rows=[row], warnings=cut_warning([tokens]))
+        return PreparedInput(rows=[row], warnings=cut_warning([tokens]))
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         return [
             scores.tolist() for scores in logits(self.model, self.tokenizer, [r.data for r in rows])
         ]
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared
         assert isinstance(parameters, ClassificationParameters)
         [output] = outputs
@@ -80,7 +82,7 @@ class ZeroShotClassification(TextTask):
         # Where a model knows more than two relations, the first is contradiction, by custom.
         self.contradiction = -1 if self.entailment == 0 else 0
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, ZeroShotParameters)
         labels = parameters.candidate_labels
         start, left_out = beginning(self.tokenizer, value, self.window)
@@ -93,13 +95,15 @@ class ZeroShotClassification(TextTask):
             truncation="only_first",
         )
         rows = [Row(size=t.size, data=t, group=group(self.model, t)) for t in encoded]
-        return Prepared(rows=rows, warnings=cut_warning(encoded, left_out=left_out))
+        return PreparedInput(rows=rows, warnings=cut_warning(encoded, left_out=left_out))
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         scores = logits(self.model, self.tokenizer, [row.data for row in rows])
         return [[float(row[self.contradiction]), float(row[self.entailment])] for row in scores]
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared
         assert isinstance(parameters, ZeroShotParameters)
         labels = parameters.candidate_labels
@@ -154,14 +158,14 @@ class ImageClassification(LocalTask):
         super().__init__(model, options)
         self.processor = processor
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         del parameters  # They only matter to `finish`.
         image = decode_image(value, limit_pixels=self.options.image_limit_pixels)
         inputs = dict(self.processor(images=image, return_tensors="pt"))
         *_, height, width = inputs["pixel_values"].shape
         shapes = {name: list(tensor.shape) for name, tensor in inputs.items()}
         row = Row(size=max(1, height * width // PIXELS_PER_TOKEN), data=inputs, group=str(shapes))
-        return Prepared(rows=[row])
+        return PreparedInput(rows=[row])
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         inputs = {
@@ -172,7 +176,9 @@ class ImageClassification(LocalTask):
             output: list[list[float]] = self.model(**inputs).logits.float().tolist()
         return output
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared
         assert isinstance(parameters, ImageClassificationParameters)
         [output] = outputs

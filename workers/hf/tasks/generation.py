@@ -33,7 +33,7 @@ from shared.hf.generation import (
     TranslationParameters,
 )
 from shared.hf.task import TaskParameters
-from workers.hf.task import Prepared, Row, TextTask, Watch
+from workers.hf.task import PreparedInput, Row, TextTask, Watch
 from workers.hf.text import cut_warning, encode, window_tokens
 from workers.models.detokenize import StopFilter
 from workers.models.load import LoadOptions, load_model, load_tokenizer
@@ -301,7 +301,7 @@ def generate(
     is_decoder = not model.config.is_encoder_decoder
     ids, mask = _batch(sources, settings["pad_token_id"], left=is_decoder)
     start = ids.shape[1] if is_decoder else 1
-    criteria: list[StoppingCriteria] = [Watched(watch, len(sources))]
+    criteria: list[StoppingCriteria] = [DroppedRows(watch, len(sources))]
     if first.stop:
         criteria.append(StoppedByText(tokenizer, first.stop, start))
     with torch.inference_mode(), _dice(model.device, first):
@@ -330,7 +330,7 @@ def decoded(
     return text
 
 
-class Watched(StoppingCriteria):
+class DroppedRows(StoppingCriteria):
     """Ends the rows that nobody waits for. A row may stand for several of the model's: its beams,
     or the continuations of a beam."""
 
@@ -420,8 +420,8 @@ FIRST_CHARS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Directed:
-    """A text as this model wants it for the task, with what its configuration says of the task."""
+class ModelText:
+    """A text in the form that the model needs for the task, and settings of its configuration."""
 
     text: str
     settings: SettingValues = field(default_factory=dict)
@@ -443,14 +443,14 @@ class Seq2Seq(TextTask):
         self.room = _room(model)
 
     @abstractmethod
-    def directed(self, text: str, parameters: Seq2SeqParameters) -> Directed:
+    def model_text(self, text: str, parameters: Seq2SeqParameters) -> ModelText:
         """Raises InvalidInput."""
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, Seq2SeqParameters)
         check_has_tokens(self.tokenizer, value)
-        directed = self.directed(value, parameters)
-        [tokens] = encode(self.tokenizer, [directed.text], limit=self.window)
+        model_text = self.model_text(value, parameters)
+        [tokens] = encode(self.tokenizer, [model_text.text], limit=self.window)
         if tokens.is_cut and parameters.truncation == "do_not_truncate":
             raise InvalidInput(
                 f"the text has {tokens.full_size:,} tokens, and the model takes {self.window:,}; "
@@ -458,18 +458,20 @@ class Seq2Seq(TextTask):
             )
         settings, seed = requested_settings(parameters, parameters.generate_parameters)
         # `generate` counts the token that every text begins with.
-        task = known_settings(directed.settings)
+        task = known_settings(model_text.settings)
         arguments = settle(settings, task, self.own, prompt_tokens=1, room=self.room)
         source = SourceText(ids=tokens.inputs["input_ids"], arguments=arguments, seed=seed)
-        return Prepared(
+        return PreparedInput(
             rows=[make_row(self.model, source, size=tokens.size)],
-            warnings=[*directed.warnings, *cut_warning([tokens]), *arguments.warnings],
+            warnings=[*model_text.warnings, *cut_warning([tokens]), *arguments.warnings],
         )
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         return generate(self.model, self.tokenizer, [row.data for row in rows], watch)
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared
         assert isinstance(parameters, Seq2SeqParameters)
         [[tokens]] = outputs
@@ -526,11 +528,11 @@ def storable(text: str) -> str:
 class Summarization(Seq2Seq):
     output_field = "summary_text"
 
-    def directed(self, text: str, parameters: Seq2SeqParameters) -> Directed:
+    def model_text(self, text: str, parameters: Seq2SeqParameters) -> ModelText:
         del parameters
         settings = task_settings(self.model, "summarization")
         prefix = settings.get("prefix") or getattr(self.model.config, "prefix", None) or ""
-        return Directed(text=with_prefix(prefix, text), settings=settings)
+        return ModelText(text=with_prefix(prefix, text), settings=settings)
 
 
 def load_summarization(folder: Path, options: LoadOptions) -> Summarization:
@@ -554,7 +556,7 @@ class Directions(ABC):
     """How one model is told what to translate into what."""
 
     @abstractmethod
-    def directed(self, text: str, source: str | None, target: str | None) -> Directed:
+    def model_text(self, text: str, source: str | None, target: str | None) -> ModelText:
         """Raises InvalidInput for languages that the model does not know."""
 
 
@@ -563,13 +565,13 @@ def directions(
 ) -> Directions:
     codes = _codes(tokenizer)
     if codes:
-        return Coded(tokenizer, codes, own)
+        return LanguageIds(tokenizer, codes, own)
     if hasattr(tokenizer, "supported_language_codes"):
-        return Marked(tokenizer)
-    return Prefixed(model)
+        return LanguageMarks(tokenizer)
+    return LanguagePrefixes(model)
 
 
-class Coded(Directions):
+class LanguageIds(Directions):
     """M2M-100, NLLB, mBART: each language is a token, in front of the text or behind it, and the
     first token of the translation."""
 
@@ -584,7 +586,7 @@ class Coded(Directions):
         begins = (own.get("forced_bos_token_id"), own.get("decoder_start_token_id"))
         self.has_target = any(token in codes.values() for token in begins)
 
-    def directed(self, text: str, source: str | None, target: str | None) -> Directed:
+    def model_text(self, text: str, source: str | None, target: str | None) -> ModelText:
         source, target = source or self.source, target or self.target
         if source is None or (target is None and not self.has_target):
             raise InvalidInput(
@@ -597,10 +599,10 @@ class Coded(Directions):
         # The tokenizer writes the token of its present source language.
         self.tokenizer.src_lang = source
         settings = {} if target is None else {"forced_bos_token_id": self.codes[target]}
-        return Directed(text=text, settings=settings)
+        return ModelText(text=text, settings=settings)
 
 
-class Marked(Directions):
+class LanguageMarks(Directions):
     """Marian: a model of one pair, or one that reads `>>fra<<` in front of the text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -609,13 +611,13 @@ class Marked(Directions):
         self.source: str | None = getattr(tokenizer, "source_lang", None)
         self.target: str | None = getattr(tokenizer, "target_lang", None)
 
-    def directed(self, text: str, source: str | None, target: str | None) -> Directed:
+    def model_text(self, text: str, source: str | None, target: str | None) -> ModelText:
         # Longer names may be those of families, such as ROMANCE, or follow another norm.
         only = self.source if self.source is not None and len(self.source) == 2 else None
         if source is not None and only is not None and source.casefold() != only:
             raise _unknown("src_lang", source, [only])
         if target in self.targets:
-            return Directed(text=with_prefix(f">>{target}<< ", text))
+            return ModelText(text=with_prefix(f">>{target}<< ", text))
         if target is not None and target.casefold() != (self.target or "").casefold():
             known = [*self.targets, *([self.target] if self.target else [])]
             raise _unknown("tgt_lang", target, known)
@@ -624,11 +626,11 @@ class Marked(Directions):
                 "goes into a language of the model's choice, as no tgt_lang is named; it knows "
                 f"{_some(self.targets, '')}."
             )
-            return Directed(text=text, warnings=[warning])
-        return Directed(text=text)
+            return ModelText(text=text, warnings=[warning])
+        return ModelText(text=text)
 
 
-class Prefixed(Directions):
+class LanguagePrefixes(Directions):
     """T5: a pair has its prefix in the configuration. Other models take no name of a language."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -640,7 +642,7 @@ class Prefixed(Directions):
         }
         self.general: SettingValues = all_task_settings(model).get("translation", {})
 
-    def directed(self, text: str, source: str | None, target: str | None) -> Directed:
+    def model_text(self, text: str, source: str | None, target: str | None) -> ModelText:
         if not self.pairs:
             if source is not None or target is not None:
                 raise InvalidInput(
@@ -648,7 +650,7 @@ class Prefixed(Directions):
                     "Leave them out."
                 )
             prefix = self.general.get("prefix") or self.prefix
-            return Directed(text=with_prefix(prefix, text), settings=self.general)
+            return ModelText(text=with_prefix(prefix, text), settings=self.general)
         named = source is not None or target is not None
         fitting = [
             settings
@@ -663,7 +665,7 @@ class Prefixed(Directions):
                 f"name the src_lang and the tgt_lang of a pair that the model knows: {pairs}."
             )
         [settings] = fitting
-        return Directed(text=with_prefix(settings.get("prefix", ""), text), settings=settings)
+        return ModelText(text=with_prefix(settings.get("prefix", ""), text), settings=settings)
 
 
 def _codes(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -701,9 +703,9 @@ class Translation(Seq2Seq):
         super().__init__(model, tokenizer, options)
         self.directions: Directions = directions(model, tokenizer, self.own)
 
-    def directed(self, text: str, parameters: Seq2SeqParameters) -> Directed:
+    def model_text(self, text: str, parameters: Seq2SeqParameters) -> ModelText:
         assert isinstance(parameters, TranslationParameters)
-        return self.directions.directed(text, parameters.src_lang, parameters.tgt_lang)
+        return self.directions.model_text(text, parameters.src_lang, parameters.tgt_lang)
 
 
 def load_translation(folder: Path, options: LoadOptions) -> Translation:
@@ -731,7 +733,7 @@ class TextGeneration(TextTask):
         self.own = {name: own[name] for name in own if name not in {"max_length", "min_length"}}
         self.task = known_settings(task_settings(model, TEXT_GENERATION.name))
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, TextGenerationParameters)
         check_has_tokens(self.tokenizer, value)
         ids: list[int] = self.tokenizer(value, verbose=False)["input_ids"]
@@ -753,12 +755,16 @@ class TextGeneration(TextTask):
         row = make_row(self.model, source, size=len(kept) + arguments.new_tokens)
         cut = f"was cut from {len(ids):,} to {len(kept):,} tokens: its beginning was left out."
         warnings = [cut] if len(kept) < len(ids) else []
-        return Prepared(rows=[row], rest=(value, kept), warnings=[*warnings, *arguments.warnings])
+        return PreparedInput(
+            rows=[row], rest=(value, kept), warnings=[*warnings, *arguments.warnings]
+        )
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         return generate(self.model, self.tokenizer, [row.data for row in rows], watch)
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         assert isinstance(parameters, TextGenerationParameters)
         prompt, ids = prepared.rest
         front = prompt if parameters.return_full_text else ""

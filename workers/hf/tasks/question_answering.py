@@ -20,7 +20,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel, PreTrai
 from shared.errors import InvalidInput, Permanent
 from shared.hf.question_answering import QUESTION_ANSWERING, QuestionAnsweringParameters
 from shared.hf.task import TaskParameters
-from workers.hf.task import Prepared, Row, TextTask
+from workers.hf.task import PreparedInput, Row, TextTask
 from workers.hf.text import Tokens, can_pad, pad
 from workers.models.load import LoadOptions, load_model, load_tokenizer
 
@@ -306,7 +306,7 @@ class QuestionAnswering(TextTask):
         tokenizer.truncation_side = "right"
         self.taken = inspect.signature(model.forward).parameters
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, QuestionAnsweringParameters)
         question, warnings = self._cut(value["question"].lstrip(), parameters.max_question_len)
         size = min(parameters.max_seq_len, self.window or parameters.max_seq_len)
@@ -327,7 +327,7 @@ class QuestionAnswering(TextTask):
                 f"was read in windows of {size:,} tokens and not of {parameters.max_seq_len:,}: "
                 "the model takes no longer ones."
             )
-        return Prepared(
+        return PreparedInput(
             rows=[Row(size=reading.tokens.size, data=reading) for reading in readings],
             rest=_Context(text=text, firsts=[reading.first for reading in readings]),
             warnings=warnings,
@@ -381,7 +381,9 @@ class QuestionAnswering(TextTask):
         logits = torch.stack([output.start_logits, output.end_logits], dim=1).float().cpu().numpy()
         return [_packed(row, reading) for row, reading in zip(logits, readings, strict=True)]
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         assert isinstance(parameters, QuestionAnsweringParameters)
         context: _Context = prepared.rest
         answers = best_answers(

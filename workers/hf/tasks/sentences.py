@@ -31,7 +31,7 @@ from shared.hf.sentences import (
     RankingParameters,
 )
 from shared.hf.task import TaskParameters
-from workers.hf.task import LocalTask, Prepared, Row, TextTask
+from workers.hf.task import LocalTask, PreparedInput, Row, TextTask
 from workers.hf.text import (
     Side,
     Tokens,
@@ -70,7 +70,7 @@ class SentenceInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredRow:
     """A row, and how many tokens it would have if nothing were cut off."""
 
     row: Row
@@ -126,13 +126,13 @@ class Sentences:
             )
         return prompts[name] or ""
 
-    def row(self, text: str, prompt: str = "", *, cut_side: Side = "right") -> Measured:
+    def row(self, text: str, prompt: str = "", *, cut_side: Side = "right") -> MeasuredRow:
         full_size = self._count(prompt + text)
         size = full_size if self.window is None else min(full_size, self.window)
         # Prompts are left out of some models' mean, and cut with the batch.
         group = f"{cut_side} {prompt}"
         data = SentenceInput(text=text, prompt=prompt, cut_side=cut_side)
-        return Measured(row=Row(size=size, data=data, group=group), full_size=full_size)
+        return MeasuredRow(row=Row(size=size, data=data, group=group), full_size=full_size)
 
     def _count(self, text: str) -> int:
         if isinstance(self._tokenizer, Tokenizer):
@@ -168,18 +168,20 @@ class SentenceFeatures(LocalTask):
         super().__init__(model, options)
         self.sentences = Sentences(model)
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, FeatureParameters)
         _check_dimensions(parameters, self.sentences.size)
         prompt = self.sentences.prompt(parameters.prompt_name)
         measured = self.sentences.row(value, prompt, cut_side=parameters.truncation_direction)
         warnings = _cut(measured.full_size, measured.row.size, parameters)
-        return Prepared(rows=[measured.row], warnings=warnings)
+        return PreparedInput(rows=[measured.row], warnings=warnings)
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         return self.sentences.vectors(rows)
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared
         assert isinstance(parameters, FeatureParameters)
         vectors = np.asarray(outputs, dtype=np.float32)
@@ -198,7 +200,7 @@ class TokenFeatures(TextTask):
         super().__init__(model, tokenizer, options)
         self.size: int | None = getattr(model.config.get_text_config(), "hidden_size", None)
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, FeatureParameters)
         _check_dimensions(parameters, self.size)
         if parameters.prompt_name is not None:
@@ -209,7 +211,7 @@ class TokenFeatures(TextTask):
         self.tokenizer.truncation_side = parameters.truncation_direction
         [tokens] = encode(self.tokenizer, [value], limit=self.window)
         warnings = _cut(tokens.full_size, tokens.size, parameters)
-        return Prepared(rows=[Row(size=tokens.size, data=tokens)], warnings=warnings)
+        return PreparedInput(rows=[Row(size=tokens.size, data=tokens)], warnings=warnings)
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         tokens = [row.data for row in rows]
@@ -227,7 +229,9 @@ class TokenFeatures(TextTask):
         masks = inputs["attention_mask"].bool()
         return [vectors[mask].cpu().tolist() for vectors, mask in zip(output, masks, strict=True)]
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del prepared
         assert isinstance(parameters, FeatureParameters)
         return [_shaped(np.asarray(output, dtype=np.float32), parameters) for output in outputs]
@@ -293,13 +297,13 @@ class SentenceSimilarity(LocalTask):
         self.prompt = self.sentences.prompt(None)
         self.is_for_sentences = is_for_sentences
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         del parameters  # There are none.
         texts = [value["source_sentence"], *value["sentences"]]
         distinct = {text: n for n, text in enumerate(dict.fromkeys(texts))}
         measured = [self.sentences.row(text, self.prompt) for text in distinct]
         warnings = [] if self.is_for_sentences else [_NOT_TRAINED]
-        return Prepared(
+        return PreparedInput(
             rows=[sentence.row for sentence in measured],
             rest=[distinct[text] for text in texts],
             warnings=warnings + _cut_warning(measured),
@@ -308,7 +312,9 @@ class SentenceSimilarity(LocalTask):
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         return self.sentences.vectors(rows)
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del parameters
         vectors = unit(np.asarray(outputs, dtype=np.float64)[:, : self.sentences.dimensions])
         source, *others = prepared.rest
@@ -322,7 +328,7 @@ _NOT_TRAINED = (
 )
 
 
-def _cut_warning(measured: Sequence[Measured]) -> list[str]:
+def _cut_warning(measured: Sequence[MeasuredRow]) -> list[str]:
     cut = [sentence for sentence in measured if sentence.is_cut]
     if not cut:
         return []
@@ -366,19 +372,21 @@ class TextRanking(TextTask):
         self.activation = activation
         self.prompt = prompt
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         del parameters  # They only matter to `finish`.
         texts = value["texts"]
         query, _ = beginning(self.tokenizer, self.prompt + value["query"], self.window)
         encoded = encode(self.tokenizer, [query] * len(texts), texts, limit=self.window)
         rows = [Row(size=t.size, data=t, group=group(self.model, t)) for t in encoded]
-        return Prepared(rows=rows, rest=texts, warnings=_warnings(encoded))
+        return PreparedInput(rows=rows, rest=texts, warnings=_warnings(encoded))
 
     def forward(self, rows: Sequence[Row]) -> list[Any]:
         scores = logits(self.model, self.tokenizer, [row.data for row in rows])
         return [score.item() for score in scores]
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         assert isinstance(parameters, RankingParameters)
         scores = torch.tensor(outputs)
         if not parameters.raw_scores:

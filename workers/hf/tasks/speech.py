@@ -28,7 +28,7 @@ from shared.hf.generation import GenerationParameters
 from shared.hf.speech import SPEECH_RECOGNITION, SpeechParameters
 from shared.hf.task import TaskParameters
 from workers.hf.audio import STRIDE_PART, Recordings, Samples, SampleWindow, aligned, windows
-from workers.hf.task import LocalTask, Prepared, Row, Watch
+from workers.hf.task import LocalTask, PreparedInput, Row, Watch
 from workers.hf.tasks.generation import (
     GenerationArguments,
     known_settings,
@@ -79,7 +79,7 @@ class CtcSpeech(LocalTask):
         )
         self.recordings = Recordings(rate_hz=self.rate_hz, limit_s=options.audio_limit_s)
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, SpeechParameters)
         _check(parameters)
         key, samples = self.recordings.take(value)
@@ -90,7 +90,7 @@ class CtcSpeech(LocalTask):
             stride=aligned(chunk_s / STRIDE_PART, self.rate_hz, self.frame),
         )
         rows = [self._row(samples[window.start : window.end]) for window in cut]
-        return Prepared(rows=rows, rest=_CtcRecording(key=key, windows=cut))
+        return PreparedInput(rows=rows, rest=_CtcRecording(key=key, windows=cut))
 
     def _row(self, samples: np.ndarray) -> Row:
         # Too little for a single frame; silence says no more than it does.
@@ -135,7 +135,9 @@ class CtcSpeech(LocalTask):
             samples = (samples - kernel) // stride + 1
         return samples
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         assert isinstance(parameters, SpeechParameters)
         recording: _CtcRecording = prepared.rest
         self.recordings.forget(recording.key)
@@ -339,7 +341,7 @@ class WhisperSpeech(LocalTask):
         self.attention: str = model.config._attn_implementation
         self.recordings = Recordings(rate_hz=self.rate_hz, limit_s=options.audio_limit_s)
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, SpeechParameters)
         decoding = decoding_options(self.model, parameters)
         chunk_s = self._chunk_s(parameters)
@@ -358,7 +360,7 @@ class WhisperSpeech(LocalTask):
             for window in cut
         ]
         rest = _WhisperRecording(key=key, windows=cut, timestamps=decoding.timestamps)
-        return Prepared(rows=rows, rest=rest, warnings=decoding.arguments.warnings)
+        return PreparedInput(rows=rows, rest=rest, warnings=decoding.arguments.warnings)
 
     def _chunk_s(self, parameters: SpeechParameters) -> float:
         window_s = self.extractor.n_samples / self.rate_hz
@@ -384,7 +386,7 @@ class WhisperSpeech(LocalTask):
                 generated = generate(
                     input_features=inputs["input_features"].to(self.model.device, self.model.dtype),
                     attention_mask=inputs["attention_mask"].to(self.model.device),
-                    stopping_criteria=StoppingCriteriaList([_Abandoned(watch)]),
+                    stopping_criteria=StoppingCriteriaList([_AllRowsDropped(watch)]),
                     **self._generate_arguments(decoding),
                 )
         finally:
@@ -428,7 +430,9 @@ class WhisperSpeech(LocalTask):
             tokens.pop()
         return tokens
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         assert isinstance(parameters, SpeechParameters)
         recording: _WhisperRecording = prepared.rest
         self.recordings.forget(recording.key)
@@ -454,7 +458,7 @@ class WhisperSpeech(LocalTask):
         return {"text": text, "chunks": list(_chunks(extra["chunks"], end_s))}
 
 
-class _Abandoned(StoppingCriteria):
+class _AllRowsDropped(StoppingCriteria):
     """Ends generation once nobody waits for any of the rows. `generate` takes rows out of the batch
     when they are through, so that none is known here by its place."""
 

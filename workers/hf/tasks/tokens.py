@@ -23,7 +23,7 @@ from shared.hf.tokens import (
     FillMaskParameters,
     TokenClassificationParameters,
 )
-from workers.hf.task import Prepared, Row, TextTask, Watch
+from workers.hf.task import PreparedInput, Row, TextTask, Watch
 from workers.hf.text import Tokens, cut_warning, encode, labels_of, logits
 from workers.models.load import LoadOptions, load_model, load_tokenizer
 
@@ -228,7 +228,7 @@ class _Window:
 
 
 class TokenClassification(TextTask):
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, TokenClassificationParameters)
         is_fast = self.tokenizer.is_fast
         strategy = parameters.aggregation_strategy
@@ -252,7 +252,7 @@ class TokenClassification(TextTask):
             for row, part, shift in self._windows(whole, parameters.stride)
         ]
         rows = [Row(size=window.row.size, data=window) for window in windows]
-        return Prepared(rows=rows, warnings=cut_warning([whole]))
+        return PreparedInput(rows=rows, warnings=cut_warning([whole]))
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         """The entities of each window: far less to keep than the scores of all tokens."""
@@ -275,7 +275,9 @@ class TokenClassification(TextTask):
             )
         return outputs
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del parameters
         spans = [entity for output in outputs for entity in output]
         return merged(spans) if len(prepared.rows) > 1 else spans
@@ -335,7 +337,7 @@ LOGITS_LIMIT_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Masked:
+class _MaskedText:
     tokens: Tokens
     positions: list[int]
     targets: list[int] | None
@@ -350,7 +352,7 @@ class FillMask(TextTask):
         if tokenizer.mask_token_id is None:
             raise Permanent("The model's tokenizer has no mask token: it cannot fill masks.")
 
-    def prepare(self, value: Any, parameters: TaskParameters) -> Prepared:
+    def prepare(self, value: Any, parameters: TaskParameters) -> PreparedInput:
         assert isinstance(parameters, FillMaskParameters)
         [tokens] = encode(self.tokenizer, [value], limit=self.window)
         ids = tokens.inputs["input_ids"]
@@ -368,11 +370,11 @@ class FillMask(TextTask):
         if parameters.targets is not None:
             targets, unknown = self._targets(parameters.targets)
             warnings += unknown
-        masked = _Masked(
+        masked = _MaskedText(
             tokens=tokens, positions=positions, targets=targets, top_k=parameters.top_k
         )
         row = Row(size=tokens.size, data=masked)
-        return Prepared(rows=[row], rest=masked, warnings=warnings)
+        return PreparedInput(rows=[row], rest=masked, warnings=warnings)
 
     def run(self, rows: Sequence[Row], watch: Watch) -> list[Any]:
         """For each mask of each row, its best tokens as `[score, token]`."""
@@ -384,9 +386,11 @@ class FillMask(TextTask):
             best += [_best(scores, row.data) for scores, row in zip(judged, part, strict=True)]
         return best
 
-    def finish(self, prepared: Prepared, outputs: Sequence[Any], parameters: TaskParameters) -> Any:
+    def finish(
+        self, prepared: PreparedInput, outputs: Sequence[Any], parameters: TaskParameters
+    ) -> Any:
         del parameters
-        masked: _Masked = prepared.rest
+        masked: _MaskedText = prepared.rest
         [output] = outputs
         filled = [
             [self._filled(masked, position, score, token) for score, token in best]
@@ -402,7 +406,9 @@ class FillMask(TextTask):
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
-    def _filled(self, masked: _Masked, position: int, score: float, token: int) -> dict[str, Any]:
+    def _filled(
+        self, masked: _MaskedText, position: int, score: float, token: int
+    ) -> dict[str, Any]:
         ids = list(masked.tokens.inputs["input_ids"])
         ids[position] = token
         sequence = self.tokenizer.decode(
@@ -441,7 +447,7 @@ class FillMask(TextTask):
         return list(dict.fromkeys(ids)), warnings
 
 
-def _best(judged: torch.Tensor, masked: _Masked) -> list[list[tuple[float, int]]]:
+def _best(judged: torch.Tensor, masked: _MaskedText) -> list[list[tuple[float, int]]]:
     scores = judged[masked.positions].softmax(-1)
     if masked.targets is not None:
         scores = scores[:, masked.targets]

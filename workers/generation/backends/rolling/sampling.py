@@ -99,7 +99,7 @@ def choose(logits: Tensor, choosers: Sequence[Chooser], positions: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class TokenScores:
     """The log-probability of a chosen token, and the likeliest ones, best first."""
 
     logprob: float
@@ -109,10 +109,10 @@ class Scored:
 @torch.inference_mode()
 def score(
     logits: Tensor, choosers: Sequence[Chooser], tokens: Sequence[int]
-) -> list[Scored | None]:
+) -> list[TokenScores | None]:
     """The log-probabilities of the chosen tokens in the model's own logits `[rows, vocabulary]`;
     None for rows that did not ask for them."""
-    scored: list[Scored | None] = [None] * len(tokens)
+    scored: list[TokenScores | None] = [None] * len(tokens)
     rows = [
         row
         for row, chooser in enumerate(choosers)
@@ -129,7 +129,7 @@ def score(
     for at, row in enumerate(rows):
         count = choosers[row].sampling.logprobs or 0
         pairs = tuple(zip(ids[at][:count], values[at][:count], strict=True))
-        scored[row] = Scored(logprob=own[at], top=pairs)
+        scored[row] = TokenScores(logprob=own[at], top=pairs)
     return scored
 
 

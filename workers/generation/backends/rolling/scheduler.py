@@ -40,7 +40,7 @@ from workers.generation.backends.rolling.graphs import StaticDecode
 from workers.generation.backends.rolling.sampling import (
     NOT_A_NUMBER,
     Chooser,
-    Scored,
+    TokenScores,
     choose,
     score,
 )
@@ -49,7 +49,7 @@ from workers.models.devices import is_fatal, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-ScoredToken = tuple[int, Scored | None]
+ScoredToken = tuple[int, TokenScores | None]
 """The next token of a row, and its log-probability where the row asks for it."""
 IMPOSSIBLE: Final = -9999.0
 """What OpenAI writes for the log-probability of an impossible token."""
@@ -96,7 +96,7 @@ class SlabRow:
             self.pending = []
         self.generation.put(Delta(text=piece[known:], token_ids=ids, logprobs=logprobs))
 
-    def note(self, token: int, scored: Scored) -> None:
+    def note(self, token: int, scored: TokenScores) -> None:
         """Keep the token's log-probability until its text is shown."""
         text, bytes_ = self.spell(token)
         top = []
@@ -264,7 +264,7 @@ PASSES_LIMIT: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
+class CachedBeginning:
     """How many tokens at a row's beginning need not be read: their keys and values are in the slot
     `source`, or in a prefix that was kept."""
 
@@ -290,7 +290,7 @@ class WaitingLine:
 
     def next(
         self, batch: RollingBatch, fits: Callable[[SlabRow], bool], prefixes: Prefixes
-    ) -> "tuple[SlabRow, Beginning] | None":
+    ) -> "tuple[SlabRow, CachedBeginning] | None":
         """Take out the row that joins now; None if none can."""
         passed = []
         for row in sorted(self.rows, key=lambda row: _priority(row, batch)):
@@ -314,23 +314,23 @@ def _priority(row: SlabRow, batch: RollingBatch) -> tuple[int, bool, int, int]:
     return request.lane, not row.was_preempted, batch.active(request.fair_key), row.age
 
 
-def _beginning(row: SlabRow, batch: RollingBatch, prefixes: Prefixes) -> Beginning | None:
+def _beginning(row: SlabRow, batch: RollingBatch, prefixes: Prefixes) -> CachedBeginning | None:
     """None if it is better to wait until another row has read the common beginning."""
     # The last token is always read: its logits choose the next one.
     prefix = row.tokens[:-1]
     kept, length = prefixes.longest(prefix)
-    best = Beginning(tokens=length, kept=kept)
+    best = CachedBeginning(tokens=length, kept=kept)
     coming = 0
     for slot, other in enumerate(batch):
         common = common_tokens(other.tokens, prefix)
         ready = min(common, other.filled)
         if ready > best.tokens:
-            best = Beginning(tokens=ready, source=slot)
+            best = CachedBeginning(tokens=ready, source=slot)
         # A row that decodes has all but its last token in the slab.
         coming = max(coming, common if other.missing_tokens > 1 else ready)
     if coming - best.tokens >= SHORTEST_TOKENS:
         return None
-    return best if best.tokens >= SHORTEST_TOKENS else Beginning()
+    return best if best.tokens >= SHORTEST_TOKENS else CachedBeginning()
 
 
 _T = TypeVar("_T")
@@ -417,7 +417,7 @@ class Scheduler:
     def _slots(self, rows: int) -> int:
         return rows if self._static is None else self._static.padded_rows(rows)
 
-    def _join(self, row: SlabRow, beginning: Beginning) -> None:
+    def _join(self, row: SlabRow, beginning: CachedBeginning) -> None:
         self._slab.reserve(*self._room_with(row))
         slot = len(self._batch)
         if beginning.source is not None:

@@ -361,11 +361,11 @@ def sevenzip_members(document: RawDocument, budget: Budget) -> Iterator[Member]:
                         names[entry.filename] = name
             if not names:
                 return
-            unpacked: dict[str, _Unpacked] = {}
+            unpacked: dict[str, _UnpackedMember] = {}
 
             class _Factory(py7zr.WriterFactory):
                 def create(self, filename: str) -> py7zr.Py7zIO:
-                    return unpacked.setdefault(filename, _Unpacked(file, budget))  # type: ignore[return-value]
+                    return unpacked.setdefault(filename, _UnpackedMember(file, budget))  # type: ignore[return-value]
 
             archive.extract(targets=list(names), factory=_Factory())
             for written, name in names.items():
@@ -383,7 +383,7 @@ def _renamed(names: Sequence[str]) -> set[str]:
     return {f"{name}_{n}" for name, count in Counter(names).items() for n in range(count - 1)}
 
 
-class _Unpacked:
+class _UnpackedMember:
     """A member that py7zr writes. All of them share one temporary file without a name, which
     vanishes with the process."""
 

@@ -29,7 +29,7 @@ from workers.ingest.formats.loader import (
 from workers.ingest.formats.office.hwpx import LEVELS, HeadNumbers, TableCell, write_table
 from workers.ingest.formats.office.numerals import LABEL_CHARS, numeral
 from workers.ingest.formats.office.outline import Blocks, Cell, CellBlocks, Outline
-from workers.ingest.formats.office.package import Unpacked
+from workers.ingest.formats.office.package import UnpackedBytes
 
 _SIGNATURE: Final = b"HWP Document File"
 _COMPRESSED, _ENCRYPTED, _DISTRIBUTED, _DRM = 1, 2, 4, 16
@@ -94,7 +94,7 @@ class _Reader:
     def __init__(self, document: RawDocument, ole: olefile.OleFileIO) -> None:
         self._document = document
         self._ole = ole
-        self._unpacked = Unpacked(document)
+        self._unpacked = UnpackedBytes(document)
         head = self._stream("FileHeader")
         if not head.startswith(_SIGNATURE) or len(head) < 40:
             raise _damage(document, "it has no FileHeader")

@@ -54,7 +54,7 @@ class Package:
         self._members: dict[str, zipfile.ZipInfo] = {
             _key(member.filename): member for member in self._archive.infolist()
         }
-        self._unpacked = Unpacked(document)
+        self._unpacked = UnpackedBytes(document)
 
     def names(self) -> list[str]:
         """Names of all members, in lower case."""
@@ -161,7 +161,7 @@ class Package:
         )
 
 
-class Unpacked:
+class UnpackedBytes:
     """Counts and limits the bytes that are unpacked from a document."""
 
     def __init__(self, document: RawDocument) -> None:
@@ -231,7 +231,7 @@ class _Limited:
         self,
         stream: IO[bytes],
         name: str,
-        unpacked: Unpacked,
+        unpacked: UnpackedBytes,
         damage: Callable[[object], DocumentError],
     ) -> None:
         self._stream = stream

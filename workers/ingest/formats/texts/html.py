@@ -623,7 +623,7 @@ class _Row:
 
 
 @dataclass(kw_only=True)
-class _Merged:
+class _MergedCell:
     """A cell of a row above, merged over rows, in a table being written."""
 
     text: str
@@ -661,7 +661,7 @@ class _Writer:
         self._is_fresh = False  # just after <pre>: its first line end is not content
         self._has_line = False  # verbatim text has been written since
         self._line_ended = False
-        self._tables: list[dict[int, _Merged]] = [{}]
+        self._tables: list[dict[int, _MergedCell]] = [{}]
         self._chars = self._cells = 0  # of the page
         self._filled = self._filled_chars = 0  # that merged cells add
         self._ruby = 0
@@ -905,7 +905,7 @@ class _Writer:
             text = "".join(words).strip()
             if end - start > _MERGED_PARTS or len(text) > _MERGED_CHARS:
                 text = ""
-            self._tables[-1][column] = _Merged(text=text, width=width, rows=rows)
+            self._tables[-1][column] = _MergedCell(text=text, width=width, rows=rows)
 
     def _end_readings(self) -> None:
         """Write the readings of ruby characters in brackets after them."""
