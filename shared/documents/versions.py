@@ -1,9 +1,9 @@
-"""Versions: how a document's content is replaced, so that readers never see a mix of two.
+"""Versions: how the content of a document is replaced so that readers never see a mix of two.
 
-A version is written `pending` with all its chunks. Embedding steps write which ordinals have
+A version is written as `pending` with all its chunks. Embedding steps note which ordinals have
 vectors. The step that completes a version makes it `live` and its predecessor `retired`, in one
-transaction. Retired and abandoned versions wait for the collector, which deletes vectors first and
-rows last. The row of the document is the lock for all of this.
+transaction. Retired and abandoned versions are garbage: their vectors are deleted first, their rows
+last. The row of the document is the lock for all of this.
 """
 
 from collections import Counter
@@ -57,7 +57,7 @@ class Content:
     container: str | None = None
     """The name of the source that contains the document, such as an archive."""
     is_growing: bool = False
-    """Whether its chunks are none of these, but come later (`grow`), until `end_growth`."""
+    """Whether its chunks are added later (`grow`, until `end_growth`); `chunks` is empty then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,18 +229,19 @@ def retire_missing(
 def begin(
     session: Session, document: Document, content: Content, *, skip_existing: bool
 ) -> UUID | None:
-    """As `begin_all` of one document."""
+    """`begin_all` for one document."""
     return begin_all(session, [(document, content)], skip_existing=skip_existing)[0]
 
 
 def begin_all(
     session: Session, items: Sequence[tuple[Document, Content]], *, skip_existing: bool
 ) -> list[UUID | None]:
-    """Write a pending version of each of some locked documents, of which none comes twice, or join
-    the one with the same content.
+    """Write a pending version for each of some locked documents, which are all different, or join
+    the one with the same content. Returns their ids; None if the live version has this content
+    already.
 
-    It is joined only if it is the newest: an older one would not become live any more. None where
-    the live version is already the wanted one. Raises Unavailable while a document is erased.
+    A pending version is joined only if it is the newest, since an older one would not become live.
+    Raises Unavailable while a document is being erased.
     """
     for document, content in items:
         if document.erasing_at is not None:
@@ -290,7 +291,7 @@ def begin_all(
 
 
 def _live_hashes(session: Session, documents: Sequence[Document]) -> dict[UUID, str]:
-    """Those of the live versions, by the ids of their documents."""
+    """Document id -> content hash of its live version."""
     ids = [document.live_version_id for document in documents if document.live_version_id]
     if not ids:
         return {}
@@ -303,8 +304,8 @@ def _live_hashes(session: Session, documents: Sequence[Document]) -> dict[UUID, 
 def _unfinished(
     session: Session, items: Sequence[tuple[Document, Content]]
 ) -> tuple[dict[tuple[UUID, str], UUID], dict[UUID, UUID]]:
-    """The pending versions with these contents, which are locked, by their documents and hashes;
-    and the newest version of each document."""
+    """The pending versions with these contents, locked, by document and hash; and the newest
+    version of each document."""
     if not items:
         return {}, {}
     ids = [document.id for document, _ in items]
@@ -342,8 +343,8 @@ def _insert_chunks(session: Session, rows: Iterator[dict[str, Any]]) -> None:
         session.execute(insert(Chunk), batch)
 
 
-# A version whose chunks come in several transactions has none by its own count, and is no content
-# that another one joins, until its growth has ended. One attempt at a time lets it grow.
+# A version that grows gets its chunks in several transactions. Until its growth has ended, its
+# chunk count is 0, and no other job joins it. One attempt at a time adds chunks.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,16 +352,16 @@ class Growth:
     """How far a version has grown."""
 
     chunk_count: int | None
-    """Of one that has ended growing."""
+    """The number of chunks, if the growth has ended."""
     ordinal: int
-    """Of the next chunk."""
+    """The ordinal of the next chunk."""
     start: int
-    """From where on the text is not in chunks yet."""
+    """The offset from which the text is not in chunks yet."""
 
 
 def resume_growth(session: Session, version_id: UUID) -> Growth:
-    """Where an attempt goes on, which may find that another one was lost on the way: the last chunk
-    is taken away, for text behind it may belong to it."""
+    """Where an attempt continues, perhaps after one that was lost. The last chunk is deleted,
+    because text behind it may belong to it."""
     chunk_count = session.scalar(select(Version.chunk_count).where(Version.id == version_id))
     if chunk_count:
         return Growth(chunk_count=chunk_count, ordinal=chunk_count, start=0)
@@ -386,7 +387,7 @@ def grow(
     first: int,
     chunks: Sequence[tuple[int, str, dict[str, Any]]],
 ) -> bool:
-    """Add the next chunks; False where the version is no longer to become live."""
+    """Add the next chunks; False if the version is no longer to become live."""
     if not _hold_pending(session, version_id):
         return False
     _insert_chunks(session, _rows(version_id, first, chunks))
@@ -394,7 +395,7 @@ def grow(
 
 
 def end_growth(session: Session, version_id: UUID, chunk_count: int) -> bool:
-    """It has all its chunks; False where it is no longer to become live."""
+    """Note that the version has all its chunks; False if it is no longer to become live."""
     if not _hold_pending(session, version_id):
         return False
     session.execute(update(Version).where(Version.id == version_id).values(chunk_count=chunk_count))
@@ -402,7 +403,7 @@ def end_growth(session: Session, version_id: UUID, chunk_count: int) -> bool:
 
 
 def _hold_pending(session: Session, version_id: UUID) -> bool:
-    """Whether it is pending, and stays so until the commit."""
+    """Whether the version is pending; it stays so until the commit."""
     held = session.scalar(
         select(Version.id)
         .where(Version.id == version_id, Version.state == VersionState.PENDING)
@@ -547,10 +548,10 @@ _MAKE_LIVE: Final = text("""
 
 
 def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[EmbeddingOutcome]:
-    """Note that the parts have vectors; make those versions live that are now complete.
+    """Note that the parts have vectors; make the versions live that are complete now.
 
-    Their documents must be locked (`lock_documents_of`). A version older than the live one loses:
-    it is retired, so that the newest content stays.
+    Their documents must be locked (`lock_documents_of`). A version older than the live one is
+    retired, so that the newest content stays.
     """
     if len({part.version_id for part in parts}) < len(parts):
         return [embedded for part in parts for embedded in note_embedded(session, [part])]
@@ -592,7 +593,7 @@ def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[Embeddi
             outcomes.append(EmbeddingOutcome(state=VersionState.LIVE, chunk_count=row.chunk_count))
         else:
             outcomes.append(_take_over(session, document, part.version_id, row.chunk_count))
-        in_parts = part.end - part.first < row.chunk_count  # and others have left postings
+        in_parts = part.end - part.first < row.chunk_count  # and earlier parts have left postings
         if in_parts and outcomes[-1].state is VersionState.LIVE:
             lexical.publish(session, part.version_id)
     if fresh:
@@ -603,7 +604,7 @@ def note_embedded(session: Session, parts: Sequence[ChunkRange]) -> list[Embeddi
 def _take_over(
     session: Session, document: Document, version_id: UUID, chunk_count: int
 ) -> EmbeddingOutcome:
-    """Make a complete version live in the place of the one that is, unless that is newer."""
+    """Make a complete version live instead of the current one, unless that is newer."""
     old = document.live_version_id
     if old is not None and old > version_id:
         _set_state(session, version_id, VersionState.RETIRED)

@@ -91,8 +91,8 @@ _STANDARD_FONTS: Final = (b"Helvetica", b"Times", b"Courier", b"Arial", b"Symbol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Segment:
-    """Words of a line without a wide gap between them. Coordinates are in points, from the lower
-    left."""
+    """Words of a line without a wide gap between them. Coordinates and sizes are in points, after
+    the page is turned so that its text is upright."""
 
     text: str
     left: float
