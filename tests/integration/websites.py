@@ -11,7 +11,7 @@ import pytest
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from workers.tools.fetch import Fetched, fetch
+from workers.tools.fetch import FetchedPage, fetch
 
 LIMIT_BYTES = 20_000
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -86,7 +86,7 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
     thread.join()
 
 
-def get(url: str, stop: threading.Event | None = None, **changes: Any) -> Fetched:
+def get(url: str, stop: threading.Event | None = None, **changes: Any) -> FetchedPage:
     limits: dict[str, Any] = {
         "fetch_limit_bytes": LIMIT_BYTES,
         "fetch_allow_private": True,
