@@ -590,6 +590,15 @@ class RebuildSettings(RoleSettings):
     retired_index_keep_s: Annotated[float, Field(gt=0, le=3_000_000_000)] = 604_800
 
 
+class BundleSettings(RoleSettings):
+    """Exports and imports of collections."""
+
+    bundle_step_s: PositiveFloat = 5
+    bundle_keep_s: Annotated[float, Field(gt=0, le=3_000_000_000)] = 86_400
+    bundle_limit_chunks: Annotated[int, Field(gt=0, le=2**50)] = 20_000_000
+    bundle_part_limit_mib: Annotated[int, Field(gt=0, le=2**20)] = 256
+
+
 class EvalSettings(RoleSettings):
     """Jobs that measure searches."""
 
@@ -631,6 +640,7 @@ class Settings(
     WebSettings,
     SearchSettings,
     RebuildSettings,
+    BundleSettings,
     EvalSettings,
     BatchSettings,
     LexicalSettings,

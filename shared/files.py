@@ -114,6 +114,11 @@ class Storage:
             data: bytes = self._fs.cat_file(self._full(path))
         return data
 
+    def size(self, path: str) -> int:
+        """Of a file, in bytes. Raises as `read` does."""
+        with _storage_errors(path):
+            return int(self._fs.size(self._full(path)))
+
     def part(self, path: str, start: int, end: int) -> bytes:
         """The bytes of a file from `start` to before `end`; fewer where it ends. Raises as `read`
         does."""
@@ -311,8 +316,13 @@ def replace_parts(session: Session, file_id: UUID, part: Part, *, sha256: str) -
 
 def blocks(storage: Storage, file: File) -> Iterator[bytes]:
     """A file in pieces, whatever it consists of. Raises as `Storage.read` does."""
-    for path in [file.path] if file.parts is None else file.parts:
+    for path in paths_of(file):
         yield from storage.blocks(path)
+
+
+def paths_of(file: File) -> list[str]:
+    """Of the objects in the storage that a file consists of, in their order."""
+    return [file.path] if file.parts is None else list(file.parts)
 
 
 def read(storage: Storage, file: File) -> bytes:

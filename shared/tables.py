@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     ForeignKey,
     Identity,
     Index,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    and_,
     func,
 )
 from sqlalchemy import text as sql
@@ -227,6 +229,8 @@ class Collection(Base):
     """When it was last used, or before: the newest job that names it may be later."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erasing_at: Mapped[datetime | None]
+    importing_job_id: Mapped[UUID | None]
+    """The job that writes it, while it is not complete; it may be gone by retention."""
 
     __table_args__ = (
         Index(
@@ -234,7 +238,17 @@ class Collection(Base):
             "id",
             postgresql_where=sql("expires_after_days IS NOT NULL AND erasing_at IS NULL"),
         ),
+        Index(
+            "ix_collections_importing_job_id",
+            "importing_job_id",
+            postgresql_where=sql("importing_job_id IS NOT NULL"),
+        ),
     )
+
+    @classmethod
+    def is_visible(cls) -> ColumnElement[bool]:
+        """Whether readers see it: it is neither being imported nor erased."""
+        return and_(cls.erasing_at.is_(None), cls.importing_job_id.is_(None))
 
 
 class VectorIndex(Base):

@@ -20,14 +20,14 @@ from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy import delete, exists, func, or_, select, text, tuple_, update
+from sqlalchemy import and_, delete, exists, func, or_, select, text, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
 from shared import files
 from shared.database.sqlstates import first_line, is_outage
 from shared.database.transaction import Transaction
-from shared.documents import attachments, checks, collections, containers, erasure, remote
+from shared.documents import attachments, checks, collections, containers, erasure, imports, remote
 from shared.errors import ModelNotServed, SluiceError, Timeout
 from shared.files import StoredPath
 from shared.jobs import jobs, schedules, steps, submission, sweeps, turns
@@ -351,16 +351,20 @@ def settle_attachments(round_: Round) -> None:
 
 
 def erase_expired(round_: Round) -> None:
-    """Erase the collections that nobody has used for as long as they are to be kept."""
+    """Erase the collections that nobody has used for as long as they are to be kept, and what
+    imports have left that did not succeed."""
     process = round_.process
+    is_due = or_(
+        and_(collections.is_expired(), Collection.is_visible()),
+        and_(imports.is_abandoned(), Collection.erasing_at.is_(None)),
+    )
     with process.ledger.begin() as noting:
         collections.note_uses(noting)
     with process.ledger.read() as session:
         ids = session.scalars(
             select(Collection.id)
             .where(
-                collections.is_expired(),
-                Collection.erasing_at.is_(None),
+                is_due,
                 ~sweeps.is_left_alone(round_.part, "collection", Collection.id),
             )
             .order_by(Collection.id)
@@ -368,9 +372,7 @@ def erase_expired(round_: Round) -> None:
         ).all()
 
     def erase(session: Transaction, item: Item) -> None:
-        row = select(Collection.name).where(
-            Collection.id == item.id, collections.is_expired(), Collection.erasing_at.is_(None)
-        )
+        row = select(Collection.name).where(Collection.id == item.id, is_due)
         name = session.scalar(row.with_for_update())
         if name is None:
             return

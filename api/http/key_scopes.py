@@ -19,6 +19,7 @@ from shared.vocabulary import KeyScope
 
 READING: Final = ("GET", "HEAD", "OPTIONS")
 _NONE: Final[frozenset[KeyScope]] = frozenset()
+_READ: Final = frozenset({KeyScope.READ})
 _ASK: Final = frozenset({KeyScope.ASK})
 _WRITE: Final = frozenset({KeyScope.WRITE})
 _ADMIN: Final = frozenset({KeyScope.ADMIN})
@@ -78,7 +79,7 @@ def require_for_request(settings: HttpSettings, key_name: str, method: str, path
 def require_for_kind(settings: HttpSettings, key_name: str, kind: str) -> None:
     """Raises Forbidden if the key may not submit or change jobs of the kind."""
     if key_name in settings.api_key_scopes:
-        require(settings, key_name, frozenset({KINDS[kind].scope}))
+        require(settings, key_name, frozenset({KINDS[kind].scope}) - _READ)
 
 
 def require_for_job(session: Session, settings: HttpSettings, key_name: str, job_id: UUID) -> None:

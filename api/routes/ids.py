@@ -45,7 +45,7 @@ def ids_with_prefix(
         query = query.where(Conversation.fair_key == fair_key)
     elif type_ is IdType.DOCUMENT:
         query = query.join(Collection, Collection.id == Document.collection_id).where(
-            Document.live_version_id.is_not(None), Collection.erasing_at.is_(None)
+            Document.live_version_id.is_not(None), Collection.is_visible()
         )
     return list(session.scalars(query))
 

@@ -1,6 +1,8 @@
 """`sluice collections`: list, make, show and delete collections."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +12,7 @@ from cli.errors import Exit, Interrupted, exit_of_state
 from cli.options import ListByDefault, complete_collections, confirm, with_client
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting, watch_job
-from sluice import Client, ClientJob, Collection, State
+from sluice import Client, ClientJob, Collection, Job, SluiceError, State
 
 
 @click.group(cls=ListByDefault)
@@ -195,21 +197,94 @@ def _end(
             print_text(job.id)
             say(f"Submitted. Follow it with `sluice jobs watch {job.id}`.")
         return Exit.OK
+    ended = _followed(client, job, as_json)
+    result = ended.result or {}
+    if as_json or ended.state != State.SUCCEEDED:
+        _print_end(ended, as_json)
+    else:
+        show(result)
+    if result.get("state") == "damaged":
+        return Exit.FAILED
+    return exit_of_state(ended.state)
+
+
+@collections.command("export")
+@click.argument("name", shell_complete=complete_collections)
+@click.argument("file", type=click.Path(dir_okay=False, writable=True, path_type=Path))
+@with_client
+def export_collection(client: Client, *, name: str, file: Path, as_json: bool) -> int:
+    """Write a collection with its vectors to a file, a bundle.
+
+    It is of one moment, whatever is ingested meanwhile. `sluice collections import` makes a
+    collection of it, in any installation and any vector store.
+
+    \b
+    Example:
+      sluice collections export rules-ko rules-ko.zip
+    """
+    job = client.submit_untyped("export", {"collection": name})
+    ended = _followed(client, job, as_json)
+    if ended.state != State.SUCCEEDED:
+        return _print_end(ended, as_json)
+    result = ended.result or {}
+    with waiting(f"Downloading {file}"):
+        client.download(result["file_id"], file)
+    if as_json:
+        print_json(ended)
+    else:
+        mebibytes = result["size_bytes"] / 2**20
+        print_text(
+            f"Wrote {plural(result['documents'], 'document')}, "
+            f"{plural(result['chunks'], 'chunk')} to {file} ({mebibytes:,.1f} MiB)."
+        )
+    return 0
+
+
+@collections.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--as", "name", metavar="NAME", help="Of the new collection; else as in the file.")
+@with_client
+def import_collection(client: Client, *, file: Path, name: str | None, as_json: bool) -> int:
+    """Make a new collection of the file of an export. Nothing is embedded.
+
+    It is checked first, and seen when all of it is there. After an interruption, the same
+    command sends only what the server does not have.
+
+    \b
+    Example:
+      sluice collections import rules-ko.zip --as rules-copy
+    """
+    with waiting(f"Uploading {file}"):
+        job = client.import_collection(file, name, wait=False)
+    ended = _followed(client, job, as_json)
+    if ended.state != State.SUCCEEDED or as_json:
+        return _print_end(ended, as_json)
+    for file_id in sorted({*(job.input or {}).get("file_ids", ())}):
+        with suppress(SluiceError):  # a file that stays does no harm
+            client.delete_file(file_id)
+    result = ended.result or {}
+    print_text(
+        f"Imported {result['collection']}: {plural(result['documents'], 'document')}, "
+        f"{plural(result['chunks'], 'chunk')} of {result['embedding_model']}."
+    )
+    return 0
+
+
+def _followed(client: Client, job: Job, as_json: bool) -> Job:
+    """The job when it has ended."""
     try:
-        ended = client.wait(job.id) if as_json else watch_job(client, job)
+        return client.wait(job.id) if as_json else watch_job(client, job)
     except KeyboardInterrupt:
         raise Interrupted(
             f"The job goes on. Cancel it with `sluice jobs cancel {job.id}`."
         ) from None
-    result = ended.result or {}
+
+
+def _print_end(ended: Job, as_json: bool) -> int:
     if as_json:
         print_json(ended)
-    elif ended.state == State.SUCCEEDED:
-        show(result)
     else:
         show_job(ended)
-    if result.get("state") == "damaged":
-        return Exit.FAILED
     return exit_of_state(ended.state)
 
 

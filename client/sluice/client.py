@@ -33,6 +33,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar,
 
 import httpx
 
+from sluice.bundles import download, upload_slices
 from sluice.calls import Calls, J, silent
 from sluice.errors import ConnectionFailed, WaitTimeout
 from sluice.ingest import (
@@ -443,6 +444,74 @@ class Tasks(Calls[J], Generic[J]):
         job = await self.wait(job.id, timeout_s=timeout_s)
         return job.require_success()
 
+    async def export_collection(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        on_submit: Callable[[Job], object] = ignore,
+        on_advance: Callable[[Advance], object] = ignore,
+        timeout_s: float | None = None,
+    ) -> J:
+        """Write a collection with its vectors to a file, a bundle, of which `import_collection`
+        makes a collection anywhere. It is of one moment, whatever is ingested meanwhile.
+
+        Returns the `export` job. The server keeps the bundle for a day (SLUICE_BUNDLE_KEEP_S);
+        `download` gets it again. `timeout_s` is for the job.
+        """
+        job = await self.submit_untyped("export", {"collection": name})
+        on_submit(job)
+        job = (await self.wait(job.id, timeout_s=timeout_s)).require_success()
+        result = await self.result(job)
+        await self.download(result["file_id"], path, on_advance=on_advance)
+        return job
+
+    async def import_collection(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        on_submit: Callable[[Job], object] = ignore,
+        on_advance: Callable[[Advance], object] = ignore,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> J:
+        """Make a new collection of a bundle; without a `name`, it is called as in the bundle.
+        Nothing is embedded, and readers see it when all of it is there.
+
+        Returns the `import` job: succeeded, or with `wait=False` as it was submitted. Raises
+        `JobFailed`, also for a name that is taken, and nothing is left then. The same call
+        again sends only what the server does not have.
+        """
+        ids = await self.upload_slices(path, on_advance=on_advance)
+        job_input: dict[str, Any] = {"file_ids": ids}
+        if name is not None:
+            job_input["collection"] = name
+        job = await self.submit_untyped("import", job_input)
+        on_submit(job)
+        if not wait:
+            return job
+        job = (await self.wait(job.id, timeout_s=timeout_s)).require_success()
+        await self._delete_files(sorted(set(ids)))
+        return job
+
+    async def download(
+        self,
+        file_id: str,
+        path: str | Path,
+        *,
+        on_advance: Callable[[Advance], object] = ignore,
+    ) -> None:
+        """Write a stored file to `path`, which is there once it is complete."""
+        await download(self, file_id, path, on_advance=on_advance)
+
+    async def upload_slices(
+        self, path: str | Path, *, on_advance: Callable[[Advance], object] = ignore
+    ) -> list[str]:
+        """Store a file of any size as several, for an `import` job; returns their ids in order.
+        Slices that the server has already are not sent again."""
+        return await upload_slices(self, path, on_advance=on_advance)
+
     async def _result(
         self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
@@ -651,6 +720,8 @@ class Client:
     delete_collection = _blocking(Tasks.delete_collection)
     rebuild_collection = _blocking(Tasks.rebuild_collection)
     check_collection = _blocking(Tasks.check_collection)
+    export_collection = _blocking(Tasks.export_collection)
+    import_collection = _blocking(Tasks.import_collection)
     documents = _blocking_iterator(Tasks.documents)
     document = _blocking(Tasks.document)
     chunks = _blocking_iterator(Tasks.chunks)
@@ -659,6 +730,8 @@ class Client:
     upload = _blocking(Tasks.upload)
     file = _blocking(Tasks.file)
     delete_file = _blocking(Tasks.delete_file)
+    download = _blocking(Tasks.download)
+    upload_slices = _blocking(Tasks.upload_slices)
     files_by_hash = _blocking(Tasks.files_by_hash)
     attached = _blocking_block(Tasks.attached)
     models = _blocking(Tasks.models)

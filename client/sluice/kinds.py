@@ -27,6 +27,8 @@ KindName = Literal[
     "erase",
     "rebuild",
     "check",
+    "export",
+    "import",
     "eval",
     "batch",
 ]
@@ -515,6 +517,17 @@ class CheckInput(TypedDict):
     dry_run: NotRequired[bool]
     sample: NotRequired[int]
     delete_foreign: NotRequired[bool]
+class ExportInput(TypedDict):
+    collection: str
+
+
+class ImportInput(TypedDict):
+    """A bundle, in one upload or in several that are its parts in order. `collection` is the name
+    of the new collection, else it is that in the bundle.
+    """
+
+    file_ids: list[str]
+    collection: NotRequired[str | None]
 
 
 class EvalInput(TypedDict):
@@ -796,6 +809,25 @@ class CheckResult(TypedDict):
     mended: int
     examples: CheckExamples
     rebuild_job_id: str | None
+class ExportResult(TypedDict):
+    """`GET /v1/files/{file_id}/content` has the bundle, until `expires_at`."""
+
+    collection: str
+    embedding_model: str
+    dimension: int | None
+    documents: int
+    chunks: int
+    file_id: str
+    size_bytes: int
+    expires_at: str
+
+
+class ImportResult(TypedDict):
+    collection: str
+    embedding_model: str
+    dimension: int | None
+    documents: int
+    chunks: int
 
 
 class Estimate(TypedDict):
@@ -941,6 +973,14 @@ class RebuildJob(JobFields):
 class CheckJob(JobFields):
     kind: Literal["check"]
     input: CheckInput
+class ExportJob(JobFields):
+    kind: Literal["export"]
+    input: ExportInput
+
+
+class ImportJob(JobFields):
+    kind: Literal["import"]
+    input: ImportInput
 
 
 class EvalJob(JobFields):
@@ -965,6 +1005,8 @@ NewJob = (
     | EraseJob
     | RebuildJob
     | CheckJob
+    | ExportJob
+    | ImportJob
     | EvalJob
     | BatchJob
 )
@@ -1027,6 +1069,13 @@ class Submit(Protocol):
     def __call__(
         self, kind: Literal["check"], input: CheckInput, **options: Unpack[SubmitOptions]
     ) -> "ClientJob[CheckResult]": ...
+        self, kind: Literal["export"], input: ExportInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[ExportResult]": ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["import"], input: ImportInput, **options: Unpack[SubmitOptions]
+    ) -> "ClientJob[ImportResult]": ...
 
     @overload
     def __call__(
@@ -1096,6 +1145,13 @@ class AsyncSubmit(Protocol):
     def __call__(
         self, kind: Literal["check"], input: CheckInput, **options: Unpack[SubmitOptions]
     ) -> Coroutine[Any, Any, "AsyncClientJob[CheckResult]"]: ...
+        self, kind: Literal["export"], input: ExportInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[ExportResult]"]: ...
+
+    @overload
+    def __call__(
+        self, kind: Literal["import"], input: ImportInput, **options: Unpack[SubmitOptions]
+    ) -> Coroutine[Any, Any, "AsyncClientJob[ImportResult]"]: ...
 
     @overload
     def __call__(

@@ -64,6 +64,11 @@ def put(session: Session, name: str, spec: Spec) -> bool:
     old = session.scalars(select(Collection).where(Collection.name == name)).one()
     if old.erasing_at is not None:
         raise Conflict(f"Collection {name!r} is being erased; try again when that has ended.")
+    if old.importing_job_id is not None:
+        raise Conflict(
+            f"Job {old.importing_job_id} imports a collection with the name {name!r}. Wait for its "
+            "end, or cancel it."
+        )
     index = indexes.active(session, old.id)
     is_same = canonical(index.embedding_model) == spec.embedding_model
     differs = not is_same or index.distance != spec.distance
@@ -92,7 +97,7 @@ def _add_index(session: Session, collection_id: UUID, name: str, spec: Spec) -> 
 def get(session: Session, name: str) -> Collection:
     """Raises NotFound, also while the collection is being erased."""
     collection = session.scalars(
-        select(Collection).where(Collection.name == nfc(name), Collection.erasing_at.is_(None))
+        select(Collection).where(Collection.name == nfc(name), Collection.is_visible())
     ).first()
     if collection is None:
         raise _no_collection(name)
@@ -104,7 +109,7 @@ def get_with_index(session: Session, name: str) -> tuple[Collection, VectorIndex
     row = session.execute(
         select(Collection, VectorIndex)
         .join(VectorIndex, _is_active_index())
-        .where(Collection.name == nfc(name), Collection.erasing_at.is_(None))
+        .where(Collection.name == nfc(name), Collection.is_visible())
     ).first()
     if row is None:
         raise _no_collection(name)
@@ -136,7 +141,7 @@ def hold(session: Session, collection_id: UUID, *, alone: bool = False) -> None:
 
 def page(session: Session, *, limit: int, after: str | None) -> list[Summary]:
     """Collections by name, with their counts."""
-    query = select(Collection).where(Collection.erasing_at.is_(None))
+    query = select(Collection).where(Collection.is_visible())
     if after is not None:
         query = query.where(Collection.name > after)
     return _summaries(session, session.scalars(query.order_by(Collection.name).limit(limit)).all())
@@ -146,7 +151,7 @@ def newest(session: Session, *, limit: int) -> list[tuple[str, datetime]]:
     """Names of collections and when they were made, newest first."""
     query = (
         select(Collection.name, Collection.created_at)
-        .where(Collection.erasing_at.is_(None))
+        .where(Collection.is_visible())
         .order_by(Collection.id.desc())
         .limit(limit)
     )
@@ -158,7 +163,7 @@ def embedding_models(session: Session, *, limit: int) -> Sequence[str]:
     models = (
         select(VectorIndex.embedding_model)
         .join(Collection, _is_active_index())
-        .where(Collection.erasing_at.is_(None))
+        .where(Collection.is_visible())
         .distinct()
     )
     return session.scalars(models.order_by(VectorIndex.embedding_model).limit(limit)).all()
@@ -209,7 +214,7 @@ def make_store(
 
 def find_store(session: Session, id_: UUID) -> Collection | None:
     return session.scalars(
-        select(Collection).where(Collection.id == id_, Collection.erasing_at.is_(None))
+        select(Collection).where(Collection.id == id_, Collection.is_visible())
     ).first()
 
 
@@ -223,7 +228,7 @@ def store_page(
 ) -> list[Collection]:
     """Collections by age: the nearest ones behind or before a collection."""
     backwards = before is not None and behind is None
-    query = select(Collection).where(Collection.erasing_at.is_(None))
+    query = select(Collection).where(Collection.is_visible())
     if behind is not None:
         query = query.where(Collection.id < behind if newest_first else Collection.id > behind)
     if before is not None:

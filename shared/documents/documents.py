@@ -288,7 +288,7 @@ def matching_chunks(
         .join(Collection, Collection.id == Document.collection_id)
         .where(
             Document.collection_id == collection_id,
-            Collection.erasing_at.is_(None),
+            Collection.is_visible(),
             filtering.condition(where),
         )
     )
@@ -356,7 +356,7 @@ def _documents() -> Select[Document, Version, str, str | None, bool | None]:
                 Container.source == func.coalesce(Document.container, Document.source),
             ),
         )
-        .where(Collection.erasing_at.is_(None))
+        .where(Collection.is_visible())
     )
 
 
@@ -379,7 +379,7 @@ def _live(query: ChunkQuery) -> ChunkQuery:
             and_(Document.id == Version.document_id, Document.live_version_id == Version.id),
         )
         .join(Collection, Collection.id == Document.collection_id)
-        .where(Collection.erasing_at.is_(None))
+        .where(Collection.is_visible())
     )
 
 

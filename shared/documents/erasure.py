@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from shared.documents import containers, lexical
 from shared.documents.versions import GarbageVersion, VersionState, garbage_where, lock_documents_of
 from shared.errors import NotFound
+from shared.kinds.bundle import EXPORT
 from shared.tables import Chunk, Collection, Document, IngestItem, Job, Version
-from shared.vocabulary import OPEN
+from shared.vocabulary import OPEN, State
 
 # Garbage: versions that readers no longer see, until their vectors and rows are deleted.
 
@@ -23,11 +24,17 @@ ERASURE_ABANDONED_AFTER = timedelta(hours=1)
 def retire_abandoned(
     session: Session, *where: ColumnElement[bool], limit: int
 ) -> list[GarbageVersion]:
-    """Retire pending versions that no open job works on; returns all retired versions."""
+    """Retire pending versions that no open job works on; returns all retired versions. Versions of
+    collections that are being imported stay as they are."""
     in_work = exists().where(
         IngestItem.version_id == Version.id, Job.id == IngestItem.job_id, Job.state.in_(OPEN)
     )
-    pending = Version.state == VersionState.PENDING
+    imported = exists().where(
+        Document.id == Version.document_id,
+        Collection.id == Document.collection_id,
+        Collection.importing_job_id.is_not(None),
+    )
+    pending = and_(Version.state == VersionState.PENDING, ~imported)
     # Locked first, then checked again: a job that joins a version holds this lock.
     idle = session.scalars(
         select(Version.id).where(pending, ~in_work).limit(limit).with_for_update(skip_locked=True)
@@ -42,12 +49,12 @@ def retire_abandoned(
 
 
 def garbage(session: Session, *where: ColumnElement[bool], limit: int) -> list[GarbageVersion]:
-    """Retired versions, except those that an erasure or an open item works on."""
+    """Retired versions, except those that an erasure, an open item or an export works on."""
     left_alone = func.coalesce(Document.erasing_at, Collection.erasing_at)
     return garbage_where(
         session,
         Version.state == VersionState.RETIRED,
-        ~_has_open_item(),
+        ~_is_used(),
         or_(left_alone.is_(None), left_alone < func.now() - ERASURE_ABANDONED_AFTER),
         *where,
         limit=limit,
@@ -97,25 +104,36 @@ def garbage_of_documents(session: Session, document_ids: Sequence[UUID]) -> list
     )
 
 
-def without_open_items(
-    session: Session, candidates: Sequence[GarbageVersion]
-) -> list[GarbageVersion]:
-    """The versions that no open item waits for; such an item would take its version for erased."""
+def unused(session: Session, candidates: Sequence[GarbageVersion]) -> list[GarbageVersion]:
+    """The versions that no open item waits for, which would take its version for erased, and that
+    no export reads."""
     ids = session.scalars(
         select(Version.id).where(
-            Version.id.in_([version.version_id for version in candidates]), ~_has_open_item()
+            Version.id.in_([version.version_id for version in candidates]), ~_is_used()
         )
     ).all()
     return [version for version in candidates if version.version_id in ids]
 
 
-def _has_open_item() -> ColumnElement[bool]:
-    return exists().where(
+def _is_used() -> ColumnElement[bool]:
+    by_item = exists().where(
         IngestItem.version_id == Version.id,
         IngestItem.outcome.is_(None),
         Job.id == IngestItem.job_id,
         Job.state.in_(OPEN),
     )
+    # Versions that were live when an export began are exported, unless their document was erased.
+    by_export = exists().where(
+        Document.id == Version.document_id,
+        Document.erasing_at.is_(None),
+        Collection.id == Document.collection_id,
+        Collection.erasing_at.is_(None),
+        Job.collection == Collection.name,
+        Job.batch_id.is_(None),
+        Job.kind == EXPORT.name,
+        Job.state == State.RUNNING,
+    )
+    return or_(by_item, by_export)
 
 
 def remove_chunks(session: Session, version_id: UUID, *, up_to: int) -> int:

@@ -1,6 +1,7 @@
 """All kinds of jobs, a line each. Whatever has to do with every kind goes through `KINDS`."""
 
 from shared.kinds.batch import BATCH
+from shared.kinds.bundle import EXPORT, IMPORT
 from shared.kinds.chat import CHAT
 from shared.kinds.check import CHECK
 from shared.kinds.complete import COMPLETE
@@ -17,8 +18,8 @@ from shared.kinds.search import SEARCH
 from shared.vocabulary import Queue
 
 __all__ = [
-    "BATCH", "CHAT", "CHECK", "COMPLETE", "EMBED", "ERASE", "EVAL", "HF", "INGEST", "KINDS",
-    "MODEL", "RAG", "REBUILD", "SEARCH",
+    "BATCH", "CHAT", "CHECK", "COMPLETE", "EMBED", "ERASE", "EVAL", "EXPORT", "HF", "IMPORT",
+    "INGEST", "KINDS", "MODEL", "RAG", "REBUILD", "SEARCH",
     "WEBHOOK", "step_types",
 ]  # fmt: skip
 
@@ -36,6 +37,8 @@ KINDS: dict[str, Kind] = {
         ERASE,
         REBUILD,
         CHECK,
+        EXPORT,
+        IMPORT,
         EVAL,
         BATCH,
     )

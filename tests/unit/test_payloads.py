@@ -101,6 +101,8 @@ GOOD: dict[Kind, list[dict[str, Any]]] = {
         {"collection": "handbook"},
         {"collection": "handbook", "dry_run": True, "sample": 0, "delete_foreign": True},
     ],
+    kinds.EXPORT: [{"collection": "handbook"}],
+    kinds.IMPORT: [{"file_ids": [ID]}, {"file_ids": [ID, ID], "collection": "copy"}],
     kinds.EVAL: [
         {"collection": "handbook", "queries": [JUDGED]},
         {"collection": "handbook", "file_id": ID, "searches": [{}] * 16, "k": 100},
@@ -204,6 +206,8 @@ BAD: list[tuple[Kind, dict[str, Any], str]] = [
     (kinds.REBUILD, {"collection": "handbook", "queries": [JUDGED] * 1001}, "queries"),
     (kinds.CHECK, {}, "collection"),
     (kinds.CHECK, {"collection": "handbook", "sample": -1}, "sample"),
+    (kinds.IMPORT, {"file_ids": []}, "file_ids"),
+    (kinds.IMPORT, {"file_ids": [ID], "collection": "a/b"}, "collection"),
     (kinds.EVAL, {"collection": "handbook"}, "either queries or file_id"),
     (kinds.EVAL, {"collection": "handbook", "queries": [JUDGED], "file_id": ID}, "either"),
     (kinds.EVAL, {"collection": "handbook", "file_id": "judged.jsonl"}, "file_id"),

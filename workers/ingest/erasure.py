@@ -159,7 +159,7 @@ def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> No
     """Collect what has just been replaced, less what the sweeper has to leave for now."""
     small = [version for version in replaced if version.chunk_count <= AT_ONCE_CHUNKS]
     with process.ledger.read() as session:
-        garbage = erasure.without_open_items(session, small) if small else []
+        garbage = erasure.unused(session, small) if small else []
     collect(process, garbage)
 
 

@@ -460,7 +460,7 @@ def plan(context: Context) -> Done:
         sources = [source.model_dump() for source in input_.sources]
         uploads = files.of_sources(session, sources)
         names = source_names(session, collection.id, sources, uploads)
-    _make_in_store(process, index)
+    make_in_store(process, index)
 
     def record(session: Transaction) -> None:
         jobs.set_total(session, job_id, len(names), "documents")
@@ -477,7 +477,7 @@ def plan(context: Context) -> Done:
     return Done(children=children, record=record)
 
 
-def _make_in_store(process: Process, index: VectorIndex) -> None:
+def make_in_store(process: Process, index: VectorIndex) -> None:
     """Make the collection of an index in the store. Raises NotFound if it was erased meanwhile.
 
     No transaction waits for the store, so an erasure may come in between. The collection is then

@@ -421,7 +421,7 @@ def find_store(
     except NotFound:
         if re.fullmatch(COLLECTION_NAME, vector_store_id):
             query = select(Collection).where(
-                Collection.name == nfc(vector_store_id), Collection.erasing_at.is_(None)
+                Collection.name == nfc(vector_store_id), Collection.is_visible()
             )
             collection = session.scalars(query).first()
     else:

@@ -1,0 +1,91 @@
+"""Bundles: files with whole collections, which are downloaded, and uploaded in slices.
+
+A slice that the server has already is not sent again, so a transfer that broke off is resumed by
+running it again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import httpx
+
+from sluice.calls import Calls, segment
+from sluice.errors import ConnectionBroken, InvalidInput
+from sluice.ingest import Advance, ignore
+
+SLICE_BYTES: Final = 16 * 2**20
+"""Half of what a server takes at once, unless SLUICE_MAX_FILE_BYTES says otherwise."""
+_SLICES_LIMIT: Final = 10_000
+_SILENCE_S: Final = 60.0
+_UNIT: Final = "bytes"
+
+
+async def download(
+    calls: Calls[Any],
+    file_id: str,
+    path: str | Path,
+    *,
+    on_advance: Callable[[Advance], object] = ignore,
+) -> None:
+    """See `Client.download`."""
+    target = Path(path)
+    stored = await calls.file(file_id)
+    part = target.with_name(f"{target.name}.part")
+    size = 0
+    try:
+        with part.open("wb") as stream:
+            url = f"/v1/files/{segment(file_id)}/content"
+            async with calls.transport.stream(url, headers={}, silence_s=_SILENCE_S) as blocks:
+                async for block in blocks:
+                    await calls.transport.in_thread(stream.write, block)
+                    size += len(block)
+                    on_advance(
+                        Advance(phase="upload", done=size, total=stored.size_bytes, unit=_UNIT)
+                    )
+        if size != stored.size_bytes:
+            raise ConnectionBroken(
+                f"{target}: {size:,} of {stored.size_bytes:,} bytes have come. Try again."
+            )
+        part.replace(target)
+    except httpx.TransportError as error:
+        raise ConnectionBroken(
+            f"The download to {target} broke off: {error}. Try again."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+async def upload_slices(
+    calls: Calls[Any],
+    path: str | Path,
+    *,
+    on_advance: Callable[[Advance], object] = ignore,
+) -> list[str]:
+    """The ids of the uploads that a file has become, in their order."""
+    name, total = Path(path).name, Path(path).stat().st_size
+    if not 0 < total <= _SLICES_LIMIT * SLICE_BYTES:
+        raise InvalidInput(f"{path} has {total:,} bytes, and so is no bundle that can be sent.")
+    with Path(path).open("rb") as stream:
+        hashes = await calls.transport.in_thread(_hashes, stream)
+        stored = {file.sha256: file.id for file in await calls.files_by_hash(sorted(set(hashes)))}
+        ids: list[str] = []
+        stream.seek(0)
+        for n, digest in enumerate(hashes):
+            data = await calls.transport.in_thread(stream.read, SLICE_BYTES)
+            if digest not in stored:
+                stored[digest] = (await calls.upload(data, name=f"{name}.{n:04d}")).id
+            ids.append(stored[digest])
+            done = min(total, (n + 1) * SLICE_BYTES)
+            on_advance(Advance(phase="upload", done=done, total=total, unit=_UNIT))
+    return ids
+
+
+def _hashes(stream: IO[bytes]) -> list[str]:
+    return [hashlib.sha256(block).hexdigest() for block in _blocks(stream)]
+
+
+def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    while block := stream.read(SLICE_BYTES):
+        yield block
