@@ -247,8 +247,9 @@ def test_an_import_goes_on_where_it_was_killed(process: Process) -> None:
 
         def run(context: Context) -> Done:
             calls[step] += 1
-            with process.ledger.read() as session, pytest.raises(NotFound):
-                collections.get(session, name)
+            if step == "import.part":
+                with process.ledger.read() as session, pytest.raises(NotFound):
+                    collections.get(session, name)
             assert handler.run is not None
             done = handler.run(context)
             if calls[step] in (1, 3):
