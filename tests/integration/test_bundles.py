@@ -161,7 +161,8 @@ def test_a_collection_is_the_same_in_another_store(
     url = SecretStr(f"faiss://{tmp_path}")
     other = make_process(settings, chroma_url=None, vectors_url=url)
     try:
-        for name in ("elsewhere", None):
+        names: tuple[str | None, ...] = ("elsewhere", None)
+        for name in names:
             if name is None:  # as it is called in the bundle: once that is free
                 with process.ledger.begin() as session, pytest.raises(Conflict, match="--as"):
                     kinds.IMPORT.find_collection(session, collection)
@@ -266,9 +267,7 @@ def test_an_import_goes_on_where_it_was_killed(process: Process) -> None:
     assert calls["import.part"] > 5
     states = {job_of(process, id_).state: id_ for id_ in (job_id, other_id)}
     assert states.keys() == {State.SUCCEEDED, State.FAILED}
-    assert (
-        "collection with the name" in (job_of(process, states[State.FAILED]).error or {})["message"]
-    )
+    assert "a collection" in (job_of(process, states[State.FAILED]).error or {})["message"]
     assert answers(process, name) == before
     stores_agree(process, name)
 
@@ -336,11 +335,14 @@ def test_a_bad_bundle_leaves_nothing(process: Process) -> None:
 
         return change
 
+    def without_chunks(entries: dict[str, bytes], _manifest: dict[str, Any]) -> None:
+        del entries["chunks/000001.jsonl"]
+
     bad: list[tuple[bytes, str]] = [
         (data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :], r"vectors/000001\.npy"),
         (data[: len(data) * 2 // 3], "no whole ZIP archive"),
         (b"PK" + bytes(1000), "no whole ZIP archive"),
-        (changed(data, lambda e, _: e.pop("chunks/000001.jsonl") and None), "missing"),
+        (changed(data, without_chunks), "missing"),
         (changed(data, lambda e, _: e.update({"../evil": b""})), r"'\.\./evil'"),
         (changed(data, lambda e, _: e.update({"chunks/999999.jsonl": b""})), "is not in manifest"),
         (changed(data, lambda _, m: m.update(version=2)), "has version 2"),
@@ -386,4 +388,4 @@ def test_a_bad_bundle_leaves_nothing(process: Process) -> None:
     drain(process)
     assert job_of(process, job_id).state == State.SUCCEEDED, job_of(process, job_id).error
     with pytest.raises(SluiceError, match=model):
-        hits_of(process, "absent", "cats")
+        hits_of(process, "absent", "cats", k=1)
