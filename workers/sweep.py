@@ -35,7 +35,7 @@ from shared.jobs.queues import lacks_worker
 from shared.jobs.submission import NewJob
 from shared.kinds.check import CheckInput
 from shared.kinds.erase import EraseInput
-from shared.kinds.registry import BATCH, CHECK, ERASE, KINDS, REBUILD
+from shared.kinds.registry import BATCH, CHECK, ERASE, EXPORT, KINDS, REBUILD
 from shared.tables import Collection, File, Job, PathToDelete, Step, Worker
 from shared.vector_stores import configured_store
 from shared.vocabulary import ENDED, OPEN, Lane, State
@@ -701,7 +701,7 @@ def submit_checks(round_: Round) -> None:
     """Submit the checks that are due, of collections that no job checks or rebuilds."""
     process = round_.process
     with process.ledger.read() as session:
-        ids = checks.due(session, [CHECK.name, REBUILD.name], limit=round_.limit_rows)
+        ids = checks.due(session, [CHECK.name, REBUILD.name, EXPORT.name], limit=round_.limit_rows)
 
     def submit(session: Transaction, item: Item) -> None:
         name = checks.clear_due(session, item.id)

@@ -517,6 +517,8 @@ class CheckInput(TypedDict):
     dry_run: NotRequired[bool]
     sample: NotRequired[int]
     delete_foreign: NotRequired[bool]
+
+
 class ExportInput(TypedDict):
     collection: str
 
@@ -809,6 +811,8 @@ class CheckResult(TypedDict):
     mended: int
     examples: CheckExamples
     rebuild_job_id: str | None
+
+
 class ExportResult(TypedDict):
     """`GET /v1/files/{file_id}/content` has the bundle, until `expires_at`."""
 
@@ -973,6 +977,8 @@ class RebuildJob(JobFields):
 class CheckJob(JobFields):
     kind: Literal["check"]
     input: CheckInput
+
+
 class ExportJob(JobFields):
     kind: Literal["export"]
     input: ExportInput
@@ -1069,6 +1075,9 @@ class Submit(Protocol):
     def __call__(
         self, kind: Literal["check"], input: CheckInput, **options: Unpack[SubmitOptions]
     ) -> "ClientJob[CheckResult]": ...
+
+    @overload
+    def __call__(
         self, kind: Literal["export"], input: ExportInput, **options: Unpack[SubmitOptions]
     ) -> "ClientJob[ExportResult]": ...
 
@@ -1145,6 +1154,9 @@ class AsyncSubmit(Protocol):
     def __call__(
         self, kind: Literal["check"], input: CheckInput, **options: Unpack[SubmitOptions]
     ) -> Coroutine[Any, Any, "AsyncClientJob[CheckResult]"]: ...
+
+    @overload
+    def __call__(
         self, kind: Literal["export"], input: ExportInput, **options: Unpack[SubmitOptions]
     ) -> Coroutine[Any, Any, "AsyncClientJob[ExportResult]"]: ...
 

@@ -148,7 +148,7 @@ def totals(session: Session) -> Totals:
                     AND k.state NOT IN ('ok', 'mended')) AS damaged_n,
                 max(k.finished_at) AS last_at, min(k.finished_at) AS first_at, {sums}
             FROM collections c LEFT JOIN collection_checks k ON k.collection_id = c.id
-            WHERE c.erasing_at IS NULL
+            WHERE c.erasing_at IS NULL AND c.importing_job_id IS NULL
         """)
     ).one()
     return Totals(
@@ -202,7 +202,7 @@ def _due_on(session: Session, server: str) -> int:
         text("""
             INSERT INTO collection_checks AS k (collection_id, due_at)
             SELECT c.id, now() FROM collections c
-            WHERE c.erasing_at IS NULL
+            WHERE c.erasing_at IS NULL AND c.importing_job_id IS NULL
                 AND EXISTS (SELECT FROM documents d WHERE d.collection_id = c.id)
                 AND EXISTS (
                     SELECT FROM vector_indexes i WHERE i.collection_id = c.id
@@ -241,7 +241,7 @@ def due(session: Session, kinds: Sequence[str], *, limit: int) -> list[UUID]:
         .join(Collection, Collection.id == CollectionCheck.collection_id)
         .where(
             CollectionCheck.due_at.is_not(None),
-            Collection.erasing_at.is_(None),
+            Collection.is_visible(),
             ~is_at_work,
         )
         .order_by(CollectionCheck.due_at, CollectionCheck.collection_id)
@@ -258,7 +258,7 @@ def clear_due(session: Session, collection_id: UUID) -> str | None:
             CollectionCheck.collection_id == collection_id,
             CollectionCheck.due_at.is_not(None),
             Collection.id == CollectionCheck.collection_id,
-            Collection.erasing_at.is_(None),
+            Collection.is_visible(),
         )
         .values(due_at=None)
         .returning(Collection.name)

@@ -66,7 +66,7 @@ def abandoned(session: Session, collection_id: UUID, *, limit: int) -> list[Garb
     return garbage_where(
         session,
         Version.state == VersionState.RETIRED,
-        ~_has_open_item(),
+        ~_is_used(),
         Document.collection_id == collection_id,
         Document.erasing_at < func.now() - ERASURE_ABANDONED_AFTER,
         limit=limit,
