@@ -13,7 +13,7 @@ import httpx
 
 from sluice.calls import Calls, segment
 from sluice.errors import ConnectionBroken, InvalidInput
-from sluice.ingest import Advance, ignore
+from sluice.ingest import Advance
 
 SLICE_BYTES: Final = 16 * 2**20
 """Half of what a server takes at once, unless SLUICE_MAX_FILE_BYTES says otherwise."""
@@ -27,7 +27,8 @@ async def download(
     file_id: str,
     path: str | Path,
     *,
-    on_advance: Callable[[Advance], object] = ignore,
+    on_advance: Callable[[Advance], object],
+    silence_s: float | None,
 ) -> None:
     """See `Client.download`."""
     target = Path(path)
@@ -37,7 +38,9 @@ async def download(
     try:
         with part.open("wb") as stream:
             url = f"/v1/files/{segment(file_id)}/content"
-            async with calls.transport.stream(url, headers={}, silence_s=_SILENCE_S) as blocks:
+            async with calls.transport.stream(
+                url, headers={}, silence_s=silence_s or _SILENCE_S
+            ) as blocks:
                 async for block in blocks:
                     await calls.transport.in_thread(stream.write, block)
                     size += len(block)
@@ -61,7 +64,8 @@ async def upload_slices(
     calls: Calls[Any],
     path: str | Path,
     *,
-    on_advance: Callable[[Advance], object] = ignore,
+    on_advance: Callable[[Advance], object],
+    timeout_s: float | None,
 ) -> list[str]:
     """The ids of the uploads that a file has become, in their order."""
     name, total = Path(path).name, Path(path).stat().st_size
@@ -75,7 +79,8 @@ async def upload_slices(
         for n, digest in enumerate(hashes):
             data = await calls.transport.in_thread(stream.read, SLICE_BYTES)
             if digest not in stored:
-                stored[digest] = (await calls.upload(data, name=f"{name}.{n:04d}")).id
+                upload = await calls.upload(data, name=f"{name}.{n:04d}", timeout_s=timeout_s)
+                stored[digest] = upload.id
             ids.append(stored[digest])
             done = min(total, (n + 1) * SLICE_BYTES)
             on_advance(Advance(phase="upload", done=done, total=total, unit=_UNIT))

@@ -501,16 +501,22 @@ class Tasks(Calls[J], Generic[J]):
         path: str | Path,
         *,
         on_advance: Callable[[Advance], object] = ignore,
+        timeout_s: float | None = None,
     ) -> None:
-        """Write a stored file to `path`, which is there once it is complete."""
-        await download(self, file_id, path, on_advance=on_advance)
+        """Write a stored file to `path`, which is there once it is complete. `timeout_s` is how
+        long the server may be silent."""
+        await download(self, file_id, path, on_advance=on_advance, silence_s=timeout_s)
 
     async def upload_slices(
-        self, path: str | Path, *, on_advance: Callable[[Advance], object] = ignore
+        self,
+        path: str | Path,
+        *,
+        on_advance: Callable[[Advance], object] = ignore,
+        timeout_s: float | None = None,
     ) -> list[str]:
         """Store a file of any size as several, for an `import` job; returns their ids in order.
-        Slices that the server has already are not sent again."""
-        return await upload_slices(self, path, on_advance=on_advance)
+        Slices that the server has already are not sent again. `timeout_s` is for each slice."""
+        return await upload_slices(self, path, on_advance=on_advance, timeout_s=timeout_s)
 
     async def _result(
         self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
