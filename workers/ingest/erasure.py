@@ -1,4 +1,4 @@
-"""Removes what readers no longer see: vectors first, rows last, so that nothing is forgotten."""
+"""Deletes what readers no longer see: vectors first, rows last, so that nothing is left behind."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -25,14 +25,14 @@ from workers.rounds import Item, Round
 log = logging.getLogger(__name__)
 
 AT_ONCE_CHUNKS = 5000
-"""Replaced versions beyond this are left to the sweeper, which has time."""
+"""Larger replaced versions are left to the sweeper."""
 LIMIT = 10_000
 SLICE_CHUNKS = 500
 ROWS_AT_ONCE = 5000
 
 
 class Garbage:
-    """The part of the sweeper that collects garbage, that of large versions in several rounds."""
+    """The part of the sweeper that collects garbage; large versions take several rounds."""
 
     def __init__(self) -> None:
         self._done: dict[UUID, int] = {}
@@ -44,10 +44,10 @@ class Garbage:
 def collect_garbage(
     process: Process, round_: Round | None = None, done: dict[UUID, int] | None = None
 ) -> int:
-    """Collect retired versions, and pending ones that no open job works on. Returns how many.
+    """Delete retired versions, and pending ones that no open job works on. Returns how many.
 
-    All of them, or as much as the round allows. `done` has, of versions that are half collected,
-    the ordinal from which on there are vectors left.
+    All of them, or as many as the round allows. `done` has, for versions that are partly deleted,
+    the first ordinal that still has a vector.
     """
     done = {} if done is None else done
     fine = [] if round_ is None else [~sweeps.is_left_alone(round_.part, "version", Version.id)]
@@ -62,7 +62,7 @@ def collect_garbage(
         try:
             count += _collect_slowly(process, version, round_, done)
         except Unavailable:
-            raise  # Chroma is away, and will be for the others
+            raise  # the store does not answer, for other versions neither
         except Exception as error:
             if round_ is None:
                 raise
@@ -73,7 +73,7 @@ def collect_garbage(
 def _collect_slowly(
     process: Process, version: GarbageVersion, round_: Round | None, done: dict[UUID, int]
 ) -> bool:
-    """Collect a version a slice at a time; False where the round ends before it is gone."""
+    """Delete a version in slices; False if the round ends before it is deleted."""
     first = done.get(version.version_id, 0)
     while first < version.chunk_count:
         if round_ is not None and not round_.goes_on:
@@ -156,7 +156,7 @@ class StoredPage:
 
 
 def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> None:
-    """Collect what has just been replaced, less what the sweeper has to leave for now."""
+    """Delete versions that have just been replaced, except those that are left to the sweeper."""
     small = [version for version in replaced if version.chunk_count <= AT_ONCE_CHUNKS]
     with process.ledger.read() as session:
         garbage = erasure.unused(session, small) if small else []
@@ -164,7 +164,8 @@ def collect_replaced(process: Process, replaced: Sequence[GarbageVersion]) -> No
 
 
 def collect(process: Process, garbage: Iterable[GarbageVersion]) -> int:
-    """Delete the vectors of these versions, verified, then their rows. Returns the vectors."""
+    """Delete the vectors of these versions, verified, then their rows. Returns the number of
+    vectors."""
     groups: dict[tuple[IndexPlace, ...], list[GarbageVersion]] = {}
     for version in garbage:
         groups.setdefault(tuple(version.places), []).append(version)
@@ -182,9 +183,10 @@ def _delete(process: Process, places: Iterable[IndexPlace], ids: Sequence[str]) 
 
 
 def delete_orphans(process: Process, place: IndexPlace, parts: Sequence[ChunkRange]) -> None:
-    """Delete the vectors of those parts from an index whose version is gone or retired.
+    """Delete the vectors of those parts whose version is deleted or retired from an index.
 
-    Of a retired one as well: its rows may be removed by who has looked for its vectors before.
+    Also of retired versions: whoever deletes their rows may have looked for their vectors before
+    these were written.
     """
     with process.ledger.read() as session:
         current = versions.live_or_pending(session, {part.version_id for part in parts})
@@ -194,19 +196,19 @@ def delete_orphans(process: Process, place: IndexPlace, parts: Sequence[ChunkRan
 
 
 def drop_unless_in_ledger(process: Process, place: IndexPlace) -> None:
-    """Delete a collection of the store of which the ledger has no index (any more)."""
+    """Delete a collection of the store if the ledger has no index for it."""
     with process.ledger.read() as session:
         if indexes.is_in_use(session, place):
             return
     store_of(process).drop(place.stored_name)
 
 
-# The `erase` step: documents or a whole collection, out of both stores and of the lexical index,
-# verified.
+# The `erase` step: documents or a whole collection are deleted from the ledger, the store and the
+# lexical index, verified.
 #
-# Readers stop seeing the text in the first transaction. Rows go last, in the transaction that
-# records the step, so that an interrupted erasure is taken up again with nothing forgotten.
-# Documents that do not exist are not counted: they are as gone as they should be.
+# Readers stop seeing the text with the first transaction. Rows are deleted last, in the transaction
+# that records the step, so that an interrupted erasure is continued and nothing is left behind.
+# Documents that do not exist are not counted.
 
 
 def erase(context: Context) -> Done:
@@ -227,7 +229,8 @@ def _erase_documents(context: Context, ids: list[str]) -> Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """Documents that readers no longer see, whose vectors are gone; `record` deletes their rows."""
+    """Documents that are hidden from readers and have no vectors any more; `record` deletes their
+    rows."""
 
     extent: erasure.Extent
     vectors: int
@@ -249,7 +252,7 @@ def remove_documents(context: Context, document_ids: Sequence[UUID]) -> Removal:
         purge(process, collection_id, check=context.check)
 
     def delete_again() -> None:
-        """What an embedding step wrote in between, whose rows are now gone."""
+        """Delete what an embedding step wrote meanwhile, whose rows are deleted now."""
         for garbage in retired:
             _delete(process, garbage.places, garbage.chunk_ids())
 
@@ -329,11 +332,11 @@ class Leftovers:
         return orphans(self._process, self._collection_id, check=self._check, is_noted=is_noted)
 
 
-# Indexes that nobody needs any more
+# Indexes that are no longer needed
 
 
 def drop_indexes(round_: Round) -> None:
-    """The part of the sweeper that drops indexes: replaced ones after their time, and those whose
+    """The part of the sweeper that drops indexes: retired ones after their time, and those whose
     jobs have ended without making them active."""
     process = round_.process
     with process.ledger.begin() as session:
@@ -349,7 +352,7 @@ def drop_indexes(round_: Round) -> None:
 
 
 def drop_index(process: Process, index: VectorIndex) -> None:
-    """Vectors first, the row last, so that nothing is forgotten."""
+    """Drop an index: its vectors first, its row last."""
     store_of(process).drop(index.stored_name)
     with process.ledger.begin() as session:
         indexes.remove(session, index.id)
@@ -375,8 +378,8 @@ def missing_documents(
     is_erased: bool,
     max_share: float,
 ) -> MissingDocuments:
-    """The documents that were read from `parent`, also in archives, and whose file or page is not
-    among the existing ones.
+    """The documents that were read from `parent`, also in archives, whose file or page is not among
+    the existing ones.
 
     With `is_erased` they are hidden from readers, unless they are more than `max_share` of all,
     which may have another reason.
