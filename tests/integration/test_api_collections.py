@@ -62,6 +62,7 @@ class TestCollections:
             "store": "",
             "documents": 0,
             "chunks": 0,
+            "check": None,
             "created_at": "",
         }
         for same in ({}, {"dimension": 3}, {"distance": "cosine"}):

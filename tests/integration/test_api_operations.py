@@ -127,6 +127,7 @@ class TestHealth:
             "workers": False,
             "queues": True,
             "sweeper": False,
+            "integrity": True,
         }
         assert "python -m workers cpu" in body["checks"]["workers"]["detail"]
 

@@ -65,7 +65,7 @@ def write_vectors(context: Context, index: VectorIndex, parts: Sequence[ChunkRan
     process, place = context.process, IndexPlace.of(index)
     context.check()
     with process.ledger.read() as session:
-        chunks = [chunk for part in parts for chunk in versions.chunks_of(session, part)]
+        chunks = versions.chunks_in(session, parts)
         owners = versions.documents_of(session, {part.version_id for part in parts})
     chunks = [chunk for chunk in chunks if chunk.version_id in owners]
     context.on_lost.append(lambda: delete_orphans(process, place, parts))
@@ -95,7 +95,7 @@ class Comparison:
 def compare(process: Process, index: VectorIndex, parts: Sequence[ChunkRange]) -> Comparison:
     """Raises MissingCollection."""
     with process.ledger.read() as session:
-        chunks = [chunk for part in parts for chunk in versions.chunks_of(session, part)]
+        chunks = versions.chunks_in(session, parts)
         owners = versions.documents_of(session, {part.version_id for part in parts})
     chunks = [chunk for chunk in chunks if chunk.version_id in owners]
     entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in chunks]
