@@ -556,6 +556,9 @@ class WebSettings(OutboundSettings):
     web_step_s: PositiveFloat = 20
     web_limit_pages: Annotated[int, Field(gt=0, le=100_000)] = 10_000
     source_folders: Annotated[tuple[str, ...], NoDecode] = ()
+    adopt_limit_mib: Annotated[int, Field(gt=0, le=2**20)] = 16_384
+    adopt_docstore_limit_mib: Annotated[int, Field(gt=0, le=2**20)] = 512
+    adopt_copy_keep_s: Annotated[float, Field(gt=0, le=86_400)] = 120
 
     @field_validator("source_folders", mode="before")
     @classmethod

@@ -7,8 +7,10 @@ changed, but for parameters that are to be ignored.
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
-from urllib.parse import urljoin
+from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit
 
 import httpx
 
@@ -84,6 +86,83 @@ def folder_url(url: str) -> str:
     return (
         f"{normal_scheme}://{'/' if is_local else ''}{'/'.join(segments)}{'/' if segments else ''}"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionUrl:
+    """Where a collection of another program is: on a Chroma server, or in a folder that Chroma or
+    LangChain's FAISS wrote.
+
+    `chroma://host:8000/NAME`, `chroma+https://host/NAME?tenant=T&database=D`,
+    `file:///srv/chroma_db#NAME`. Without NAME it stands for all that are there.
+    """
+
+    place: str
+    """The server as a URL of the web without a path, or the folder as `folder_url` writes it."""
+    name: str
+    """Empty if none is named."""
+    tenant: str = "default_tenant"
+    database: str = "default_database"
+
+    @property
+    def is_folder(self) -> bool:
+        return self.place.startswith("file://")
+
+    @property
+    def folder(self) -> Path:
+        """Of a URL that is a folder."""
+        return Path(self.place.removeprefix("file://"))
+
+    @classmethod
+    def read(cls, text: str) -> "CollectionUrl":
+        """Raises ValueError, whose message shows no credentials."""
+        scheme, _, rest = text.strip().partition("://")
+        scheme = scheme.lower()
+        if scheme == "file":
+            path, _, name = rest.partition("#")
+            return cls(place=folder_url(f"file://{path}"), name=unquote(name))
+        web = {"chroma": "http", "chroma+https": "https"}.get(scheme)
+        if web is None:
+            raise ValueError(
+                "is no collection to adopt; give chroma://host:8000/NAME, chroma+https://host/NAME "
+                "or file:///folder#NAME"
+            )
+        try:
+            parts = urlsplit(f"{web}://{rest}")
+            port = parts.port or (443 if web == "https" else 8000)
+        except ValueError:
+            raise ValueError("has no port behind its colon, or no host") from None
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("has a user name or a password, which jobs do not keep; leave it out")
+        name = unquote(parts.path.strip("/"))
+        if "/" in name or parts.fragment:
+            raise ValueError("has more behind its host than the name of one collection")
+        options = dict(parse_qsl(parts.query))
+        if options.keys() - {"tenant", "database"}:
+            raise ValueError("has other options than tenant and database")
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        place = normal_url(f"{web}://{host}:{port}").rstrip("/")
+        return cls(place=place, name=name, **options)
+
+    def with_name(self, name: str) -> str:
+        """The URL of a collection that is at the same place."""
+        if self.is_folder:
+            return f"{self.place.rstrip('/')}#{quote(name)}"
+        scheme, _, host = self.place.partition("://")
+        given = {"tenant": self.tenant, "database": self.database}
+        options = "&".join(
+            f"{key}={quote(value)}" for key, value in given.items() if value != f"default_{key}"
+        )
+        text = f"{'chroma+https' if scheme == 'https' else 'chroma'}://{host}/{quote(name)}"
+        return f"{text}?{options}" if options else text
+
+    def __str__(self) -> str:
+        return self.with_name(self.name).rstrip("#/")
+
+
+def collection_url(text: str) -> str:
+    """The normal form of the URL of a collection of another program. Raises ValueError."""
+    return str(CollectionUrl.read(text))
 
 
 def check_literal(url: str, guard: Guard) -> None:

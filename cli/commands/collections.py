@@ -1,18 +1,21 @@
-"""`sluice collections`: list, make, show and delete collections."""
+"""`sluice collections`: list, make, show, rebuild, check, adopt, move and delete collections."""
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cli.commands.ingest import say_failures
 from cli.commands.jobs import show_job
 from cli.errors import Exit, Interrupted, exit_of_state
 from cli.options import ListByDefault, complete_collections, confirm, with_client
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting, watch_job
-from sluice import Client, ClientJob, Collection, Job, SluiceError, State
+from cli.values import key_values
+from sluice import Client, ClientJob, Collection, Job, SluiceError, SourceError, State
 
 
 @click.group(cls=ListByDefault)
@@ -202,8 +205,10 @@ def _end(
     if as_json or ended.state != State.SUCCEEDED:
         _print_end(ended, as_json)
     else:
+        for warning in ended.warnings:
+            say(f"Warning: {warning}", style="yellow")
         show(result)
-    if result.get("state") == "damaged":
+    if result.get("state") == "damaged" or result.get("errors"):
         return Exit.FAILED
     return exit_of_state(ended.state)
 
@@ -286,6 +291,69 @@ def _print_end(ended: Job, as_json: bool) -> int:
     else:
         show_job(ended)
     return exit_of_state(ended.state)
+
+
+@collections.command()
+@click.argument("name", shell_complete=complete_collections)
+@click.option("--from", "place", required=True, metavar="URL|FOLDER",
+              help="chroma://host:8000/COLLECTION, or ./chroma_db#COLLECTION.")  # fmt: skip
+@click.option("--model", metavar="NAME", help="Of NAME, where it is made; else the default.")
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE", callback=key_values,
+    help="Noted with every document; may be repeated.",
+)  # fmt: skip
+@click.option("--no-wait", is_flag=True, help="Submit the job and leave.")
+@with_client
+def adopt(
+    client: Client,
+    *,
+    name: str,
+    place: str,
+    model: str | None,
+    metadata: dict[str, Any],
+    no_wait: bool,
+    as_json: bool,
+) -> int:
+    """Take a collection of Chroma or LangChain into the collection NAME, which is made if missing.
+
+    The chunks stay as they are, with their metadata; those with the same `source` become a
+    document. Vectors are kept if they agree with those of the model of NAME, else made anew.
+    Running it again adopts what is new or has changed. Without COLLECTION, those that are there
+    are listed. Folders are those of the workers.
+
+    \b
+    Examples:
+      sluice collections adopt wiki --from chroma://chroma.example:8000/langchain
+      sluice collections adopt wiki --from ./chroma_db#langchain
+      sluice collections adopt wiki --from /srv/faiss_index
+    """
+    job = client.adopt_collection(name, _url(place), model=model, metadata=metadata, wait=False)
+    show = partial(_print_adoption, name)
+    return _end(client, job, wait=not no_wait, as_json=as_json, show=show)
+
+
+def _url(place: str) -> str:
+    """A path of this machine as the URL of a whole one."""
+    if "://" in place:
+        return place
+    path, hash_, collection = place.partition("#")
+    return f"file://{Path(path).resolve()}{hash_}{collection}"
+
+
+def _print_adoption(name: str, result: dict[str, Any]) -> None:
+    say_failures([SourceError.model_validate(error) for error in result.get("errors") or ()])
+    documents, chunks = result.get("documents") or {}, result.get("adopted") or {}
+    print_fields(
+        [
+            ("name", name),
+            *((key, documents.get(key)) for key in ("added", "replaced", "skipped", "failed")),
+            ("vectors kept", chunks.get("kept")),
+            ("embedded", chunks.get("embedded")),
+            ("without text", chunks.get("no_text")),
+            ("duplicates", chunks.get("duplicates")),
+            ("bad metadata", chunks.get("bad_metadata")),
+        ]
+    )
 
 
 def _print_rebuild(result: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ import httpx
 
 from sluice.bundles import download, upload_slices
 from sluice.calls import Calls, J, silent
-from sluice.errors import ConnectionFailed, WaitTimeout
+from sluice.errors import ApiError, ConnectionFailed, WaitTimeout
 from sluice.ingest import (
     PARALLEL_UPLOADS,
     Advance,
@@ -518,6 +518,49 @@ class Tasks(Calls[J], Generic[J]):
         Slices that the server has already are not sent again. `timeout_s` is for each slice."""
         return await upload_slices(self, path, on_advance=on_advance, timeout_s=timeout_s)
 
+    async def adopt_collection(
+        self,
+        name: str,
+        url: str,
+        *,
+        model: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> J:
+        """Take a collection of Chroma or LangChain into the collection `name`, which is made with
+        this model if it is missing. `url` is `chroma://host:8000/COLLECTION`, or
+        `file:///folder#COLLECTION` of the disks of the server's workers.
+
+        Returns the `ingest` job: succeeded, or with `wait=False` as it was submitted. Raises
+        `Conflict` if the collection exists with another model.
+        """
+        source: dict[str, Any] = {"type": "collection", "url": url}
+        if metadata:
+            source["metadata"] = dict(metadata)
+        job_input = {"collection": name, "sources": [source]}
+        job = None
+        try:
+            await self.collection(name)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            try:  # at first, so that a URL that is refused makes no collection
+                job = await self.submit_untyped("ingest", job_input)
+            except ApiError as refusal:
+                if refusal.status != 404:
+                    raise
+                await self.put_collection(name, embedding_model=model)
+        else:
+            if model is not None:  # a conflict where it is another
+                await self.put_collection(name, embedding_model=model)
+        if job is None:
+            job = await self.submit_untyped("ingest", job_input)
+        if not wait:
+            return job
+        job = await self.wait(job.id, timeout_s=timeout_s)
+        return job.require_success()
+
     async def _result(
         self, kind: str, job_input: Mapping[str, Any], timeout_s: float | None
     ) -> dict[str, Any]:
@@ -728,6 +771,7 @@ class Client:
     check_collection = _blocking(Tasks.check_collection)
     export_collection = _blocking(Tasks.export_collection)
     import_collection = _blocking(Tasks.import_collection)
+    adopt_collection = _blocking(Tasks.adopt_collection)
     documents = _blocking_iterator(Tasks.documents)
     document = _blocking(Tasks.document)
     chunks = _blocking_iterator(Tasks.chunks)

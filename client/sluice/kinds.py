@@ -205,6 +205,17 @@ class FolderSource(TypedDict):
     max_erased_share: NotRequired[float]
 
 
+class CollectionSource(TypedDict):
+    """A collection of Chroma or of LangChain, which is adopted: its chunks stay as they are, those
+    with one `source` in their metadata are a document, and their vectors are kept if they agree
+    with those of the model of this collection.
+    """
+
+    type: Literal["collection"]
+    url: str
+    metadata: NotRequired[Mapping[str, Any]]
+
+
 class IngestInput(TypedDict):
     encoding: NotRequired[str | None]
     csv: NotRequired[CsvOptions]
@@ -221,6 +232,7 @@ class IngestInput(TypedDict):
         | UrlSource
         | SiteSource
         | FolderSource
+        | CollectionSource
     ]
     splitter: NotRequired[Splitter]
     on_existing: NotRequired[Literal["skip", "replace"]]
@@ -567,11 +579,24 @@ class SourceErrorDict(TypedDict):
     message: str
 
 
+class AdoptedChunks(TypedDict):
+    """What became of the chunks of collections that were adopted, without those of documents that
+    had not changed. `kept` and `embedded` are chunks of documents that were added or replaced.
+    """
+
+    kept: NotRequired[int]
+    embedded: NotRequired[int]
+    no_text: NotRequired[int]
+    duplicates: NotRequired[int]
+    bad_metadata: NotRequired[int]
+
+
 class IngestResult(TypedDict):
     documents: IngestDocuments
     chunks: int
     errors: list[SourceErrorDict]
     vanished: NotRequired[list[str]]
+    adopted: NotRequired[AdoptedChunks]
 
 
 class EmbedResult(TypedDict):

@@ -17,10 +17,10 @@ from uuid import UUID
 from sqlalchemy import case, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from shared.bounds import as_object
+from shared.bounds import as_object, to_json
 from shared.database.transaction import Transaction
 from shared.jobs import jobs
-from shared.kinds.ingest import IngestDocuments, IngestResult, SourceError
+from shared.kinds.ingest import AdoptedChunks, IngestDocuments, IngestResult, SourceError
 from shared.tables import IngestItem
 from shared.vocabulary import OPEN
 
@@ -392,6 +392,70 @@ def settle_versions(
         jobs.advance(session, job_id, len(settled))
 
 
+class Adoption(StrEnum):
+    """What is counted of the chunks of a document that is adopted; the names are those of the keys
+    in `source.report` of its item."""
+
+    KEPT = "kept"
+    OTHER_DIMENSION = "other_dimension"
+    """Embedded again, as the next two."""
+    OTHER_VECTORS = "other_vectors"
+    NO_VECTOR = "no_vector"
+    NO_TEXT = "no_text"
+    DUPLICATES = "duplicates"
+    BAD_METADATA = "bad_metadata"
+
+
+def report_adoption(session: Session, job_id: UUID, reports: Mapping[int, dict[str, int]]) -> None:
+    """Note such counts in items, by their ordinals; these take the place of those before."""
+    if not reports:
+        return
+    session.execute(
+        text("""
+            UPDATE ingest_items i
+            SET source = i.source || jsonb_build_object('report', r.report)
+            FROM jsonb_each(CAST(:reports AS jsonb)) r (ordinal, report)
+            WHERE i.job_id = :job_id AND i.ordinal = r.ordinal::int
+        """),
+        {"job_id": job_id, "reports": to_json({str(n): one for n, one in reports.items()})},
+    )
+
+
+def adoption(session: Session, job_id: UUID) -> Counter[Adoption]:
+    """The counts of all documents that a job has adopted."""
+    rows = session.execute(
+        text("""
+            SELECT r.key, sum(r.value::bigint) AS count
+            FROM ingest_items i, jsonb_each_text(i.source -> 'report') r
+            WHERE i.job_id = :job_id AND i.source ->> 'type' = 'adopted'
+                  AND jsonb_typeof(i.source -> 'report') = 'object'
+            GROUP BY r.key
+        """),
+        {"job_id": job_id},
+    )
+    return Counter({Adoption(key): int(count) for key, count in rows})
+
+
+def _adopted(session: Session, job_id: UUID) -> AdoptedChunks | None:
+    """None of a job that adopts no collection."""
+    is_there = text("""
+        SELECT jsonb_path_exists(input, '$.sources[*] ? (@.type == "collection")')
+        FROM jobs WHERE id = :id
+    """)
+    if not session.scalar(is_there, {"id": job_id}):
+        return None
+    counts = adoption(session, job_id)
+    return AdoptedChunks(
+        kept=counts[Adoption.KEPT],
+        embedded=counts[Adoption.OTHER_DIMENSION]
+        + counts[Adoption.OTHER_VECTORS]
+        + counts[Adoption.NO_VECTOR],
+        no_text=counts[Adoption.NO_TEXT],
+        duplicates=counts[Adoption.DUPLICATES],
+        bad_metadata=counts[Adoption.BAD_METADATA],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CutChunks:
     """Chunks that are longer than the window of the embedding model."""
@@ -473,7 +537,8 @@ def unread_documents(session: Session, job_id: UUID, *, named: int = 5) -> Unrea
             CROSS JOIN LATERAL jsonb_array_elements_text(noted.entry -> 1) AS named (script)
             JOIN ingest_items i
                 ON i.job_id = s.job_id AND i.ordinal = (noted.entry ->> 0)::int
-            WHERE s.job_id = :job_id AND s.name IN ('ingest.load', 'ingest.crawl')
+            WHERE s.job_id = :job_id
+                  AND s.name IN ('ingest.load', 'ingest.crawl', 'ingest.adopt_documents')
                   AND s.state = 'succeeded'
                   AND jsonb_typeof(s.result) = 'object' AND i.outcome IN ('added', 'replaced')
             GROUP BY i.ordinal, i.name ORDER BY i.ordinal
@@ -567,6 +632,7 @@ def result(session: Session, job_id: UUID) -> dict[str, Any]:
             for name, message in failures
         ],
         vanished=_vanished(session, job_id),
+        adopted=_adopted(session, job_id),
     ).model_dump(mode="json")
 
 

@@ -7,6 +7,7 @@ of the collection reads.
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from shared.addresses import literal
 from shared.bounds import (
     SOURCES_LIMIT,
     CollectionName,
@@ -35,7 +37,16 @@ from shared.errors import InvalidInput
 from shared.hf.speech import SPEECH_RECOGNITION
 from shared.kinds.kind import Kind, StepType
 from shared.text_encodings import codec_of
-from shared.urls import TRACKING, URL_LIMIT_BYTES, check_literal, folder_url, normal_url
+from shared.urls import (
+    TRACKING,
+    URL_LIMIT_BYTES,
+    CollectionUrl,
+    check_literal,
+    collection_url,
+    folder_url,
+    normal_url,
+)
+from shared.vector_stores import configured_store
 from shared.vocabulary import KeyScope, Queue, Shape
 
 
@@ -302,6 +313,18 @@ class FolderSource(_Source):
     """Of the documents of the folder: if more have vanished, none is erased, and the job warns."""
 
 
+class CollectionSource(Shape):
+    """A collection of Chroma or of LangChain, which is adopted: its chunks stay as they are, those
+    with one `source` in their metadata are a document, and their vectors are kept if they agree
+    with those of the model of this collection."""
+
+    type: Literal["collection"]
+    url: Annotated[str, Field(max_length=URL_LIMIT_BYTES), AfterValidator(collection_url)]
+    """`chroma://host:8000/NAME`, `chroma+https://…`; or a folder of the workers' disks that the
+    deployer permits, which Chroma or LangChain's FAISS wrote: `file:///srv/chroma_db#NAME`."""
+    metadata: Annotated[Metadata, AfterValidator(nfc_metadata)] = {}
+
+
 class DocumentSource(Shape):
     """A document of the collection, which gets other metadata: all that came with requests before
     gives way to `metadata`. Its text and its chunks stay as they are."""
@@ -312,7 +335,14 @@ class DocumentSource(Shape):
 
 
 Source = Annotated[
-    FileSource | TextSource | ChunkSource | DocumentSource | UrlSource | SiteSource | FolderSource,
+    FileSource
+    | TextSource
+    | ChunkSource
+    | DocumentSource
+    | UrlSource
+    | SiteSource
+    | FolderSource
+    | CollectionSource,
     Field(discriminator="type"),
 ]
 
@@ -344,12 +374,30 @@ class SourceError(Shape):
     message: str
 
 
+class AdoptedChunks(Shape):
+    """What became of the chunks of collections that were adopted, without those of documents that
+    had not changed. `kept` and `embedded` are chunks of documents that were added or replaced."""
+
+    kept: int = 0
+    """Their vectors are those that they had."""
+    embedded: int = 0
+    """Their vectors were made anew; `warnings` of the job say why."""
+    no_text: int = 0
+    """Skipped: they have a vector alone, or an empty text."""
+    duplicates: int = 0
+    """Skipped: their document has the same text with the same metadata once more."""
+    bad_metadata: int = 0
+    """Values of metadata that were left out."""
+
+
 class IngestResult(Shape):
     documents: IngestDocuments
     chunks: int
     errors: list[SourceError]
     vanished: list[str] = []
     """Documents of sites and folders that earlier jobs read there, and that are there no longer."""
+    adopted: AdoptedChunks | None = None
+    """Of jobs with a source of the type `collection`."""
 
 
 def speech_model(options: SpeechOptions, settings: HfSettings) -> str:
@@ -386,11 +434,40 @@ def _check(job_input: IngestInput, settings: Settings) -> None:
                 f"input.sources.{n}.url is {source.url}, which is not in a folder that sources may "
                 "read. SLUICE_SOURCE_FOLDERS names those."
             )
+        if isinstance(source, CollectionSource):
+            _check_collection(source, settings, f"input.sources.{n}.url", job_input.collection)
         if isinstance(source, UrlSource | SiteSource):
             try:
                 check_literal(source.url, guard)
             except ValueError as error:
                 raise InvalidInput(f"input.sources.{n}.url {error}") from None
+
+
+def _check_collection(
+    source: CollectionSource, settings: Settings, field: str, collection: str
+) -> None:
+    url = CollectionUrl.read(source.url)
+    store = configured_store(settings)
+    if url.name == collection and store is not None and store.type_.name == "chroma":
+        host, port = urlsplit(url.place).hostname or "", urlsplit(url.place).port
+        for own in store.urls:
+            is_same = (literal(own.host) or own.host) == (literal(host) or host)
+            if is_same and own.port == (port or (443 if url.place.startswith("https") else 80)):
+                raise InvalidInput(
+                    f"{field} is {url}, where Sluice itself would keep the vectors of "
+                    f"{collection!r}: both would be in one collection of Chroma, and erased "
+                    "together. Adopt it under another name."
+                )
+    if url.is_folder and not settings.permits_folder(url.place):
+        raise InvalidInput(
+            f"{field} is {url}, which is not in a folder that sources may read. "
+            "SLUICE_SOURCE_FOLDERS names those."
+        )
+    if not url.is_folder:
+        try:
+            check_literal(url.place, settings.guard())
+        except ValueError as error:
+            raise InvalidInput(f"{field} {error}") from None
 
 
 def _check_options(options: "IngestInput | _Source", place: str) -> None:
@@ -421,6 +498,10 @@ def _check_options(options: "IngestInput | _Source", place: str) -> None:
 TRANSCRIBE_STEP = "ingest.transcribe"
 """What a recording goes through before it is loaded: its model is one of Hugging Face tasks."""
 
+ADOPT_STEP = "ingest.adopt"
+"""The documents of a collection of another program become items of the job."""
+ADOPT_DOCUMENTS_STEP = "ingest.adopt_documents"
+
 INGEST = Kind(
     name="ingest",
     scope=KeyScope.WRITE,
@@ -445,6 +526,18 @@ INGEST = Kind(
             name="ingest.crawl",
             queue=Queue.INGEST,
             handler="workers.ingest.crawl:CRAWL",
+            is_absorbed=True,
+        ),
+        StepType(
+            name=ADOPT_STEP,
+            queue=Queue.INGEST,
+            handler="workers.ingest.adoption.steps:ADOPT",
+            is_absorbed=True,
+        ),
+        StepType(
+            name=ADOPT_DOCUMENTS_STEP,
+            queue=Queue.INGEST,
+            handler="workers.ingest.adoption.steps:ADOPT_DOCUMENTS",
             is_absorbed=True,
         ),
         StepType(

@@ -242,7 +242,7 @@ def test_pipes_get_no_colours() -> None:
      "jobs show", "jobs watch", "jobs cancel", "jobs retry", "collections list",
      "collections create", "collections show", "collections delete",
      "collections rebuild", "collections check", "collections export", "collections import",
-     "documents list",
+     "collections adopt", "documents list",
      "documents show", "documents delete", "chat", "conversations list", "conversations show",
      "conversations erase", "models list", "models show", "models pull", "models create",
      "models delete", "hf", "jobs result", "eval", "sync", "watch", "prompts list", "prompts put",

@@ -171,7 +171,7 @@ def source_name(
         return nfc(upload.name) if upload else f"file {source['file_id']}"
     if source["type"] in ("url", "site", "page"):
         return normal_url(source["url"])
-    if source["type"] in ("folder", "object"):
+    if source["type"] in ("folder", "object", "collection"):
         return nfc(source["url"])
     digest = hashlib.sha256(source["text"].encode()).hexdigest()
     return nfc(f"text-{digest[:16]}")

@@ -35,6 +35,7 @@ from shared.documents.containers import NewContainer
 from shared.documents.documents import chunk_id
 from shared.documents.indexes import IndexPlace
 from shared.documents.ingest_items import (
+    Adoption,
     CutChunks,
     Duplicates,
     NewItem,
@@ -47,7 +48,7 @@ from shared.errors import Cancelled, DocumentError, NotFound, Permanent
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
-from shared.kinds.ingest import TRANSCRIBE_STEP, IngestInput, SplitterType
+from shared.kinds.ingest import ADOPT_STEP, TRANSCRIBE_STEP, IngestInput, SplitterType
 from shared.tables import Chunk, Job, VectorIndex
 from shared.urls import normal_url
 from shared.vocabulary import OPEN, Queue
@@ -120,6 +121,8 @@ def finish(session: Session, job_id: UUID) -> dict[str, Any]:
         jobs.warn(session, job_id, [_unread_warning(unread)])
     if warnings := _duplicate_warnings(session, job_id):
         jobs.warn(session, job_id, warnings)
+    if warnings := _adoption_warnings(ingest_items.adoption(session, job_id)):
+        jobs.warn(session, job_id, warnings)
     if ingest_items.has_members(session, job_id):
         containers.end(session, job_id)
         jobs.delete_members_later(session, job_id)
@@ -167,6 +170,30 @@ def _duplicate_warnings(session: Session, job_id: UUID) -> list[str]:
             f"{_documents(skipped)} the same content as others of the collection, and so were "
             f"skipped: {_named(skipped)}."
         )
+    return warnings
+
+
+_ADOPTION_WARNINGS = {
+    Adoption.OTHER_VECTORS: "{chunks} came with vectors of another model than that of the "
+    "collection, which gives others for the same texts; they were embedded again.",
+    Adoption.OTHER_DIMENSION: "{chunks} came with vectors of another dimension than the model of "
+    "the collection gives; they were embedded again.",
+    Adoption.NO_VECTOR: "{chunks} came without a vector, or with one that is none (zeros, or no "
+    "numbers); they were embedded.",
+    Adoption.NO_TEXT: "{chunks} came without text, and were skipped.",
+    Adoption.DUPLICATES: "{chunks} came with the same text and the same metadata as others of "
+    "their documents, and were skipped.",
+    Adoption.BAD_METADATA: "{chunks} of metadata were left out: they are no text, number, true or "
+    "false or a list of these, or too large.",
+}
+
+
+def _adoption_warnings(counts: Mapping[Adoption, int]) -> list[str]:
+    warnings = []
+    for what, text in _ADOPTION_WARNINGS.items():
+        unit = "value" if what is Adoption.BAD_METADATA else "chunk"
+        if count := counts.get(what):
+            warnings.append(text.format(chunks=f"{count:,} {unit}{'' if count == 1 else 's'}"))
     return warnings
 
 
@@ -235,10 +262,17 @@ class EmbeddingResult:
 
 
 def write_vectors(
-    context: Context, request: IngestRequest, parts: Sequence[ChunkRange]
+    context: Context,
+    request: IngestRequest,
+    parts: Sequence[ChunkRange],
+    given: Mapping[str, Vectors] | None = None,
 ) -> EmbeddingResult:
     """Embed the chunks of the parts that have no vectors yet, and make their postings. No
-    transaction is open meanwhile."""
+    transaction is open meanwhile.
+
+    `given` are vectors of length 1 of some of the chunks, by the ids of these, which are written as
+    they are.
+    """
     process = context.process
     with process.ledger.read() as session:
         chunks = versions.unembedded(session, parts)
@@ -255,7 +289,7 @@ def write_vectors(
             f"gives {embedder.dimension}. Ingest into a new collection."
         )
     place = request.place
-    copied = _copied_vectors(context, place, chunks)
+    copied = {**_copied_vectors(context, place, chunks), **(given or {})}
     all_chunks, chunks = chunks, [chunk for chunk in chunks if _id(chunk) not in copied]
     texts = [chunk.text for chunk in chunks]
     truncations: dict[UUID, Truncation] = {}
@@ -274,8 +308,8 @@ def write_vectors(
         context.check()
         entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in chunks]
         store_of(process).upsert(place.stored_name, entries, vectors)
-    if copied:
-        twins = [chunk for chunk in all_chunks if _id(chunk) in copied]
+    twins = [chunk for chunk in all_chunks if _id(chunk) in copied]
+    if twins:
         entries = [entry_of(chunk, owners[chunk.version_id]) for chunk in twins]
         vectors = np.stack([copied[_id(chunk)] for chunk in twins])
         store_of(process).upsert(place.stored_name, entries, vectors)
@@ -786,7 +820,7 @@ def embed(context: Context) -> Done:
     claim, process = context.claim, context.process
     parts = parts_of(claim)
     if claim.counted_attempt > 1 and len(parts) > 1:
-        return Done(children=[_embed_step([part]) for part in parts])
+        return Done(children=[embed_step([part]) for part in parts])
     with process.ledger.read() as session:
         request = IngestRequest.of_job(session, claim.job_id)
     if request.is_paused:
@@ -798,33 +832,12 @@ def embed(context: Context) -> Done:
     except Permanent:
         if len(parts) == 1:
             raise
-        return Done(children=[_embed_step([part]) for part in parts])  # one of them is the cause
+        return Done(children=[embed_step([part]) for part in parts])  # one of them is the cause
     delete_orphans(process, request.place, parts)
 
     def record(transaction: Transaction) -> None:
-        # Vectors of an index that was replaced meanwhile are no vectors of the collection.
-        indexes.hold_active(transaction, request.collection_id, request.index_id)
-        versions.lock_documents_of(transaction, [part.version_id for part in parts])
-        if embedded.postings is not None:
-            embedded.postings.write_parts(transaction, request.collection_id)
-        noted = _note(transaction, claim, parts)
-        if embedded.postings is not None:
-            outcomes = zip((part.version_id for part in parts), noted, strict=True)
-            embedded.postings.write_whole(transaction, request.collection_id, outcomes)
-        jobs.advance(
-            transaction, claim.job_id, 0, work=sum(part.end - part.first for part in parts)
-        )
-        transaction.after_commit(lambda: tidy(noted))
-
-    def tidy(noted: Sequence[versions.EmbeddingOutcome]) -> None:
-        if any(version.state in (None, VersionState.RETIRED) for version in noted):
-            delete_orphans(process, request.place, parts)
-        collect_replaced(process, [version.replaced for version in noted if version.replaced])
-        merge_soon(process, request.collection_id)
-        with process.ledger.read_single() as session:
-            has_ended = jobs.state_of(session, claim.job_id) not in OPEN
-        if has_ended:
-            measure_ingested(process, request.collection)
+        note_vectors(transaction, context, request, parts, embedded)
+        transaction.after_commit(lambda: measure_at_end(context, request))
 
     result = {
         "model": request.model,
@@ -840,6 +853,45 @@ def embed(context: Context) -> Done:
         ],
     }
     return Done(result=result if embedded.truncations else None, record=record)
+
+
+def note_vectors(
+    transaction: Transaction,
+    context: Context,
+    request: IngestRequest,
+    parts: Sequence[ChunkRange],
+    embedded: EmbeddingResult,
+) -> None:
+    """Note that the parts have vectors, and what became of their documents by that; what was
+    replaced is deleted after the commit. Raises IndexChanged."""
+    process, claim = context.process, context.claim
+    # Vectors of an index that was replaced meanwhile are no vectors of the collection.
+    indexes.hold_active(transaction, request.collection_id, request.index_id)
+    versions.lock_documents_of(transaction, [part.version_id for part in parts])
+    if embedded.postings is not None:
+        embedded.postings.write_parts(transaction, request.collection_id)
+    noted = _note(transaction, claim, parts)
+    if embedded.postings is not None:
+        outcomes = zip((part.version_id for part in parts), noted, strict=True)
+        embedded.postings.write_whole(transaction, request.collection_id, outcomes)
+    jobs.advance(transaction, claim.job_id, 0, work=sum(part.end - part.first for part in parts))
+
+    def tidy() -> None:
+        if any(version.state in (None, VersionState.RETIRED) for version in noted):
+            delete_orphans(process, request.place, parts)
+        collect_replaced(process, [version.replaced for version in noted if version.replaced])
+        merge_soon(process, request.collection_id)
+
+    transaction.after_commit(tidy)
+
+
+def measure_at_end(context: Context, request: IngestRequest) -> None:
+    """Measure the collection if the job has ended."""
+    process = context.process
+    with process.ledger.read_single() as session:
+        has_ended = jobs.state_of(session, context.claim.job_id) not in OPEN
+    if has_ended:
+        measure_ingested(process, request.collection)
 
 
 def _note(
@@ -893,7 +945,7 @@ def transcribe_step(ordinal: int, *, rows: dict[str, Any] | None = None) -> NewS
     return NewStep(name=TRANSCRIBE_STEP, queue=Queue.HF, payload=payload)
 
 
-_EXPANDED = {"site": "ingest.crawl", "folder": "ingest.list"}
+_EXPANDED = {"site": "ingest.crawl", "folder": "ingest.list", "collection": ADOPT_STEP}
 """The steps that expand a source, by its type."""
 
 
@@ -901,30 +953,35 @@ def expanding_step(name: str, ordinal: int) -> NewStep:
     return NewStep(name=name, queue=Queue.INGEST, payload={"ordinal": ordinal})
 
 
-def embed_steps(counts: dict[UUID, int], size: int, copies: Mapping[UUID, UUID]) -> list[NewStep]:
+def embed_steps(
+    counts: Mapping[UUID, int], size: int, copies: Mapping[UUID, UUID]
+) -> list[NewStep]:
     """Steps of at most `size` chunks: small documents together, large ones in several steps."""
-    steps: list[NewStep] = []
+    return [embed_step(batch, copies) for batch in batches_of(counts, size)]
+
+
+def batches_of(counts: Mapping[UUID, int], size: int) -> Iterator[list[ChunkRange]]:
+    """The chunks of these versions, at most `size` in a batch."""
     batch: list[ChunkRange] = []
     room = size
     for part in _cut(counts, size):
         length = part.end - part.first
         if batch and length > room:
-            steps.append(_embed_step(batch, copies))
+            yield batch
             batch, room = [], size
         batch.append(part)
         room -= length
     if batch:
-        steps.append(_embed_step(batch, copies))
-    return steps
+        yield batch
 
 
-def _cut(counts: dict[UUID, int], size: int) -> Iterator[ChunkRange]:
+def _cut(counts: Mapping[UUID, int], size: int) -> Iterator[ChunkRange]:
     for version_id, count in counts.items():
         for first in range(0, count, size):
             yield ChunkRange(version_id=version_id, first=first, end=min(first + size, count))
 
 
-def _embed_step(parts: list[ChunkRange], copies: Mapping[UUID, UUID] | None = None) -> NewStep:
+def embed_step(parts: list[ChunkRange], copies: Mapping[UUID, UUID] | None = None) -> NewStep:
     payload: dict[str, Any] = {
         "parts": [[str(part.version_id), part.first, part.end] for part in parts]
     }

@@ -28,6 +28,7 @@ from chromadb.api.collection_configuration import (
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import Space
 from chromadb.auth import UserIdentity
+from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError, NotFoundError
 
@@ -94,17 +95,11 @@ class Chroma:
     @cached_property
     def _client(self) -> ClientAPI:
         url = self._url
-        # The same settings as `chromadb.HttpClient` makes.
-        settings = ChromaSettings(
-            anonymized_telemetry=False,
-            chroma_api_impl="chromadb.api.fastapi.FastAPI",
-            chroma_server_host=url.host,
-            chroma_server_http_port=url.port,
-            chroma_server_ssl_enabled=url.is_secure,
-            chroma_client_auth_provider=_BASIC if url.user else None,
-            chroma_client_auth_credentials=f"{url.user}:{url.password}" if url.user else None,
-        )
-        return _Client(settings, self._timeout_s, self._connect_timeout_s)
+        settings = server_settings(url.host, url.port, is_secure=url.is_secure)
+        if url.user:
+            settings.chroma_client_auth_provider = _BASIC
+            settings.chroma_client_auth_credentials = f"{url.user}:{url.password}"
+        return TimedClient(settings, self._timeout_s, self._connect_timeout_s)
 
     def make(self, name: str, distance: str) -> None:
         with self._translated(name):
@@ -292,17 +287,39 @@ class Chroma:
         return Unavailable(f"Chroma at {self._url} ({VECTORS_URL}) failed: {error}")
 
 
-class _Client(Client):
-    """Chroma's client with a timeout for each request; without one it would wait for ever."""
+def server_settings(host: str, port: int | None, *, is_secure: bool) -> ChromaSettings:
+    """The same settings as `chromadb.HttpClient` makes."""
+    return ChromaSettings(
+        anonymized_telemetry=False,
+        chroma_api_impl="chromadb.api.fastapi.FastAPI",
+        chroma_server_host=host,
+        chroma_server_http_port=port,
+        chroma_server_ssl_enabled=is_secure,
+    )
+
+
+class TimedClient(Client):
+    """Chroma's client with a timeout for each request; without one it would wait for ever.
+
+    `make_transport` makes the transport of its requests from the time in seconds.
+    """
 
     def __init__(
-        self, settings: ChromaSettings, timeout_s: float, connect_timeout_s: float
+        self,
+        settings: ChromaSettings,
+        timeout_s: float,
+        connect_timeout_s: float,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        database: str = DEFAULT_DATABASE,
+        make_transport: Callable[[float], httpx.BaseTransport] = TimedTransport,
     ) -> None:
         self._timeout_s = timeout_s
         self._timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s)
+        self._make_transport = make_transport
         self._sessions: list[httpx.Client] = []
         try:
-            super().__init__(settings=settings)
+            super().__init__(tenant=tenant, database=database, settings=settings)
         except BaseException:
             self.close_sessions()
             raise
@@ -326,7 +343,7 @@ class _Client(Client):
         server._session = httpx.Client(
             headers=session.headers,
             timeout=self._timeout,
-            transport=TimedTransport(self._timeout_s),
+            transport=self._make_transport(self._timeout_s),
         )
         self._sessions.append(server._session)
         session.close()
