@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -31,13 +30,11 @@ from redis import Redis
 from shared.config import Settings
 from shared.database.engine import upgrade
 from shared.database.transaction import Ledger
-from tests.ledgers import forget_engines, kept_ledger
+from tests.ledgers import kept_ledger
 from tests.servers import Server, start_chroma, start_postgres, start_redis
 
 if TYPE_CHECKING:
     from tests.tiny_models import Answerer
-
-_databases = count(1)
 
 # A shell starts what runs in its background with SIGINT ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -163,12 +160,12 @@ def migrated(postgres_server: Server) -> str:
 
 @pytest.fixture(scope="module")
 def postgres_url(postgres_server: Server, migrated: str) -> Iterator[str]:
-    """A new database of this test module, at the newest revision."""
-    name = f"test_{next(_databases)}"
+    """A new database of this test module, at the newest revision. Its name is that of the last
+    module's, so that engines can be used again (`tests/ledgers.py`)."""
+    name = "test"
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated} STRATEGY FILE_COPY")
     yield _database_url(postgres_server, name)
-    forget_engines()
     with psycopg.connect(postgres_server.url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -6,8 +6,14 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from shared.config import ConnectionSettings, Settings
+from shared.config import Settings
 from shared.database.transaction import Engines, Ledger, make_engines, make_ledger
+
+OF_ENGINES = (
+    "database_url", "connect_timeout_s", "request_timeout_s", "database_pool_connections",
+    "database_statement_timeout_s", "database_lock_timeout_s",
+)  # fmt: skip
+"""The settings that decide what an engine is."""
 
 _idle: dict[Hashable, list["_KeptEngines"]] = defaultdict(list)
 """Without connections, by settings; those of a forked process are its own."""
@@ -26,14 +32,8 @@ class _KeptEngines(Engines):
 
 def kept_ledger(settings: Settings) -> Ledger:
     """As `make_ledger`, with the engines of a closed ledger of the same settings."""
-    fields = (getattr(settings, name) for name in ConnectionSettings.model_fields)
-    key = (os.getpid(), *fields)
+    key = (os.getpid(), *(getattr(settings, name) for name in OF_ENGINES))
     if _idle[key]:
         return make_ledger(settings, _idle[key].pop())
     made = make_engines(settings)
     return make_ledger(settings, _KeptEngines(usual=made.usual, planned=made.planned, key=key))
-
-
-def forget_engines() -> None:
-    """At the end of their database."""
-    _idle.clear()

@@ -126,7 +126,7 @@ def test_a_mail_is_a_document_and_so_are_its_attachments(process: Process, colle
 
 
 def test_many_members_and_several_archives_in_one_job(process: Process, collection: str) -> None:
-    content = {f"{n}.txt": f"Document {n} of many." for n in range(40)}
+    content = {f"{n}.txt": f"Document {n} of many." for n in range(15)}
     tar, seven = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w:xz") as archive:
         for name, text in content.items():
@@ -143,9 +143,9 @@ def test_many_members_and_several_archives_in_one_job(process: Process, collecti
     sources.append({"type": "text", "name": "plain.txt", "text": TRAINS})
     job_id = order_sources(process, collection, sources)
     drain(process)
-    assert counts(process, job_id) == {"added": 82}
+    assert counts(process, job_id) == {"added": 32}
     job = job_of(process, job_id)
-    assert (job.progress_done, job.progress_total) == (82, 82)
+    assert (job.progress_done, job.progress_total) == (32, 32)
     hit = search(process, collection, "How long do cats sleep?", k=1)[0]
     assert (hit.source, hit.metadata["from"]) == ("c.7z!/in.zip!/in.txt", "c.7z")
     assert folders_to_delete(process, job_id) == 1
