@@ -32,6 +32,7 @@ from shared.conversations import ListedConversation
 from shared.documents.checks import CheckState, LastCheck
 from shared.documents.collections import Summary
 from shared.documents.documents import ChunkView, DocumentView
+from shared.documents.indexes import IndexState, IndexSummary
 from shared.jobs import jobs
 from shared.jobs.jobs import Contents
 from shared.jobs.queues import Estimate
@@ -226,6 +227,13 @@ class LastCheckView(BaseModel):
         return cls(state=check.state, finished_at=check.finished_at, job_id=check.job_id, **counts)
 
 
+def only_store(settings: ConnectionSettings) -> str | None:
+    """The URL of the store, without credentials; None if there is none, or several servers."""
+    configured = configured_store(settings)
+    urls = () if configured is None else configured.urls
+    return str(urls[0]) if len(urls) == 1 else None
+
+
 class CollectionView(BaseModel):
     name: str
     embedding_model: str
@@ -244,19 +252,66 @@ class CollectionView(BaseModel):
 
     @classmethod
     def of(cls, summary: Summary, settings: ConnectionSettings) -> "CollectionView":
-        configured = configured_store(settings)
-        urls = () if configured is None else configured.urls
-        only = str(urls[0]) if len(urls) == 1 else None
         return cls(
             name=summary.name,
             embedding_model=summary.embedding_model,
             dimension=summary.dimension,
             distance=summary.distance,
-            store=summary.server or only,
+            store=summary.server or only_store(settings),
             documents=summary.documents,
             chunks=summary.chunks,
             check=None if summary.check is None else LastCheckView.of(summary.check),
             created_at=summary.created_at,
+        )
+
+
+class IndexView(BaseModel):
+    """Vectors of one model. Searches read the one whose state is `active`."""
+
+    name: str = Field(description="What it is called in the store.")
+    embedding_model: str
+    dimension: int | None
+    distance: str
+    state: IndexState
+    store: str | None = Field(description="Where its vectors lie, as of the collection.")
+    chunks: int = Field(
+        description="Of how many chunks it has the vectors; 0 if it is retired and nobody can go "
+        "back to it."
+    )
+    can_roll_back: bool = Field(description="Whether a rollback may go back to it.")
+    job_id: UUID | None = Field(description="The job that builds it, or has built it.")
+    created_at: datetime
+    kept_until: datetime | None = Field(
+        description="When it is dropped; null while it is not retired."
+    )
+
+    @classmethod
+    def of(cls, index: IndexSummary, settings: ConnectionSettings) -> "IndexView":
+        return cls(
+            name=index.stored_name,
+            embedding_model=index.embedding_model,
+            dimension=index.dimension,
+            distance=index.distance,
+            state=index.state,
+            store=index.server or only_store(settings),
+            chunks=index.chunks,
+            can_roll_back=index.can_roll_back,
+            job_id=index.job_id,
+            created_at=index.created_at,
+            kept_until=index.kept_until if index.state is IndexState.RETIRED else None,
+        )
+
+
+class CollectionDetails(CollectionView):
+    indexes: list[IndexView]
+
+    @classmethod
+    def with_indexes(
+        cls, summary: Summary, indexes: Sequence[IndexSummary], settings: ConnectionSettings
+    ) -> "CollectionDetails":
+        view = CollectionView.of(summary, settings)
+        return cls(
+            **view.model_dump(), indexes=[IndexView.of(index, settings) for index in indexes]
         )
 
 

@@ -1,4 +1,5 @@
-"""Answers that wait for a job's end: `Prefer: wait=N`, deletions, requests of dialects.
+"""Answers of requests that submit a job, at once or at its end: `Prefer: wait=N`, deletions,
+requests of dialects.
 
 Waiting holds neither a thread nor a database connection. Updates come from `api/jobs/following.py`;
 if they say that the job has ended, Postgres is asked. So it also works, though slower, while Redis
@@ -11,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from fastapi import Response
@@ -21,10 +22,12 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import Parts
 from api.http.answers import answer, job_view
 from api.http.middleware import release_body
+from api.jobs import submission
 from api.jobs.following import START
-from api.schemas import JobView
+from api.schemas import JobRequest, JobView
 from shared.errors import NotFound, Unavailable
-from shared.jobs import jobs, submission
+from shared.jobs import jobs
+from shared.jobs import submission as ledger
 from shared.jobs.submission import NewJob, Submitted
 from shared.kinds import registry as kinds
 from shared.kinds.erase import EraseInput
@@ -151,6 +154,42 @@ async def answer_when_ended(
     return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
 
 
+async def submit(
+    parts: Parts,
+    request: JobRequest,
+    *,
+    fair_key: str,
+    preferences: Sequence[str] | None,
+    idempotency_key: str | None,
+    body: Any,
+) -> Response:
+    """Submit a job, and answer 202 with it; 200 with the finished one if the preferences say so and
+    it ends in time. Requests with one key are the same if their `body` is. Raises what
+    `submission.new_job` and `submission.submit` raise, and Unavailable if too many clients wait.
+    """
+    wait_s = wait_of(preferences, at_most=parts.settings.max_wait_s)
+    if wait_s:
+        parts.followers.check_room()
+    new = submission.new_job(
+        request,
+        parts.settings,
+        fair_key=fair_key,
+        lane=Lane.NORMAL if wait_s is None else Lane.INTERACTIVE,
+        idempotency_key=idempotency_key,
+        body=body,
+    )
+    commit = partial(submission.submit, is_waited=bool(wait_s))
+    made = await run_in_threadpool(commit, parts.ledger, parts.admission, new)
+    headers = {"Location": f"/v1/jobs/{made.id}"} | preference_header(wait_s)
+    if not made.is_new:
+        headers["Idempotent-Replayed"] = "true"
+    if wait_s is not None:
+        return await answer_when_ended(parts, made, fair_key, wait_s, headers)
+    if made.is_new:
+        return answer(submission.view_of_new(new, made), 202, headers)
+    return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
+
+
 ERASURE_WAIT_S = 30.0
 
 
@@ -182,7 +221,7 @@ async def erase(
     def add() -> Submitted:
         with parts.ledger.begin() as session:
             require(session)
-            return submission.submit(session, new)
+            return ledger.submit(session, new)
 
     def hide_now() -> None:
         # NotFound means that the job has ended meanwhile.

@@ -1,25 +1,51 @@
 """Collections and their documents."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
 
-from api.deps import Cursor, FairKey, PageLimit, PartsDep, Prefer
+from api.deps import Cursor, FairKey, IdempotencyKey, PageLimit, Parts, PartsDep, Prefer
 from api.http import answers
 from api.http.answers import answer
 from api.http.body import StrictRoute
 from api.http.errors import BadCursor
 from api.jobs import waiting
 from api.openapi import documented
-from api.schemas import ChunkOut, CollectionSpec, CollectionView, DocumentOut, JobView, Page
-from shared.bounds import COLLECTION_NAME, CollectionName, SourceName, nfc, shown
-from shared.documents import collections, documents, erasure
-from shared.errors import InvalidInput, NotFound
+from api.schemas import (
+    REQUESTS,
+    ChunkOut,
+    CollectionDetails,
+    CollectionSpec,
+    CollectionView,
+    DocumentOut,
+    IndexView,
+    JobRequest,
+    JobView,
+    Page,
+)
+from shared.bounds import (
+    COLLECTION_NAME,
+    CollectionName,
+    SourceName,
+    is_storable_text,
+    nfc,
+    shown,
+)
+from shared.documents import collections, documents, erasure, indexes
+from shared.errors import Conflict, InvalidInput, NotFound
 from shared.kinds.erase import EraseInput
+from shared.kinds.rebuild import REBUILD, RebuildInput, RebuildOptions, RollbackOptions
 from shared.models import embedding_models
+from shared.tables import VectorIndex
+from shared.vector_stores import VECTORS_URL, configured_store
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
+
+SUBMITTED: Final = {202: JobView, 200: JobView}
+NOT_SUBMITTED: Final = (400, 404, 409, 413, 415, 422, 429)
+INDEX_NAME_LIMIT_CHARS: Final = 160
+"""That of a collection, a dot and a number."""
 
 NewName = Annotated[
     CollectionName,
@@ -33,7 +59,14 @@ async def _name(name: str) -> str:
     return nfc(name)
 
 
+async def _index_name(index: str) -> str:
+    if not is_storable_text(index) or len(index) > INDEX_NAME_LIMIT_CHARS:
+        raise NotFound(f"There is no index {shown(index)}; that is not a name of one.")
+    return nfc(index)
+
+
 Name = Annotated[str, Depends(_name)]
+IndexName = Annotated[str, Depends(_index_name)]
 Names = Annotated[list[SourceName], Query(default_factory=list, max_length=100, fail_fast=True)]
 
 
@@ -64,12 +97,15 @@ def put_collection(
     return answer(CollectionView.of(summary, parts.settings), 201 if is_new else 200)
 
 
-@router.get("/{name}", responses=documented({200: CollectionView}, 404))
+@router.get("/{name}", responses=documented({200: CollectionDetails}, 404))
 def get_collection(parts: PartsDep, name: Name) -> Response:
-    """A collection, with the numbers of its documents and chunks."""
+    """A collection, with the numbers of its documents and chunks, and its vector indexes: the
+    active one, which searches read, then others, the newest first."""
     with parts.ledger.read() as session:
-        summary = collections.summary(session, collections.get(session, name))
-    return answer(CollectionView.of(summary, parts.settings))
+        collection = collections.get(session, name)
+        summary = collections.summary(session, collection)
+        summaries = indexes.summaries(session, collection.id)
+    return answer(CollectionDetails.with_indexes(summary, summaries, parts.settings))
 
 
 @router.get("", responses=documented({200: Page[CollectionView]}, 400, 422))
@@ -96,6 +132,108 @@ async def delete_collection(
         require=lambda session: erasure.require_collection(session, name),
         hide=lambda session: erasure.hide_collection(session, name),
     )
+
+
+@router.post("/{name}/rebuild", status_code=202, responses=documented(SUBMITTED, *NOT_SUBMITTED))
+async def rebuild_collection(
+    parts: PartsDep,
+    fair_key: FairKey,
+    name: Name,
+    preferences: Prefer,
+    options: Annotated[RebuildOptions | None, Body()] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Make the vectors of a collection anew while it is searched and filled, of another model or of
+    its own: submits a job of the kind `rebuild`."""
+    fields = {} if options is None else dict(options)
+    request = _rebuild_job(RebuildInput(collection=name, **fields))
+    return await _submit(parts, request, fair_key, preferences, idempotency_key)
+
+
+@router.post("/{name}/rollback", status_code=202, responses=documented(SUBMITTED, *NOT_SUBMITTED))
+async def roll_back_collection(
+    parts: PartsDep,
+    fair_key: FairKey,
+    name: Name,
+    preferences: Prefer,
+    options: Annotated[RollbackOptions | None, Body()] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Go back to the vector index that was active before, brought up to date: submits a job of the
+    kind `rebuild`. 409 if there is none."""
+    fields = {} if options is None else dict(options)
+    request = _rebuild_job(RebuildInput(collection=name, rollback=True, **fields))
+    return await _submit(parts, request, fair_key, preferences, idempotency_key)
+
+
+def _rebuild_job(input_: RebuildInput) -> JobRequest:
+    return REQUESTS[REBUILD.name](kind=REBUILD.name, input=input_)
+
+
+async def _submit(
+    parts: Parts,
+    request: JobRequest,
+    fair_key: str,
+    preferences: list[str],
+    idempotency_key: str | None,
+) -> Response:
+    return await waiting.submit(
+        parts,
+        request,
+        fair_key=fair_key,
+        preferences=preferences,
+        idempotency_key=idempotency_key,
+        # Of the collection, too: one key for two of them is a mistake.
+        body=request.model_dump(mode="json", exclude_unset=True),
+    )
+
+
+@router.delete(
+    "/{name}/indexes/{index}",
+    status_code=202,
+    responses=documented({202: IndexView}, 404, 409, 422),
+)
+def drop_collection_index(
+    parts: PartsDep,
+    name: Name,
+    index: IndexName,
+    forget: Annotated[
+        bool,
+        Query(
+            description="The index is on a server that SLUICE_VECTORS_URL does not name any more: "
+            "forget it; what the server has stays there."
+        ),
+    ] = False,
+) -> Response:
+    """Let an index go that is not in use; the sweeper drops its vectors soon after. 409 for the
+    active one, and for one that a job builds."""
+    with parts.ledger.begin() as session:
+        collection = collections.get(session, name)
+        collections.hold(session, collection.id)
+        row = indexes.named(session, collection.id, index)
+        _require_place(parts, row, is_forgotten=forget)
+        summary = (indexes.forget if forget else indexes.drop)(session, row)
+    return answer(IndexView.of(summary, parts.settings), 202)
+
+
+def _require_place(parts: Parts, index: VectorIndex, *, is_forgotten: bool) -> None:
+    """Raises Conflict if an index is to be forgotten and its server is there, or to be dropped and
+    it is not."""
+    store = configured_store(parts.settings)
+    is_away = index.server is not None and (
+        store is None or index.server not in map(str, store.urls)
+    )
+    if is_away and not is_forgotten:
+        raise Conflict(
+            f"The vectors of {index.stored_name!r} are on {index.server}, which {VECTORS_URL} does "
+            "not name. Put it back; or forget the index with ?forget=true (`sluice collections "
+            "drop-index --forget`), and what that server has stays there."
+        )
+    if is_forgotten and not is_away:
+        raise Conflict(
+            f"The server of {index.stored_name!r} is one of {VECTORS_URL}: drop the index, without "
+            "forget."
+        )
 
 
 @router.get("/{name}/chunks", responses=documented({200: Page[ChunkOut]}, 400, 404, 422))

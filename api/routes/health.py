@@ -240,7 +240,8 @@ def _vectors(parts: Parts) -> str:
         noted = indexes.count_servers(session).keys()
     if away := sorted(noted - set(map(str, store.urls))):
         raise NotReady(
-            f"collections lie on {', '.join(away)}, which {VECTORS_URL} does not name; put it back"
+            f"collections lie on {', '.join(away)}, which {VECTORS_URL} does not name; put it "
+            "back, or rebuild them and forget those indexes (`sluice collections drop-index`)"
         )
     return "answers"
 

@@ -1,10 +1,8 @@
 """Jobs and their kinds: submit, find, cancel, redrive. Events are in `api/routes/events.py`."""
 
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from api.deps import Cursor, FairKey, IdempotencyKey, JobId, PageLimit, PartsDep, Prefer, as_id
 from api.http import answers
@@ -33,7 +31,7 @@ from shared.jobs.batches import WITHOUT_RESULT
 from shared.jobs.jobs import Contents, Filter
 from shared.jobs.queues import Estimate, estimate
 from shared.kinds.registry import BATCH, KINDS
-from shared.vocabulary import Lane, State
+from shared.vocabulary import State
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
 
@@ -60,27 +58,14 @@ async def submit_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a job. It exists once this is answered."""
-    wait_s = waiting.wait_of(preferences, at_most=parts.settings.max_wait_s)
-    if wait_s:
-        parts.followers.check_room()
-    new = submission.new_job(
+    return await waiting.submit(
+        parts,
         request,
-        parts.settings,
         fair_key=fair_key,
-        lane=Lane.NORMAL if wait_s is None else Lane.INTERACTIVE,
+        preferences=preferences,
         idempotency_key=idempotency_key,
         body=await http.json() if idempotency_key else None,
     )
-    submit = partial(submission.submit, is_waited=bool(wait_s))
-    made = await run_in_threadpool(submit, parts.ledger, parts.admission, new)
-    headers = {"Location": f"/v1/jobs/{made.id}"} | waiting.preference_header(wait_s)
-    if not made.is_new:
-        headers["Idempotent-Replayed"] = "true"
-    if wait_s is not None:
-        return await waiting.answer_when_ended(parts, made, fair_key, wait_s, headers)
-    if made.is_new:
-        return answer(submission.view_of_new(new, made), 202, headers)
-    return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
 
 
 @router.post(

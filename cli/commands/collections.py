@@ -84,8 +84,23 @@ def create(
 @click.argument("name", shell_complete=complete_collections)
 @with_client
 def show(client: Client, *, name: str, as_json: bool) -> int:
-    """One collection."""
-    return _print_collection(client.collection(name), as_json)
+    """One collection, and its vector indexes where there are several."""
+    collection = client.collection(name)
+    _print_collection(collection, as_json)
+    if not as_json and len(collection.indexes) > 1:
+        print_text("")
+        print_table(
+            ("index", "state", "model", "dimension", "chunks", "rollback", "created", "kept until"),
+            [
+                (
+                    one.name, one.state, one.embedding_model, one.dimension or "", one.chunks,
+                    "yes" if one.can_roll_back else "", one.created_at, one.kept_until or "",
+                )
+                for one in collection.indexes
+            ],
+            flexible="model",
+        )  # fmt: skip
+    return 0
 
 
 @collections.command()
@@ -356,18 +371,47 @@ def _print_adoption(name: str, result: dict[str, Any]) -> None:
     )
 
 
+@collections.command("drop-index")
+@click.argument("name", shell_complete=complete_collections)
+@click.argument("index")
+@click.option("--forget", is_flag=True,
+              help="Its server is gone for good: forget it, without asking that.")  # fmt: skip
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@with_client
+def drop_index(
+    client: Client, *, name: str, index: str, forget: bool, yes: bool, as_json: bool
+) -> int:
+    """Drop a vector index that is kept for a rollback, or was left unfinished.
+
+    `sluice collections show NAME` lists them. The one that searches read is refused.
+    """
+    if not yes:
+        confirm(f"{'Forget' if forget else 'Drop'} the index {index} of {name}?")
+    dropped = client.drop_index(name, index, forget=forget)
+    if as_json:
+        print_json(dropped)
+    elif forget:
+        print_text(f"Forgot {dropped.name} ({dropped.embedding_model}, on {dropped.store}).")
+    else:
+        print_text(f"Dropping {dropped.name} ({dropped.embedding_model}): the sweeper does it now.")
+    return 0
+
+
 def _print_rebuild(result: dict[str, Any]) -> None:
     comparison = result.get("comparison") or {}
     k = comparison.get("k")
+    figures = [
+        (f"overlap@{k}", comparison.get("overlap")),
+        (f"recall@{k}", comparison.get("recall")),
+        ("before that", comparison.get("recall_before")),
+    ]
     print_fields(
         [
             ("name", result["collection"]),
             ("model", f"{result['embedding_model']} ({result['dimension']} dimensions)"),
             ("before", result["embedding_model_before"]),
             ("chunks", result["chunks"]),
-            (f"overlap@{k}", comparison.get("overlap")),
-            (f"recall@{k}", comparison.get("recall")),
-            ("before that", comparison.get("recall_before")),
+            *(figures if comparison else ()),
             ("rollback until", result.get("rollback_until")),
         ]
     )

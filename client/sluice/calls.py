@@ -47,6 +47,8 @@ from sluice.shapes import (
     Batch,
     Chunk,
     Collection,
+    CollectionDetails,
+    CollectionIndex,
     Conversation,
     ConversationMessage,
     Document,
@@ -463,8 +465,9 @@ class Calls(Generic[J]):
         )
         return Collection.model_validate(answer)
 
-    async def collection(self, name: str, *, timeout_s: float | None = None) -> Collection:
-        return await self._get(Collection, f"/v1/collections/{segment(name)}", timeout_s)
+    async def collection(self, name: str, *, timeout_s: float | None = None) -> CollectionDetails:
+        """A collection, with its vector indexes."""
+        return await self._get(CollectionDetails, f"/v1/collections/{segment(name)}", timeout_s)
 
     def collections(
         self, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
@@ -476,6 +479,22 @@ class Calls(Generic[J]):
     ) -> J:
         """Erase a collection with text and vectors. Returns the `erase` job, which succeeded."""
         return await self._erase(f"/v1/collections/{segment(name)}", timeout_s, on_waiting)
+
+    async def drop_index(
+        self,
+        collection: str,
+        index: str,
+        *,
+        forget: bool = False,
+        timeout_s: float | None = None,
+    ) -> CollectionIndex:
+        """Let a vector index go that is not in use; its vectors are dropped soon after. With
+        `forget`, one on a server that the store does not have any more."""
+        path = f"/v1/collections/{segment(collection)}/indexes/{segment(index)}"
+        answer = await self.transport.json(
+            "DELETE", f"{path}?forget=true" if forget else path, timeout_s=timeout_s
+        )
+        return CollectionIndex.model_validate(answer)
 
     def documents(
         self, collection: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None

@@ -16,6 +16,7 @@ import functools
 import inspect
 import os
 import time
+import uuid
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -34,8 +35,8 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar,
 import httpx
 
 from sluice.bundles import download, upload_slices
-from sluice.calls import Calls, J, silent
-from sluice.errors import ApiError, ConnectionFailed, WaitTimeout
+from sluice.calls import Calls, J, segment, silent
+from sluice.errors import ApiError, ConnectionFailed, InvalidInput, WaitTimeout
 from sluice.ingest import (
     PARALLEL_UPLOADS,
     Advance,
@@ -394,21 +395,37 @@ class Tasks(Calls[J], Generic[J]):
         *,
         model: str | None = None,
         rollback: bool = False,
+        queries: Sequence[Mapping[str, Any]] = (),
+        k: int | None = None,
         min_overlap: float | None = None,
         min_recall: float | None = None,
         wait: bool = True,
         timeout_s: float | None = None,
     ) -> J:
         """Make the vectors of a collection anew, by another model or by its own; with `rollback`,
-        go back to those before. The collection is searched and filled meanwhile.
+        go back to those before. The collection is searched and filled meanwhile. Both are compared
+        before the switch: by `queries`, such as {"query": "…", "relevant": ["a.md"]}, or by
+        sentences of the documents; and by the best `k` passages.
 
         Returns the `rebuild` job: succeeded, or with `wait=False` as it was submitted. Raises
         `JobFailed`, also below `min_overlap` or `min_recall`, and nothing has changed then.
         """
-        job_input: dict[str, Any] = {"collection": name, "rollback": rollback}
-        options = {"model": model, "min_overlap": min_overlap, "min_recall": min_recall}
-        job_input |= {key: value for key, value in options.items() if value is not None}
-        job = await self.submit_untyped("rebuild", job_input)
+        if rollback and model is not None:
+            raise InvalidInput("Give either model or rollback: the index before has its own model.")
+        options = {
+            "model": model,
+            "queries": [dict(query) for query in queries] or None,
+            "k": k,
+            "min_overlap": min_overlap,
+            "min_recall": min_recall,
+        }
+        answer = await self.transport.json(
+            "POST",
+            f"/v1/collections/{segment(name)}/{'rollback' if rollback else 'rebuild'}",
+            body={key: value for key, value in options.items() if value is not None},
+            headers={"Idempotency-Key": str(uuid.uuid4())},
+        )
+        job = self._bind(Job.model_validate(answer))
         if not wait:
             return job
         job = await self.wait(job.id, timeout_s=timeout_s)
@@ -772,6 +789,7 @@ class Client:
     export_collection = _blocking(Tasks.export_collection)
     import_collection = _blocking(Tasks.import_collection)
     adopt_collection = _blocking(Tasks.adopt_collection)
+    drop_index = _blocking(Tasks.drop_index)
     documents = _blocking_iterator(Tasks.documents)
     document = _blocking(Tasks.document)
     chunks = _blocking_iterator(Tasks.chunks)

@@ -511,13 +511,13 @@ class RebuildInput(TypedDict):
     job fails before anything has changed.
     """
 
-    collection: str
-    model: NotRequired[str | None]
-    rollback: NotRequired[bool]
     queries: NotRequired[list[JudgedQuery]]
     k: NotRequired[int]
     min_overlap: NotRequired[float | None]
     min_recall: NotRequired[float | None]
+    model: NotRequired[str | None]
+    collection: str
+    rollback: NotRequired[bool]
 
 
 class CheckInput(TypedDict):
@@ -617,13 +617,16 @@ class Span(TypedDict):
 
 class HitDebug(TypedDict):
     """How the score of a hit came about. `similarity` is its cosine, `lexical` its BM25 score,
-    and `halves` names those whose best passages it was among.
+    and `halves` names those whose best passages it was among. `index` is the vector index that
+    was read, and `embedding_model` is its model; without them no vectors were.
     """
 
     similarity: NotRequired[float]
     lexical: NotRequired[float]
     dense_weight: NotRequired[float]
     halves: NotRequired[list[str]]
+    index: NotRequired[str]
+    embedding_model: NotRequired[str]
 
 
 class HitDict(TypedDict):

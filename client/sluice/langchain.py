@@ -37,7 +37,7 @@ from sluice.errors import ConfigurationError, InvalidInput, NotFound, SluiceErro
 from sluice.events import StreamItem, TextPiece
 from sluice.inputs import SEARCH, tool_spec
 from sluice.kinds import Lane
-from sluice.shapes import ChatAnswer, Chunk, Hit, Job, SourceError
+from sluice.shapes import ChatAnswer, Chunk, Collection, Hit, Job, SourceError
 from sluice.transport import drive
 
 try:
@@ -910,6 +910,7 @@ class SluiceVectorStore(VectorStore):
         if self._is_checked:
             return
         model = None if self._embedding is None else self._embedding.model
+        collection: Collection
         try:
             collection = await calls.collection(self.collection, timeout_s=self.timeout_s)
         except NotFound:

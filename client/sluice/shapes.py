@@ -202,6 +202,31 @@ class Collection(Wire):
     created_at: datetime | None = None
 
 
+class CollectionIndex(Wire):
+    """Vectors of one model; searches read the one whose state is `active`."""
+
+    name: str
+    """What it is called in the store."""
+    embedding_model: str
+    dimension: int | None = None
+    distance: str | None = None
+    state: str
+    """`active`, `building` or `retired`."""
+    store: str | None = None
+    chunks: int = 0
+    can_roll_back: bool = False
+    """Whether `rebuild_collection` with `rollback` may go back to it."""
+    job_id: str | None = None
+    created_at: datetime | None = None
+    kept_until: datetime | None = None
+    """When it is dropped; None while it is not retired."""
+
+
+class CollectionDetails(Collection):
+    indexes: list[CollectionIndex] = []
+    """The active one first, then the newest."""
+
+
 class Document(Wire):
     id: str
     collection: str

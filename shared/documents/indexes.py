@@ -21,13 +21,14 @@ from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, t
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from shared.bounds import shown
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.tables import Job, VectorIndex, VectorIndexVersion, new_id
 from shared.vocabulary import OPEN, State
 
 
 class IndexChanged(Unavailable):
-    """The collection is getting another vector index; these chunks are embedded afterwards."""
+    """The collection is getting another vector index; the step runs again afterwards."""
 
 
 class IndexState(StrEnum):
@@ -269,8 +270,8 @@ def begin(
 
 
 def begin_rollback(session: Session, collection_id: UUID, job_id: UUID) -> VectorIndex:
-    """The index that was active before, for a job to bring up to date. Raises NotFound if it is no
-    longer kept, and Conflict while another job builds one. The collection must be held."""
+    """The index that was active before, for a job to bring up to date. Raises Conflict if it is no
+    longer kept, and while another job builds one. The collection must be held."""
     _lock(session, collection_id, shared=False)
     index = building(session, collection_id)
     if index is not None:
@@ -278,6 +279,20 @@ def begin_rollback(session: Session, collection_id: UUID, job_id: UUID) -> Vecto
             return index
         _require_ended(session, index)
         _give_up(session, VectorIndex.id == index.id)
+    index = _newest_kept(session, collection_id)
+    index.state, index.job_id = IndexState.BUILDING.value, job_id
+    session.flush()
+    return index
+
+
+def require_kept(session: Session, collection_id: UUID) -> None:
+    """Raises Conflict unless there is an index to go back to."""
+    index = building(session, collection_id)
+    if index is None or index.kept_until is None:  # else a rollback has begun with it
+        _newest_kept(session, collection_id)
+
+
+def _newest_kept(session: Session, collection_id: UUID) -> VectorIndex:
     index = session.scalars(
         select(VectorIndex)
         .where(VectorIndex.collection_id == collection_id, is_kept())
@@ -285,12 +300,10 @@ def begin_rollback(session: Session, collection_id: UUID, job_id: UUID) -> Vecto
         .limit(1)
     ).first()
     if index is None:
-        raise NotFound(
+        raise Conflict(
             "The collection has no index to go back to: none was replaced, or it is not kept any "
             "more (SLUICE_RETIRED_INDEX_KEEP_S). Rebuild it with the model that you want."
         )
-    index.state, index.job_id = IndexState.BUILDING.value, job_id
-    session.flush()
     return index
 
 
@@ -309,6 +322,17 @@ def building(session: Session, collection_id: UUID) -> VectorIndex | None:
             VectorIndex.collection_id == collection_id, VectorIndex.state == IndexState.BUILDING
         )
     ).first()
+
+
+def building_models(session: Session, *, limit: int) -> Sequence[str]:
+    """The models of indexes that are being built, those of the oldest first."""
+    return session.scalars(
+        select(VectorIndex.embedding_model)
+        .where(VectorIndex.state == IndexState.BUILDING)
+        .group_by(VectorIndex.embedding_model)
+        .order_by(func.min(VectorIndex.created_at))
+        .limit(limit)
+    ).all()
 
 
 def _require_ended(session: Session, index: VectorIndex) -> None:
@@ -398,7 +422,7 @@ def note(session: Session, index_id: UUID, parts: Sequence[tuple[UUID, int, int]
     )
 
 
-def forget(session: Session, index_id: UUID, parts: Sequence[tuple[UUID, int]]) -> None:
+def note_lost(session: Session, index_id: UUID, parts: Sequence[tuple[UUID, int]]) -> None:
     """Note that an index lacks the vectors of these chunks: (version, ordinal)."""
     session.execute(
         text("""
@@ -444,6 +468,11 @@ _NOTED: Final = """
 Position = tuple[UUID, UUID, int]
 """Document, version and ordinal of the next chunk."""
 _START: Final[Position] = (_NO_ID, _NO_ID, 0)
+
+
+def has_notes(session: Session, index_id: UUID) -> bool:
+    """Whether anything is noted to be in an index that is not active."""
+    return bool(session.scalar(select(exists().where(VectorIndexVersion.index_id == index_id))))
 
 
 def noted(
@@ -673,15 +702,113 @@ def _give_up(session: Session, which: ColumnElement[bool]) -> None:
     )
 
 
-def drop_kept(session: Session, collection_id: UUID) -> int:
-    """Drop the retired indexes of a collection now; returns how many there are."""
-    dropped = session.scalars(
-        update(VectorIndex)
-        .where(VectorIndex.collection_id == collection_id, VectorIndex.state == IndexState.RETIRED)
-        .values(kept_until=func.now())
-        .returning(VectorIndex.id)
-    ).all()
-    return len(dropped)
+@dataclass(frozen=True, kw_only=True)
+class IndexSummary:
+    """An index as people see it."""
+
+    stored_name: str
+    embedding_model: str
+    dimension: int | None
+    distance: str
+    state: IndexState
+    server: str | None
+    chunks: int
+    """Of how many chunks it has the vectors, as far as that is noted: of an index that is retired
+    and that nobody goes back to, it is 0."""
+    can_roll_back: bool
+    """Whether a rollback may go back to it."""
+    job_id: UUID | None
+    created_at: datetime
+    kept_until: datetime | None
+
+
+_CHUNKS: Final = text("""
+    SELECT x.id, coalesce(sum(upper(r.part) - lower(r.part)), 0) AS chunks
+    FROM vector_indexes x
+    JOIN documents d ON d.collection_id = x.collection_id
+    JOIN versions v ON v.document_id = d.id AND v.state IN ('live', 'pending')
+    LEFT JOIN vector_index_versions i ON i.index_id = x.id AND i.version_id = v.id
+    CROSS JOIN LATERAL unnest(CASE x.state WHEN 'active' THEN v.embedded ELSE i.embedded END)
+        r (part)
+    WHERE x.collection_id = :collection_id GROUP BY x.id
+""")
+
+
+def summaries(session: Session, collection_id: UUID) -> list[IndexSummary]:
+    """All indexes of a collection, the active one first, then the newest."""
+    counts = {
+        row.id: int(row.chunks)
+        for row in session.execute(_CHUNKS, {"collection_id": collection_id})
+    }
+    rows = session.execute(
+        select(VectorIndex, is_kept().label("is_kept"))
+        .where(VectorIndex.collection_id == collection_id)
+        .order_by(VectorIndex.state != IndexState.ACTIVE, VectorIndex.id.desc())
+    )
+    return [
+        IndexSummary(
+            stored_name=index.stored_name,
+            embedding_model=index.embedding_model,
+            dimension=index.dimension,
+            distance=index.distance,
+            state=IndexState(index.state),
+            server=index.server,
+            chunks=counts.get(index.id, 0),
+            can_roll_back=is_kept_,
+            job_id=index.job_id,
+            created_at=index.created_at,
+            kept_until=index.kept_until,
+        )
+        for index, is_kept_ in rows
+    ]
+
+
+def named(session: Session, collection_id: UUID, stored_name: str) -> VectorIndex:
+    """An index by its name in the store. Raises NotFound."""
+    index = session.scalars(
+        select(VectorIndex).where(
+            VectorIndex.collection_id == collection_id, VectorIndex.stored_name == stored_name
+        )
+    ).first()
+    if index is None:
+        raise NotFound(f"The collection has no index {shown(stored_name)}.")
+    return index
+
+
+def drop(session: Session, index: VectorIndex) -> IndexSummary:
+    """Let an index that is not in use go: the sweeper drops its vectors in its next round. Raises
+    Conflict for the active one, and for one that a job builds. The collection must be held."""
+    _require_unused(session, index)
+    index.kept_until = session.scalar(select(func.now()))
+    session.flush()
+    return _summary(session, index)
+
+
+def forget(session: Session, index: VectorIndex) -> IndexSummary:
+    """Forget an index whose server is gone for good, with its vectors. Raises Conflict as
+    `drop`."""
+    summary = drop(session, index)
+    session.delete(index)
+    session.flush()
+    return summary
+
+
+def _summary(session: Session, index: VectorIndex) -> IndexSummary:
+    found = summaries(session, index.collection_id)
+    return next(one for one in found if one.stored_name == index.stored_name)
+
+
+def _require_unused(session: Session, index: VectorIndex) -> None:
+    _lock(session, index.collection_id, shared=False)
+    session.refresh(index)
+    if index.state == IndexState.ACTIVE:
+        raise Conflict(
+            f"{shown(index.stored_name)} is the index that searches read. Make another one active "
+            "first: `sluice collections rebuild NAME`, or with `--rollback`."
+        )
+    if index.state == IndexState.BUILDING:
+        _require_ended(session, index)
+        index.state = IndexState.RETIRED.value
 
 
 def due(session: Session, *where: ColumnElement[bool], limit: int) -> Sequence[VectorIndex]:

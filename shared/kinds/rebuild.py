@@ -5,7 +5,7 @@ Of another model it is how a collection changes its model; of the same one it re
 store has lost. Searches go on meanwhile, with one index or the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
 from shared.bounds import CollectionName, ModelName
-from shared.documents import collections
+from shared.documents import collections, indexes
 from shared.kinds.eval import JudgedQuery
 from shared.kinds.kind import Kind, StepType
 from shared.vocabulary import KeyScope, Lane, Queue, Shape
@@ -24,19 +24,30 @@ QUERIES_LIMIT = 1000
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class RebuildInput(Shape):
-    """`model` is the collection's own unless it is given. Below `min_overlap` or `min_recall` the
-    job fails before anything has changed."""
+class RollbackOptions(Shape):
+    """Below `min_overlap` or `min_recall` the job fails before anything has changed."""
 
-    collection: CollectionName
-    model: ModelName | None = None
-    rollback: bool = False
-    """Go back to the index that was active before, brought up to date."""
     queries: Annotated[list[JudgedQuery], Field(fail_fast=True, max_length=QUERIES_LIMIT)] = []
     """Asked of both indexes before the switch; sentences of the documents where there are none."""
     k: Annotated[int, Field(ge=1, le=100)] = 10
     min_overlap: Share | None = None
     min_recall: Share | None = None
+
+
+class RebuildOptions(RollbackOptions):
+    """`model` is the collection's own unless it is given. Below `min_overlap` or `min_recall` the
+    job fails before anything has changed."""
+
+    model: ModelName | None = None
+
+
+class RebuildInput(RebuildOptions):
+    """`model` is the collection's own unless it is given. Below `min_overlap` or `min_recall` the
+    job fails before anything has changed."""
+
+    collection: CollectionName
+    rollback: bool = False
+    """Go back to the index that was active before, brought up to date."""
 
     @model_validator(mode="after")
     def _goes_one_way(self) -> "RebuildInput":
@@ -76,6 +87,13 @@ class RebuildResult(Shape):
     """How long the index before is kept."""
 
 
+def _require_index_before(session: Session, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises Conflict where a rollback has nothing to go back to."""
+    for input_ in inputs:
+        if input_.get("rollback"):
+            indexes.require_kept(session, collections.get(session, input_["collection"]).id)
+
+
 def _note_model(session: Session, inputs: Sequence[dict[str, Any]]) -> None:
     """Notes the model of those that name none."""
     for input_ in inputs:
@@ -92,6 +110,7 @@ REBUILD = Kind(
     result=RebuildResult,
     steps=[StepType(name=STEP, queue=Queue.EMBED, handler="workers.ingest.rebuild:REBUILD")],
     example={"collection": "handbook", "model": "intfloat/multilingual-e5-small"},
+    require=_require_index_before,
     resolve=_note_model,
     lane=Lane.BULK,
 )

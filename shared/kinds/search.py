@@ -163,12 +163,15 @@ class Span(Shape):
 
 class HitDebug(Shape):
     """How the score of a hit came about. `similarity` is its cosine, `lexical` its BM25 score,
-    and `halves` names those whose best passages it was among."""
+    and `halves` names those whose best passages it was among. `index` is the vector index that
+    was read, and `embedding_model` is its model; without them no vectors were."""
 
     similarity: float | None = None
     lexical: float | None = None
     dense_weight: float | None = None
     halves: list[str] = []
+    index: str | None = None
+    embedding_model: str | None = None
 
 
 class Hit(Shape):

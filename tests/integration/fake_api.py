@@ -28,12 +28,15 @@ from tests.integration.fake_bodies import (
     make_collection,
     make_conversation,
     make_document,
+    make_index,
     make_job,
     make_model,
     page,
     problem,
     result_of,
 )
+
+RETIRED = {"state": "retired", "can_roll_back": True, "kept_until": NOW}
 
 
 @dataclass(kw_only=True)
@@ -177,7 +180,28 @@ def make_app(state: State) -> FastAPI:
     def one_collection(name: str) -> Response:
         if name not in state.collections:
             return problem(404, "Not found", f"There is no collection {name}.")
-        return JSONResponse(make_collection(name))
+        indexes = [make_index(name), make_index(f"{name}.2", **RETIRED)]
+        return JSONResponse(make_collection(name) | {"indexes": indexes})
+
+    @app.delete("/v1/collections/{name}/indexes/{index}")
+    def drop_index(name: str, index: str, forget: bool = False) -> Response:
+        del forget
+        if index == name:
+            return problem(409, "Conflict", f"{index} is the index that searches read.")
+        return JSONResponse(make_index(index, **RETIRED), 202)
+
+    @app.post("/v1/collections/{name}/rebuild")
+    async def rebuild(name: str, request: Request) -> Response:
+        return submit_rebuild({"collection": name, **await request.json()})
+
+    @app.post("/v1/collections/{name}/rollback")
+    async def roll_back(name: str, request: Request) -> Response:
+        return submit_rebuild({"collection": name, "rollback": True, **await request.json()})
+
+    def submit_rebuild(job_input: dict[str, Any]) -> Response:
+        job_id = str(uuid.uuid4())
+        state.jobs[job_id] = make_job(job_id, {"kind": "rebuild", "input": job_input})
+        return JSONResponse(state.jobs[job_id], 202, {"Location": f"/v1/jobs/{job_id}"})
 
     @app.delete("/v1/collections/{name}")
     def delete_collection(name: str) -> Response:

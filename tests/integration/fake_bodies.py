@@ -72,7 +72,7 @@ def result_of(
         return eval_result(job_input)
     if job["kind"] == "rebuild":
         return {
-            "collection": job_input["collection"], "embedding_model": job_input["model"],
+            "collection": job_input["collection"], "embedding_model": job_input.get("model", "m"),
             "embedding_model_before": "m", "dimension": 3, "chunks": 0, "comparison": None,
             "rollback_until": None,
         }  # fmt: skip
@@ -183,6 +183,13 @@ def make_collection(name: str) -> dict[str, Any]:
     }  # fmt: skip
     store = "chroma://127.0.0.1:8000"
     return {"name": name, **shape, "store": store, **counts, "check": check, "created_at": NOW}
+
+
+def make_index(name: str, **changes: Any) -> dict[str, Any]:
+    shape = {"embedding_model": "all-MiniLM-L6-v2", "dimension": 384, "distance": "cosine"}
+    where = {"state": "active", "store": "chroma://127.0.0.1:8000", "chunks": 6}
+    rest = {"can_roll_back": False, "job_id": None, "created_at": NOW, "kept_until": None}
+    return {"name": name, **shape, **where, **rest, **changes}
 
 
 def make_conversation(id_: str, **changes: Any) -> dict[str, Any]:

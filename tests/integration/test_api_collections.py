@@ -3,15 +3,19 @@
 import threading
 import unicodedata
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from redis import Redis
 from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import Range
 
 from shared.database.transaction import Ledger
-from shared.documents import collections
+from shared.documents import collections, indexes
+from shared.documents.indexes import IndexState
 from shared.jobs.claims import Claim
 from shared.tables import Chunk, Document, Version
 from tests.integration.answers import problem
@@ -40,6 +44,7 @@ def put_document(ledger: Ledger, source: str, chunks: int = 2) -> None:
             size_bytes=10,
             meta={"lang": "ko"},
             chunk_count=chunks,
+            embedded=[Range(0, chunks)],
         )
         session.add(version)
         session.flush()
@@ -100,6 +105,98 @@ class TestCollections:
         view = api.get(f"/v1/collections/{handbook}").json()
 
         assert (view["documents"], view["chunks"]) == (2, 5)
+
+
+class TestIndexes:
+    def test_a_rebuild_and_a_rollback_are_jobs(
+        self, api: httpx.Client, handbook: str, ledger: Ledger
+    ) -> None:
+        path, key = f"/v1/collections/{handbook}", {"Idempotency-Key": "one"}
+        model = {"model": "intfloat/multilingual-e5-small", "min_overlap": 0.2}
+        first = api.post(f"{path}/rebuild", json=model, headers=key)
+        assert first.status_code == 202
+        job = first.json()
+        assert first.headers["Location"] == f"/v1/jobs/{job['id']}"
+        assert (job["kind"], job["lane"], job["state"]) == ("rebuild", "bulk", "queued")
+        assert job["input"] | model == job["input"]
+        assert (job["input"]["collection"], job["input"]["rollback"]) == (handbook, False)
+        again = api.post(f"{path}/rebuild", json=model, headers=key)
+        assert (again.json()["id"], again.headers["Idempotent-Replayed"]) == (job["id"], "true")
+        problem(api.post(f"{path}/rebuild", headers=key), 409)
+        own = api.post(f"{path}/rebuild").json()["input"]["model"]
+        assert own == "sentence-transformers/all-MiniLM-L6-v2"
+        waited = api.post(f"{path}/rebuild", headers={"Prefer": "wait=0"})
+        assert (waited.status_code, waited.headers["Preference-Applied"]) == (202, "wait=0")
+        problem(api.post("/v1/collections/none/rebuild"), 404)
+        problem(api.post(f"{path}/rebuild", json={"models": "a"}), 422)
+
+        rollback = f"{path}/rollback"
+        refused = problem(api.post(rollback), 409)
+        assert "SLUICE_RETIRED_INDEX_KEEP_S" in refused["detail"]
+        problem(api.post(rollback, json={"model": "a"}), 422)
+        put_index(ledger, "handbook.2", IndexState.RETIRED)
+        body = api.post(rollback, json={"min_recall": 0.5}).json()["input"]
+        assert (body["rollback"], body["min_recall"], body["model"]) == (True, 0.5, None)
+
+    def test_indexes_are_listed_and_those_that_are_not_in_use_are_dropped(
+        self, api: httpx.Client, handbook: str, ledger: Ledger
+    ) -> None:
+        put_document(ledger, "a.md", 3)
+        put_index(ledger, "handbook.2", IndexState.RETIRED)
+        job_id = api.post("/v1/collections/handbook/rebuild").json()["id"]
+        put_index(ledger, "handbook.3", IndexState.BUILDING, job_id=UUID(job_id))
+        put_index(ledger, "handbook.4", IndexState.RETIRED, server="chroma://gone:8000")
+        view = api.get(f"/v1/collections/{handbook}").json()
+        listed = [
+            (one["name"], one["state"], one["chunks"], one["can_roll_back"])
+            for one in view["indexes"]
+        ]
+        assert listed == [
+            ("handbook", "active", 3, False),
+            ("handbook.4", "retired", 2, True),
+            ("handbook.3", "building", 2, False),
+            ("handbook.2", "retired", 2, True),
+        ]
+        assert view["indexes"][1]["store"] == "chroma://gone:8000"
+        assert view["indexes"][1]["kept_until"] > view["indexes"][1]["created_at"]
+        assert view["indexes"][0]["kept_until"] is None
+
+        path = f"/v1/collections/{handbook}/indexes"
+        assert "searches read" in problem(api.delete(f"{path}/handbook"), 409)["detail"]
+        assert job_id in problem(api.delete(f"{path}/handbook.3"), 409)["detail"]
+        assert "forget" in problem(api.delete(f"{path}/handbook.4"), 409)["detail"]
+        problem(api.delete(f"{path}/handbook.2?forget=true"), 409)
+        for name in ("none", "a%00b", "a" * 200):
+            problem(api.delete(f"{path}/{name}"), 404)
+        dropped = api.delete(f"{path}/handbook.2")
+        assert (dropped.status_code, dropped.json()["can_roll_back"]) == (202, False)
+        api.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        assert api.delete(f"{path}/handbook.3").json()["state"] == "retired"
+        assert api.delete(f"{path}/handbook.4?forget=true").status_code == 202
+        with ledger.read() as session:
+            due = indexes.due(session, limit=9)
+        assert [index.stored_name for index in due] == ["handbook.2", "handbook.3"]
+
+
+def put_index(ledger: Ledger, name: str, state: IndexState, **fields: Any) -> None:
+    """Another index of the handbook, with two chunks of its newest document."""
+    with ledger.begin() as session:
+        collection = collections.get(session, "handbook")
+        index = indexes.add(
+            session,
+            collection.id,
+            name,
+            embedding_model="other",
+            dimension=3,
+            distance="cosine",
+            state=state,
+        )
+        for field, value in fields.items():
+            setattr(index, field, value)
+        if state is IndexState.RETIRED:
+            index.kept_until = datetime.now(UTC) + timedelta(days=1)
+        version_id = session.scalar(select(Version.id).order_by(Version.id.desc())) or uuid4()
+        indexes.note(session, index.id, [(version_id, 0, 2)])
 
 
 class TestDocuments:

@@ -156,6 +156,16 @@ def test_collections(state: State, capsys: Captured) -> None:
     assert run(["collections"]) == 0
     assert capsys.readouterr().out.startswith("handbook\t3\t6\tall-MiniLM-L6-v2\t")
     assert run(["collections", "show", "other"]) == 4
+    capsys.readouterr()
+    assert run(["collections", "show", "handbook"]) == 0
+    assert "handbook.2" in capsys.readouterr().out
+    assert run(["collections", "drop-index", "handbook", "handbook.2", "--yes"]) == 0
+    assert "handbook.2" in capsys.readouterr().out
+    assert run(["collections", "drop-index", "handbook", "handbook", "--yes"]) != 0
+    assert "searches read" in capsys.readouterr().err
+    assert run(["collections", "rebuild", "handbook", "--rollback", "--wait"]) == 0
+    assert "overlap" not in capsys.readouterr().out  # nothing was compared
+    assert state.count("POST", "/v1/collections/handbook/rollback") == 1
     assert run(["collections", "delete", "handbook", "--yes"]) == 0
     assert capsys.readouterr().out == "Deleted handbook: 3 documents, 6 chunks.\n"
     assert not state.collections
@@ -242,7 +252,7 @@ def test_pipes_get_no_colours() -> None:
      "jobs show", "jobs watch", "jobs cancel", "jobs retry", "collections list",
      "collections create", "collections show", "collections delete",
      "collections rebuild", "collections check", "collections export", "collections import",
-     "collections adopt", "documents list",
+     "collections adopt", "collections drop-index", "documents list",
      "documents show", "documents delete", "chat", "conversations list", "conversations show",
      "conversations erase", "models list", "models show", "models pull", "models create",
      "models delete", "hf", "jobs result", "eval", "sync", "watch", "prompts list", "prompts put",

@@ -51,6 +51,7 @@ from workers.retrieval.embed import (
     Embedder,
     Embedders,
     embedders_of,
+    load_coming,
     make_embedders,
 )
 from workers.retrieval.servers import store_of
@@ -141,6 +142,39 @@ def test_another_model_takes_over(process: Process) -> None:
     )
 
 
+def test_what_searches_need_after_the_switch_is_there_before(
+    process: Process, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model, in processes that search meanwhile, and the tuning of hybrid searches."""
+    collection = new_collection(process)
+    ingest(process, collection, {"cats": CATS, "long": pages("Tea", 30)})
+    job_id = start(process, collection, model=OTHER)
+    run_next(process, handlers(), Queue.EMBED.value)
+    monkeypatch.setitem(EMBEDDERS, "toy", f"{__name__}:counted_load")
+    loads.clear()
+    searcher = make_process(settings, "searcher")
+    fresh = Embedders(settings)
+    searcher.hold(make_embedders, fresh)
+    load_coming(searcher)
+    assert loads == [OTHER]
+    fresh.get(OTHER)
+    assert loads == [OTHER]
+    searcher.close()
+
+    drain(process)
+    index = indexes_of(process, collection)[IndexState.ACTIVE]
+    assert (index.job_id, index.embedding_model) == (job_id, OTHER)
+    assert index.tuning is not None
+
+
+loads: list[str] = []
+
+
+def counted_load(name: str, settings: Settings, check: Any) -> Embedder:
+    loads.append(name)
+    return toy_embedder.load(name, settings, check)
+
+
 def test_what_is_ingested_afterwards_is_of_the_new_model(process: Process) -> None:
     collection = new_collection(process)
     ingest(process, collection, {"cats": CATS})
@@ -201,6 +235,10 @@ def test_one_goes_back_to_the_model_before(process: Process) -> None:
     ingest(process, collection, {"trains": TRAINS, "old": pages("New", 9)})
     lost = sorted(stored_ids(process, first))[:1]
     store_of(process).delete(first.stored_name, lost)
+
+    debug = hits_of(process, collection, "cats", k=1, options=SearchOptions(debug=True))[0].debug
+    assert debug is not None
+    assert (debug.index, debug.embedding_model) == (f"{collection}.2", OTHER)
 
     result = rebuild(process, collection, rollback=True)
 
@@ -271,7 +309,7 @@ def test_an_index_is_dropped_after_its_time(process: Process) -> None:
     old = indexes_of(process, collection)[IndexState.RETIRED]
     assert stored_ids(process, old)
     with process.ledger.begin() as session:
-        indexes.drop_kept(session, old.collection_id)
+        indexes.drop(session, indexes.named(session, old.collection_id, old.stored_name))
 
     sweep(process)
 

@@ -2,15 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 import httpx
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.documents import collections
+from shared.documents import collections, indexes
+from shared.documents.documents import chunk_id
 from shared.errors import Permanent
+from shared.kinds import registry as kinds
+from shared.kinds.rebuild import RebuildInput
+from shared.tables import VectorIndex
 from shared.vector_stores import StoreUrl, require_store
 from tests.api_server import served
 from tests.integration.erasures import erase
@@ -18,11 +24,12 @@ from tests.integration.ingestion import (
     CATS,
     TRAINS,
     ingest,
+    live_chunk_ids,
     new_collection,
     search,
     stores_agree,
 )
-from tests.integration.job_runner import make_process
+from tests.integration.job_runner import drain, job_of, make_process, submit
 from tests.integration.vector_store_contract import SmallStoreContract, along, entry
 from tests.servers import start_chroma
 from workers.attempts.process import Process
@@ -136,6 +143,30 @@ def test_a_server_that_is_taken_off_the_list_is_named(
         with pytest.raises(Permanent, match=str(StoreUrl.read(second_url))) as caught:
             call()
         assert "SLUICE_VECTORS_URL" in str(caught.value)
+    # It is built anew, also where an index that was forgotten lies under the new name; what is
+    # somebody else's stays.
+    new = f"{names[1]}.2"
+    store.make(new, "cosine")
+    job_ids = []
+    for id_ in ("of others", chunk_id(uuid4(), 0)):
+        store.upsert(new, [entry(id_)], along(0))
+        input_ = RebuildInput(collection=names[1]).model_dump(mode="json")
+        job_ids.append(submit(only, kinds.REBUILD, input_))
+        drain(only)
+        if id_ == "of others":
+            assert store.delete(new, [id_]) == 1
+    refused, rebuilt = (job_of(only, job_id) for job_id in job_ids)
+    assert (refused.state, rebuilt.state) == ("failed", "succeeded")
+    assert "Sluice has not made" in str(refused.error)
+    assert search(only, names[1], "How long do cats sleep?", k=1)
+    live = live_chunk_ids(only, names[1])
+    assert set(store.id_page(new, limit=9, offset=0)) == live
+    with pytest.raises(AssertionError, match="--forget"):
+        erase(only, collection=names[1])
+    with only.ledger.begin() as session:
+        away = session.scalars(select(VectorIndex).where(VectorIndex.stored_name == names[1])).one()
+        indexes.forget(session, away)
+    assert erase(only, collection=names[1])["vectors"] == len(live)
     only.close()
 
 

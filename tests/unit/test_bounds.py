@@ -61,13 +61,14 @@ from shared.config import Settings
 from shared.errors import Permanent, Retryable
 from shared.hf.task import Only
 from shared.kinds.hf import TASKS
+from shared.kinds.rebuild import RebuildOptions
 from shared.prompts import Variable
 from workers.generation.backends.interface import ToolCall
 from workers.generation.chat import storable
 
 MODELS: list[type[BaseModel]] = [
     BatchRequest, NewConversation, NewSchedule, CollectionSpec, NewPrompt, RollBack, VariablesBody,
-    Variable,
+    Variable, RebuildOptions,
     NewVectorStore, NewVectorStoreFile, NewFileBatch, AttributeChange, VectorStoreChange,
     VectorStoreSearch, *(task.parameters for task in TASKS.values()),
 ]  # fmt: skip

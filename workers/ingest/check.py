@@ -240,7 +240,7 @@ class _Check:
         with self._process.ledger.begin() as session:
             current = indexes.find(session, index.id)
             if current is not None and current.state != IndexState.ACTIVE:
-                indexes.forget(session, index.id, faulty)
+                indexes.note_lost(session, index.id, faulty)
         if current is None or current.state != IndexState.ACTIVE:
             return len(faulty)
         write_vectors(self._context, index, ranges)

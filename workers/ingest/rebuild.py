@@ -16,7 +16,7 @@ import numpy as np
 
 from shared.bounds import shown
 from shared.documents import checks, collections, documents, indexes
-from shared.documents.documents import ChunkView
+from shared.documents.documents import ChunkView, parse_chunk_id
 from shared.documents.indexes import IndexPlace, Lack, Position
 from shared.documents.versions import ChunkRange
 from shared.errors import Cancelled, NotFound, Permanent
@@ -42,7 +42,13 @@ from workers.retrieval.lexical import lexical_of
 from workers.retrieval.measures import judge
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import DamagedCollection, MissingCollection
-from workers.retrieval.tuning import SAMPLED_CHUNKS, SampledChunk, pseudo_queries
+from workers.retrieval.tuning import (
+    SAMPLED_CHUNKS,
+    IndexFacts,
+    SampledChunk,
+    pseudo_queries,
+    tuning_of,
+)
 
 UNIT = "chunks"
 CLOSING_CHUNKS: Final = 1000
@@ -52,6 +58,8 @@ PASSES: Final = 4
 SEARCHES_END_S: Final = 600.0
 """How long an index stays that no rollback needs: searches that have begun still read it."""
 LACKS_AT_ONCE: Final = 500
+OWN_IDS: Final = 100
+"""So many ids tell whether a collection of the store is one that Sluice has made."""
 
 
 def rebuild(context: Context) -> Done:
@@ -136,6 +144,7 @@ class _Rebuild:
             return _next(payload | {"after": None, "pass": number + 1, "chunks": 0})
         comparison = self._compare()
         self._require_quality(comparison)
+        self._measure()
         return _next(payload | {"comparison": comparison and comparison.model_dump(mode="json")})
 
     def _begin(self) -> None:
@@ -145,7 +154,7 @@ class _Rebuild:
             self._index.embedding_model, check=self._context.check
         )
         if not self._input.rollback:
-            store_of(self._process).make(self._place.stored_name, self._index.distance)
+            self._make()
         try:
             with self._process.ledger.begin() as session:
                 collections.hold(session, self._collection.id)
@@ -156,6 +165,22 @@ class _Rebuild:
             drop_unless_in_ledger(self._process, self._place)
             raise
         require_dimension(embedder, self._index, dimension)
+
+    def _make(self) -> None:
+        """Make the index in the store. What lies there under its name, while nothing is noted of
+        it, is of an index that was forgotten, or of an attempt that ended before its first note.
+        Raises Permanent if it is somebody else's."""
+        store, name = store_of(self._process), self._place.stored_name
+        with self._process.ledger.read() as session:
+            is_begun = indexes.has_notes(session, self._index.id)
+        if not is_begun and (ids := store.id_page(name, limit=OWN_IDS, offset=0)):
+            if any(parse_chunk_id(id_) is None for id_ in ids):
+                raise Permanent(
+                    f"The store has a collection {name!r} already, which Sluice has not made. "
+                    "Rename or delete it there, and rebuild the collection again."
+                )
+            store.drop(name)
+        store.make(name, self._index.distance)
 
     # Filling
 
@@ -227,7 +252,7 @@ class _Rebuild:
                 ) from error
             if lost := sorted(page.missing | page.stale):
                 with self._process.ledger.begin() as session:
-                    indexes.forget(session, self._index.id, lost)
+                    indexes.note_lost(session, self._index.id, lost)
                     jobs.extend_total(session, self._context.claim.job_id, len(lost))
             if position is None or self._time.is_over:
                 return position
@@ -258,6 +283,14 @@ class _Rebuild:
             recall=self._recall(answers, rows),
             recall_before=None if before is None else self._recall(answers, before),
         )
+
+    def _measure(self) -> None:
+        """Measure the tuning of the index, for which the first hybrid search would wait else."""
+        check = self._context.check
+        result = lexical_of(self._process).search(self._collection.id, "", limit=1)
+        embedder = embedders_of(self._process).get(self._index.embedding_model, check=check)
+        facts = IndexFacts.of(self._collection, self._index)
+        tuning_of(self._process, facts, embedder, result, check=check)
 
     def _queries(self) -> tuple[list[str], list[JudgedQuery]]:
         if self._input.queries:

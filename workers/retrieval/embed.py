@@ -3,19 +3,30 @@
 How to add a provider: CONTRIBUTING.md.
 """
 
+import logging
+import random
+import time
 from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
+from sqlalchemy.exc import SQLAlchemyError
 from tokenizers import Tokenizer
 
 from shared.config import Settings
+from shared.documents import indexes
+from shared.errors import SluiceError
 from shared.models.embedding_models import EMBEDDING_PROVIDERS, canonical, provider_name
 from shared.models.embedding_models import check as check_reference
 from workers.attempts.process import Process
 from workers.models.devices import RecentlyUsed, Vectors
 
+log = logging.getLogger(__name__)
+
 MODELS_KEPT = 2
+LOOK_S: Final = (2.0, 6.0)
+"""Between two looks for models that searches will need: the least and the most, at random, so that
+the processes of a worker do not all load a model at once."""
 
 
 @runtime_checkable
@@ -117,6 +128,33 @@ class Embedders:
             embedder = import_embedder(name)(name, self._settings, check)
             self._kept.add(name, embedder)
         return embedder
+
+    def load_ahead(self, name: str) -> None:
+        """Load a model if there is room for it. Raises what `get` raises."""
+        if len(self._kept) < MODELS_KEPT:
+            self.get(name)
+
+
+class _NextLook:
+    def __init__(self, _process: Process) -> None:
+        self.at = 0.0
+
+
+def load_coming(process: Process) -> None:
+    """Load the models of vector indexes that are being built, so that no search waits for them
+    after the switch; called after searches are answered. Failures are logged: who needs the model
+    gets the error."""
+    look = process.held(_NextLook)
+    if time.monotonic() < look.at:
+        return
+    look.at = time.monotonic() + random.uniform(*LOOK_S)
+    try:
+        with process.ledger.read_single() as session:
+            names = indexes.building_models(session, limit=MODELS_KEPT)
+        for name in names:
+            embedders_of(process).load_ahead(name)
+    except (SluiceError, SQLAlchemyError) as error:
+        log.info("no model was loaded ahead: %s", error)
 
 
 def embedders_of(process: Process) -> Embedders:

@@ -14,8 +14,9 @@ from uuid import UUID
 import numpy as np
 
 from shared.bounds import shown
-from shared.documents import collections, documents
+from shared.documents import collections, documents, indexes
 from shared.documents.documents import ChunkView, parse_chunk_id
+from shared.documents.indexes import IndexChanged
 from shared.errors import Permanent
 from shared.filters import OWN_KEYS, MetadataFilter
 from shared.kinds.search import (
@@ -521,6 +522,7 @@ class CollectionSearch:
         except MissingCollection:
             if self._is_empty():
                 return [[] for _ in vectors]
+            self._require_active()
             raise
 
     def _vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
@@ -533,6 +535,13 @@ class CollectionSearch:
             return self._vectors(ids)
         except MissingCollection:
             return {}
+
+    def _require_active(self) -> None:
+        """Raises IndexChanged if another index is active by now: this one may have been dropped
+        since it was replaced."""
+        with self._process.ledger.read_single() as session:
+            if indexes.active(session, self._id).id != self._index.id:
+                raise IndexChanged
 
     def _is_empty(self) -> bool:
         """Whether the collection has no documents. Raises NotFound if it was just erased."""
@@ -609,11 +618,14 @@ class CollectionSearch:
         return len(chunks) == len(new)
 
     def _candidate(self, scored: _ScoredId) -> Candidate:
+        has_vectors = self._options.type is not SearchType.LEXICAL
         debug = HitDebug(
             similarity=scored.similarity,
             lexical=scored.lexical,
             dense_weight=scored.dense_weight,
             halves=list(scored.halves),
+            index=self._index.stored_name if has_vectors else None,
+            embedding_model=self._model if has_vectors else None,
         )
         return Candidate(
             chunk=self._chunks[scored.id],

@@ -7,12 +7,18 @@ from pkgutil import resolve_name
 from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.documents import indexes
-from shared.errors import ConfigurationError, Permanent
+from shared.errors import ConfigurationError
 from shared.filters import MetadataFilter
 from shared.vector_stores import VECTORS_URL, StoreType, require_store
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry, VectorStore
+from workers.retrieval.store import (
+    Match,
+    MissingCollection,
+    MissingServer,
+    VectorEntry,
+    VectorStore,
+)
 
 
 def import_store(type_: StoreType) -> Callable[[Settings, str], VectorStore]:
@@ -52,7 +58,7 @@ class Servers:
 
     A new collection is made on the server that has the fewest. A collection without a note in the
     ledger, from a time when there was a single server, is looked up on all of them. Every call
-    raises Permanent if the noted server is not one of these.
+    raises MissingServer if the noted server is not one of these.
     """
 
     def __init__(self, ledger: Ledger, stores: Mapping[str, VectorStore]) -> None:
@@ -131,9 +137,10 @@ class Servers:
 
     def _store(self, server: str, name: str) -> VectorStore:
         if server not in self._stores:
-            raise Permanent(
+            raise MissingServer(
                 f"The vectors of {name!r} are on {server}, which {VECTORS_URL} does not name. Put "
-                "it back, or build them anew: `sluice collections rebuild NAME`."
+                "it back; or build them anew (`sluice collections rebuild NAME`), and forget those "
+                f"of before (`sluice collections drop-index NAME {name} --forget`)."
             )
         return self._stores[server]
 

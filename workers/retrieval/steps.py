@@ -33,7 +33,7 @@ from workers.attempts.context import Context, Done, Handler, Settle, fetch_input
 from workers.attempts.process import Process
 from workers.models.devices import Vectors, unit
 from workers.retrieval import search as searching
-from workers.retrieval.embed import Embedder, embedders_of
+from workers.retrieval.embed import Embedder, embedders_of, load_coming
 from workers.retrieval.search import Candidate, SearchRequest, passages
 from workers.retrieval.tuning import measure_due
 
@@ -237,6 +237,7 @@ def search(contexts: Sequence[Context], settle: Settle) -> None:
     process = contexts[0].process
     if _run_rounds(rounds, _search_round, settle, batch_s=process.settings.embedding_batch_s):
         measure_due(process)
+        load_coming(process)
 
 
 def _works(

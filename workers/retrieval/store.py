@@ -41,6 +41,10 @@ class MissingCollection(Permanent):
     """The store has no such collection."""
 
 
+class MissingServer(Permanent):
+    """The collection is on a server that SLUICE_VECTORS_URL does not name."""
+
+
 class DamagedCollection(Permanent):
     """The store has the collection, and cannot read it."""
 
