@@ -28,7 +28,7 @@ LARGE = IngestSettings.model_construct(
     archive_limit_ratio=10**6, archive_limit_entries=10**6,
 )  # fmt: skip
 SIZE = 20_000
-LEAST = 5_000
+LEAST = 2_500
 
 Make = Callable[[int], bytes]
 """The hostile document of about so many bytes, once it is unpacked."""
