@@ -97,7 +97,10 @@ IMPORT = Kind(
             handler="workers.ingest.transfer.bundle_imports:IMPORT_PART",
         ),
     ],
-    example={"file_ids": ["0198c0de-0000-7000-8000-000000000000"], "collection": "handbook"},
+    example={
+        "file_ids": ["0198c0de-0000-7000-8000-000000000000"],
+        "collection": "handbook-copy",
+    },
     find_collection=imports.require_free,
     require=_require_files,
     lane=Lane.BULK,

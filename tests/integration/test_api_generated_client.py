@@ -39,7 +39,7 @@ def load(api_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loa
     """Imports a module of the generated client."""
     folder = tmp_path_factory.mktemp("generated")
     document = folder / "openapi.json"
-    whole = httpx.get(f"{api_url}/openapi.json", trust_env=False).json()
+    whole = httpx.get(f"{api_url}/openapi.json", trust_env=False, timeout=120).json()
     document.write_text(json.dumps(_own(whole)), encoding="utf-8")
     config = folder / "config.yaml"
     config.write_text("content_type_overrides: {application/jsonl: text/plain}\n")

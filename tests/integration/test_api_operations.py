@@ -106,7 +106,8 @@ def test_models_are_the_configured_ones(api: httpx.Client) -> None:
     }
     assert {task for item in items for task in item["tasks"]} == set(Task)
     offered = {kind for item in items for kind in item["kinds"]}
-    assert offered == set(KINDS) - {"erase", "model", "chat", "eval", "complete", "batch"}
+    without = {"erase", "model", "chat", "eval", "complete", "batch", "export", "import"}
+    assert offered == set(KINDS) - without
 
 
 class TestHealth:

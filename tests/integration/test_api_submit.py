@@ -51,6 +51,9 @@ def test_the_documented_example_of_each_kind_is_accepted(api: httpx.Client, kind
     if "file_id" in example["input"]:
         upload = api.post("/v1/files", files={"file": ("lines.jsonl", b"{}")}).json()
         example = example | {"input": example["input"] | {"file_id": upload["id"]}}
+    if "file_ids" in example["input"]:
+        upload = api.post("/v1/files", files={"file": ("handbook.zip", b"PK")}).json()
+        example = example | {"input": example["input"] | {"file_ids": [upload["id"]]}}
 
     answer = api.post("/v1/jobs", json=example)
 
