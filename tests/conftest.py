@@ -23,6 +23,7 @@ import httpx
 import hypothesis
 import psycopg
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 from redis import Redis
@@ -41,6 +42,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Four processes share two cores: threads of theirs that wait for each other only take time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A client that names no timeout waits as long as a busy machine may take; five seconds are too few.
+DEFAULT_TIMEOUT_CONFIG.read = DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.pool = 60
 
 # The same examples each time, however slow the machine is, and whatever ran before: Hypothesis also
 # tries constants of the modules that happen to be imported. `make fuzz` looks for new ones.

@@ -1,7 +1,7 @@
 """The bodies that `fake_api` answers with, in the shapes of the API's own document."""
 
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
@@ -84,6 +84,11 @@ def result_of(
             "checked": 6, "sampled": 6, **found, "mended": 0 if is_dry else 2,
             "examples": {"missing": ["c1"]}, "rebuild_job_id": None,
         }  # fmt: skip
+    if job["kind"] in {"export", "import"}:
+        moved = {"embedding_model": "m", "dimension": 3, "documents": 3, "chunks": 6}
+        moved["collection"] = job_input.get("collection") or "handbook"
+        file = {"file_id": str(uuid4()), "size_bytes": 3, "expires_at": NOW}
+        return moved | (file if job["kind"] == "export" else {})
     if job["kind"] == "batch":
         counts = {"total": 2, "succeeded": 2, "failed": 0}
         return counts | {"output_file_id": job_input["file_id"], "error_file_id": None}

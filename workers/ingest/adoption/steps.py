@@ -27,7 +27,8 @@ from shared.urls import CollectionUrl
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest.adoption.contents import AdoptedContent, content_of, name_problem, place_of
-from workers.ingest.adoption.origin import Origin, OriginChunk, open_origin
+from workers.ingest.adoption.opening import open_origin
+from workers.ingest.adoption.origin import Origin, OriginChunk
 from workers.ingest.erasure import delete_orphans
 from workers.ingest.listing import absorb as absorb_expansion
 from workers.ingest.sources import SAMPLE_CHARS, IngestRequest, sample
