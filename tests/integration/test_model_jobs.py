@@ -13,10 +13,13 @@ from shared.kinds import registry as kinds
 from shared.kinds.model import ModelInput
 from shared.tables import Job
 from tests.integration.chats import chat_error, chat_result, submit_chat
+from tests.integration.ingestion import CATS, counts, new_collection, search
+from tests.integration.ingestion import order as ingest_order
 from tests.integration.job_runner import drain, job_of, make_process, submit
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 from workers.attempts.process import Process
+from workers.retrieval.embed import Embedders, make_embedders
 
 
 @pytest.fixture
@@ -28,6 +31,7 @@ def wire() -> Iterator[Wire]:
 @pytest.fixture
 def process(settings: Settings, ledger: Ledger, wire: Wire) -> Iterator[Process]:  # noqa: ARG001
     process = make_process(settings, ollama_url=wire.url, ollama_pull=True)
+    process.hold(make_embedders, Embedders(process.settings))
     yield process
     process.close()
 
@@ -94,6 +98,20 @@ def test_a_missing_model_is_pulled_once_for_all_who_want_it(process: Process, wi
     assert pull.state == "succeeded"
     assert pull.input["name"] == "ollama/fresh"
     assert len(wire.bodies("/api/pull")) == 1
+
+
+def test_a_missing_model_is_pulled_for_what_embeds(process: Process, wire: Wire) -> None:
+    model = "ollama/fresh"
+    collection = new_collection(process, embedding_model=model)
+    embedded = submit(process, kinds.EMBED, {"texts": ["a"], "model": model})
+    order(process, "pull", "ollama/other")  # which nobody takes for the pull of this one
+    ingested = ingest_order(process, collection, {"cats": CATS})
+    drain(process)
+    assert counts(process, ingested) == {"added": 1}
+    assert job_of(process, embedded).state == "succeeded"
+    assert [hit.source for hit in search(process, collection, CATS, k=1)] == ["cats"]
+    assert [pull.input["name"] for pull in pulls(process)] == ["ollama/other", model]
+    assert [body["model"] for body in wire.bodies("/api/pull")].count("fresh") == 1
 
 
 def test_a_pull_that_fails_fails_who_waits_for_it(process: Process, wire: Wire) -> None:

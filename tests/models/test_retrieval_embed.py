@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.errors import Cancelled, InvalidInput, Permanent
 from tests.integration.job_runner import embedders
-from workers.models.devices import Vectors
+from workers.models.devices import Vectors, unit_of_model
 from workers.models.locate import bundled
 from workers.retrieval.embed import Embedder, Embedders
 from workers.retrieval.embedders.local import LocalEmbedder
@@ -212,3 +212,8 @@ def test_a_model_that_is_too_large_is_refused(tmp_path: Path) -> None:
     kept = Embedders(Settings(_env_file=None, home=tmp_path, embedding_model_limit_mib=2))
     with pytest.raises(Permanent, match=r"take 3 MiB.*2 MiB \(SLUICE_EMBEDDING_MODEL_LIMIT_MIB\)"):
         kept.get("own/large")
+
+
+def test_vectors_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(Permanent, match=r"a broken one returned NaN .* SLUICE_EMBEDDING_DTYPE"):
+        unit_of_model(np.array([[0.5, float("nan")]], dtype=np.float32), "a broken one")

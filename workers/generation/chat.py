@@ -58,7 +58,6 @@ from workers.generation.backends.interface import (
     generators_of,
 )
 from workers.generation.choices import choice_results, choice_steps, logprobs_of
-from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import Dialogue, to_message
 from workers.generation.transcripts import (
     NoFilter,
@@ -70,6 +69,7 @@ from workers.generation.transcripts import (
     write,
     write_quietly,
 )
+from workers.servers.pulls import on_demand
 from workers.tools import table
 
 

@@ -12,8 +12,8 @@ from workers.attempts.context import Context, Done, Handler
 from workers.generation import presets
 from workers.generation.backends.interface import Request, generators_of
 from workers.generation.choices import choice_results, choice_steps, logprobs_of
-from workers.generation.ollama_models import on_demand
 from workers.generation.transcripts import NoFilter, deadline, sampling, write
+from workers.servers.pulls import on_demand
 
 
 def complete_write(context: Context) -> Done:

@@ -1,7 +1,5 @@
-"""The models of the Ollama server: pull, create, delete, list, show; on demand, or by a job.
-
-This module has the step `model.apply`, and `on_demand`, by which a job lets its missing model be
-pulled.
+"""The models of the Ollama server: pull, create, delete, list, show. This module has the step
+`model.apply`.
 
 All functions block. While the server works, `check` is called at least once a heartbeat; if it
 raises, the connection is closed and the server stops.
@@ -11,22 +9,16 @@ import queue
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from functools import wraps
 from typing import Any, Final
 
 import ollama
 from ollama import ProgressResponse, ShowResponse
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
 
-from shared.errors import InvalidInput, Permanent, Unavailable
-from shared.jobs import jobs, submission
-from shared.jobs.submission import NewJob
+from shared.errors import Permanent
+from shared.jobs import jobs
 from shared.kinds import registry as kinds
-from shared.kinds.model import ModelInput, ModelResult, check_registry
+from shared.kinds.model import ModelInput, ModelResult
 from shared.models.providers import OLLAMA
-from shared.tables import Job
-from shared.vocabulary import OPEN, Lane, State
 from workers.attempts.context import Context, Done, Handler
 from workers.outbound import broken_off
 from workers.servers.ollama import OllamaServer, closable
@@ -253,70 +245,3 @@ class _Meter:
 
 
 APPLY = Handler(run=run)
-
-
-# Models that are pulled when a job needs them (SLUICE_OLLAMA_PULL).
-#
-# The pull is a job of the kind `model` with its own progress. All steps that need the model wait
-# for the same job, as they wait for a server that does not answer.
-
-LOOK_AGAIN_S = 2.0
-LOCK = "pull a model"
-
-RunStep = Callable[[Context], Done]
-
-
-def on_demand(run: RunStep) -> RunStep:
-    """Let a step wait for a pull if its model is missing and may be pulled."""
-
-    @wraps(run)
-    def run_or_pull(context: Context) -> Done:
-        try:
-            return run(context)
-        except ModelMissing as error:
-            if not context.process.settings.ollama_pull:
-                raise
-            raise _wait_for_pull(context, error.reference) from error
-
-    return run_or_pull
-
-
-def _wait_for_pull(context: Context, model: str) -> Exception:
-    """Submit a job that pulls the model, unless there is one. Returns the error with which the step
-    waits for it, or fails if the pull has failed."""
-    try:
-        check_registry(model.removeprefix(OLLAMA.prefix), context.process.settings.guard())
-    except InvalidInput as error:
-        return error
-    with context.process.ledger.begin() as session:
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(LOCK + model))))
-        since = jobs.get(session, context.claim.job_id).created_at
-        pull = _newest_pull(session, model)
-        if pull is not None and pull.state == State.FAILED and pull.created_at > since:
-            message = (pull.error or {}).get("message", "")
-            return Permanent(f"{model} could not be pulled (job {pull.id}): {message}")
-        pull_id = pull.id if pull is not None and pull.state in OPEN else None
-        if pull_id is None:
-            input_ = ModelInput(action="pull", name=model)
-            new = NewJob(
-                kind=kinds.MODEL,
-                input=input_.model_dump(mode="json"),
-                fair_key=context.claim.fair_key,
-                lane=Lane.INTERACTIVE,
-                max_attempts=context.claim.max_attempts,
-            )
-            pull_id = submission.submit(session, new).id
-    return Unavailable(f"{model} is being pulled by the job {pull_id}.", retry_after_s=LOOK_AGAIN_S)
-
-
-def _newest_pull(session: Session, model: str) -> Job | None:
-    return session.scalars(
-        select(Job)
-        .where(
-            Job.kind == kinds.MODEL.name,
-            Job.input["name"].astext == model,
-            Job.input["action"].astext == "pull",
-        )
-        .order_by(Job.id.desc())
-        .limit(1)
-    ).first()

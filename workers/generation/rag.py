@@ -27,7 +27,6 @@ from workers.generation.answers.structured import read_json, with_instructions
 from workers.generation.backends import extractive
 from workers.generation.backends.interface import Completion, Request, TextGenerator, generators_of
 from workers.generation.languages import language_of, not_found_sentences
-from workers.generation.ollama_models import on_demand
 from workers.generation.prompts import PromptPassage, RagPrompt, build
 from workers.generation.transcripts import (
     deadline,
@@ -38,6 +37,7 @@ from workers.generation.transcripts import (
     write_quietly,
 )
 from workers.retrieval.search import joined_text
+from workers.servers.pulls import on_demand
 
 # Citation markers in an answer, checked while it is streamed.
 #

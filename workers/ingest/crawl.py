@@ -53,6 +53,7 @@ from workers.ingest.steps import embed_steps, expanding_step, finish, unread_scr
 from workers.ingest.web import Fetcher, Gone, NoDocument, NotNow, Page
 from workers.ingest.writer import Writer
 from workers.retrieval.embed import Embedder, embedders_of
+from workers.servers.pulls import on_demand
 
 AT_ONCE: Final = 16
 """Pages that are written in one transaction."""
@@ -870,4 +871,4 @@ def absorb(session: Transaction, claim: Claim, message: str) -> None:
     ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
 
 
-CRAWL = Handler(run=crawl, absorb=absorb, finish=finish)
+CRAWL = Handler(run=on_demand(crawl), absorb=absorb, finish=finish)

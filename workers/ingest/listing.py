@@ -24,6 +24,7 @@ from workers.ingest.folders import Entry, list_files
 from workers.ingest.sources import IngestRequest
 from workers.ingest.steps import finish, load_step
 from workers.retrieval.embed import embedders_of
+from workers.servers.pulls import on_demand
 
 AT_ONCE: Final = 1000
 _OWN: Final = frozenset(
@@ -175,4 +176,4 @@ def absorb(session: Transaction, claim: Claim, message: str) -> None:
     ingest_items.settle(session, claim.job_id, [ordinal], Outcome.FAILED, message)
 
 
-LIST = Handler(run=list_folder, absorb=absorb, finish=finish)
+LIST = Handler(run=on_demand(list_folder), absorb=absorb, finish=finish)

@@ -49,6 +49,7 @@ from workers.retrieval.tuning import (
     pseudo_queries,
     tuning_of,
 )
+from workers.servers.pulls import on_demand
 
 UNIT = "chunks"
 CLOSING_CHUNKS: Final = 1000
@@ -412,4 +413,4 @@ def _done(
     return Done(result=result.model_dump(mode="json"))
 
 
-REBUILD = Handler(run=rebuild)
+REBUILD = Handler(run=on_demand(rebuild))

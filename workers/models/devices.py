@@ -16,6 +16,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import Permanent
+
 log = logging.getLogger(__name__)
 
 K = TypeVar("K")
@@ -47,6 +49,16 @@ def unit(vectors: NDArray[FloatT]) -> NDArray[FloatT]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: NDArray[FloatT] = vectors / lengths.clip(min=1e-12)
     return scaled
+
+
+def unit_of_model(vectors: NDArray[FloatT], model: str) -> NDArray[FloatT]:
+    """As `unit`. Raises Permanent for vectors that no search could compare."""
+    if not np.isfinite(vectors).all():
+        raise Permanent(
+            f"{model} returned NaN or infinity in a vector. Set SLUICE_EMBEDDING_DTYPE=float32, or "
+            "use another model."
+        )
+    return unit(vectors)
 
 
 class RecentlyUsed(Generic[K, M]):

@@ -47,6 +47,7 @@ from workers.retrieval.measures import (
     values_of,
 )
 from workers.retrieval.search import Candidate, SearchRequest, candidates, passages
+from workers.servers.pulls import on_demand
 
 UNIT = "queries"
 LISTED = 10
@@ -343,4 +344,4 @@ def _times(times_ms: Sequence[float]) -> SearchTimes:
     return SearchTimes(mean_ms=round(mean, 3), p50_ms=round(p50, 3), p99_ms=round(p99, 3))
 
 
-EVAL = Handler(run=run)
+EVAL = Handler(run=on_demand(run))

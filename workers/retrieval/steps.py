@@ -36,6 +36,8 @@ from workers.retrieval import search as searching
 from workers.retrieval.embed import Embedder, embedders_of, load_coming
 from workers.retrieval.search import Candidate, SearchRequest, passages
 from workers.retrieval.tuning import measure_due
+from workers.servers.pulls import or_pull
+from workers.servers.server import ModelMissing
 
 Rows = Sequence[Sequence[Candidate]]
 """The candidates of each query, best first."""
@@ -276,6 +278,8 @@ def _run_rounds(
                 works.append(work)
         if works:
             for work, outcome in zip(works, _outcomes(works, run), strict=True):
+                if isinstance(outcome, ModelMissing):
+                    outcome = or_pull(work.context, outcome)
                 settle(work.context, outcome)
             settle.flush()
         if time.monotonic() > deadline:
@@ -373,15 +377,7 @@ def _shortened(embedder: Embedder, vectors: Vectors, dimensions: int | None) -> 
 
 
 def _embeddings(embedder: Embedder, vectors: Vectors, tokens: int) -> EncodedJson:
-    """The JSON of an `EmbedResult`; numbers have as many digits as a float32 needs.
-
-    Raises Permanent for NaN and infinity.
-    """
-    if not np.isfinite(vectors).all():
-        raise Permanent(
-            f"{embedder.name} returned NaN or infinity in a vector. Set "
-            "SLUICE_EMBEDDING_DTYPE=float32, or use another model."
-        )
+    """The JSON of an `EmbedResult`; numbers have as many digits as a float32 needs."""
     result = {
         "model": embedder.name,
         "dimension": vectors.shape[1],

@@ -79,8 +79,8 @@ class OllamaServer(Server):
 def missing(info: RemoteServer, model: str) -> ModelMissing:
     return ModelMissing(
         f"{info} does not have the model {model!r}. Get it with `ollama pull {model}` or "
-        f"`sluice models pull {OLLAMA.prefix}{model}`, or let models that generate be "
-        "fetched at their first use with SLUICE_OLLAMA_PULL=true.",
+        f"`sluice models pull {OLLAMA.prefix}{model}`, or let models be fetched at their first use "
+        "with SLUICE_OLLAMA_PULL=true.",
         reference=OLLAMA.prefix + model,
     )
 

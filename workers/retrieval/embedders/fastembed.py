@@ -24,7 +24,7 @@ from shared.errors import ModelNotFound, Permanent, SluiceError, Unavailable
 from shared.models.embedding_models import canonical
 from workers.models import locate
 from workers.models.checkpoints import SizeLimit, read_object
-from workers.models.devices import Vectors, batches_of, unit
+from workers.models.devices import Vectors, batches_of, unit_of_model
 from workers.models.hub_session import guard_hub
 from workers.retrieval.embedders.prompts import prompts_of
 
@@ -138,7 +138,7 @@ class FastEmbedder:
             between()
             prompted = [prompt + texts[n] for n in batch]
             vectors[batch] = list(embed(prompted, batch_size=len(batch)))
-        return unit(vectors)
+        return unit_of_model(vectors, self.name)
 
 
 def load(name: str, settings: Settings, check: Callable[[], None]) -> FastEmbedder:

@@ -29,7 +29,7 @@ from workers.models.devices import (
     batches_of,
     cpu_is_fast_in_bfloat16,
     return_freed_blocks,
-    unit,
+    unit_of_model,
 )
 from workers.models.load import LoadOptions, load_sentence_transformer
 from workers.retrieval.embedders.prompts import prompts_of
@@ -151,7 +151,8 @@ class LocalEmbedder:
             between()
             return_freed_blocks()
             vectors[batch] = self._vectors([self._plain(texts[n]) for n in batch], prompt, task)
-        return unit(vectors)  # in float32, whatever the model computed in: scores are cosines
+        # In float32, whatever the model computed in: scores are cosines.
+        return unit_of_model(vectors, self.name)
 
     @torch.inference_mode()
     def _vectors(self, texts: list[str], prompt: str, task: str) -> Vectors:
