@@ -6,6 +6,7 @@ tasks, unless the path names another model. Each request is a job of the kind `h
 """
 
 from dataclasses import replace
+from operator import mul
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Body, Request, Response
@@ -297,9 +298,17 @@ async def similarity(parts: PartsDep, caller: CallerDep, request: TeiSimilarity)
 async def _similarity(
     parts: Parts, caller: calls.Caller, model: str, request: TeiSimilarity
 ) -> Response:
-    inputs = request.inputs.model_dump()
-    outcome = await _run(parts, caller, SENTENCE_SIMILARITY, model, inputs)
-    return _answer(outcome, outcome.result)
+    inputs = request.inputs
+    named = model_for(parts, SENTENCE_SIMILARITY, model)
+    if provider_name(named) == HUGGING_FACE:
+        outcome = await _run(parts, caller, SENTENCE_SIMILARITY, model, inputs.model_dump())
+        return _answer(outcome, outcome.result)
+    values = {"texts": [inputs.source_sentence, *inputs.sentences], "model": named}
+    outcome = await calls.run(
+        parts, caller, calls.new_job(parts, caller, EMBED, calls.input_of(EMBED, values))
+    )
+    first, *others = outcome.result["embeddings"]  # of length 1
+    return _answer(outcome, [sum(map(mul, first, other)) for other in others])
 
 
 @router.post("/v1/embeddings", name="embed_as_openai_of_tei", **DOCUMENTED)

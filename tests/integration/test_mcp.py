@@ -23,6 +23,7 @@ from shared.config import Settings
 from shared.database.transaction import Ledger
 from shared.jobs import jobs
 from shared.tables import Job
+from tests.api_server import served
 from tests.integration.ingestion import new_collection
 from tests.integration.job_runner import drain, make_process
 from tests.wire.behaviour import Wire
@@ -198,6 +199,17 @@ def test_collections_are_made_where_that_is_wished(api_url: str, process: Proces
     with at_work(process):
         ended = answer(api_url, "get_job", job_id=later["job_id"], wait_s=60)
     assert (ended["state"], ended["result"]["chunks"]) == ("succeeded", 1)
+
+
+def test_no_collection_is_made_whose_model_nobody_runs(
+    settings: Settings,
+    process: Process,  # noqa: ARG001 (empty tables)
+) -> None:
+    own = settings.model_copy(update={"embedding_model": "openai/tiny", "openai_base_url": None})
+    with served(own) as url:
+        result = call(url, "ingest_text", collection="unset", text="a", create=True)
+    assert result.is_error
+    assert "SLUICE_OPENAI_BASE_URL" in text_of(result)
 
 
 def test_what_is_wrong_with_a_call_the_model_reads_with_what_to_do(

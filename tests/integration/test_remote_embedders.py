@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from shared.config import Settings
+from shared.database.transaction import Ledger
 from shared.documents import collections
 from shared.errors import Cancelled, InvalidInput, ModelNotFound, Permanent, Unavailable
 from shared.kinds import registry as kinds
+from tests.api_server import served
 from tests.integration.ingestion import CATS, TRAINS, ingest, search
 from tests.integration.job_runner import drain, job_of, make_process, submit
 from tests.integration.remotes import MODEL, Remote, remote
+from tests.integration.thread_worker import running_worker
 from tests.wire.behaviour import DIMENSION, Behaviour, vector_of
 from workers.attempts.process import Process
 from workers.models.devices import unit
@@ -230,6 +233,46 @@ def test_a_server_that_is_not_set_is_an_error_at_once(
     assert 400 <= answer.status_code < 500, answer.text
     if answer.status_code != 404:
         assert "SLUICE_OPENAI_BASE_URL" in answer.text
+
+
+def test_no_collection_is_made_whose_model_nobody_runs(settings: Settings) -> None:
+    """By the default model of the installation, whichever API makes it."""
+    own = settings.model_copy(update={"embedding_model": "openai/tiny", "openai_base_url": None})
+    with served(own) as url, httpx.Client(base_url=url, trust_env=False) as api:
+        for answer in (
+            api.put("/v1/collections/unset-1"),
+            api.post("/openai/v1/vector_stores", json={"name": "a"}),
+        ):
+            assert "SLUICE_OPENAI_BASE_URL" in answer.text
+            assert "SLUICE_EMBEDDING_MODEL" in answer.text
+        assert api.get("/v1/collections").json()["items"] == []
+
+
+def test_clients_of_tei_get_the_vectors_of_the_server(
+    settings: Settings,
+    server: Remote,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+) -> None:
+    model = f"{server.provider}/{MODEL}"
+    urls = {key: getattr(server.settings, key) for key in ("ollama_url", "openai_base_url")}
+    own = settings.model_copy(update={"embedding_model": model, **urls})
+    texts = ["a cat", "a train"]
+    expected = unit(np.array([vector_of(text) for text in texts]))
+    with (
+        running_worker(own, threads=0) as worker,
+        served(own) as url,
+        httpx.Client(base_url=f"{url}/tei", trust_env=False, timeout=60) as api,
+    ):
+        worker.hold(make_embedders, Embedders(own))
+        for path in ("/embed", f"/{model}/embed"):
+            vectors = api.post(path, json={"inputs": texts}).raise_for_status().json()
+            assert np.array(vectors) == pytest.approx(expected, abs=1e-5)
+        inputs = {"source_sentence": texts[0], "sentences": texts}
+        cosines = api.post("/similarity", json={"inputs": inputs}).raise_for_status().json()
+        assert cosines == pytest.approx(list(expected @ expected[0]), abs=1e-5)
+        refused = api.post("/embed", json={"inputs": "a", "normalize": False})
+        assert refused.status_code == 422
+        assert model in refused.text
 
 
 def test_an_ingest_job_says_that_its_collection_lacks_a_server(

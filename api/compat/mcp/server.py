@@ -55,6 +55,7 @@ from shared.kinds.ingest import IngestDocuments, SourceError
 from shared.kinds.kind import Kind
 from shared.kinds.rag import Citation, RagResult
 from shared.kinds.search import Hit, PassageCount, Query, SearchType
+from shared.models import embedding_models
 from shared.prompts import VariableValues, VersionedPrompt
 from shared.vocabulary import OPEN, KeyScope, Shape, State
 
@@ -447,8 +448,9 @@ def _make_collection(parts: Parts, name: str) -> None:
         try:
             collections.get(session, name)
         except NotFound:
-            spec = collections.Spec(embedding_model=parts.settings.embedding_model)
-            collections.put(session, name, spec)
+            model = parts.settings.embedding_model
+            embedding_models.check(model, parts.settings, where="SLUICE_EMBEDDING_MODEL")
+            collections.put(session, name, collections.Spec(embedding_model=model))
 
 
 class ListArguments(Shape):

@@ -70,6 +70,7 @@ from shared.kinds.chat import ChatInput
 from shared.kinds.erase import EraseInput
 from shared.kinds.ingest import DocumentSource, FileSource, IngestInput, Splitter, SplitterType
 from shared.kinds.search import Hit, SearchInput, SearchOptions
+from shared.models import embedding_models
 from shared.openai.file_search import (
     LIMIT_KEY_CHARS,
     LIMIT_PAIRS,
@@ -532,12 +533,14 @@ class _AlreadyMade(Exception):
 def _make_store(
     parts: Parts, caller: Caller, request: NewVectorStore, entries: Sequence[NewVectorStoreFile]
 ) -> VectorStore:
+    model = parts.settings.embedding_model
+    embedding_models.check(model, parts.settings, where="SLUICE_EMBEDDING_MODEL")
     with parts.ledger.begin() as session:
         if entries:
             parts.admission.admit(session, Queue.INGEST, caller.fair_key)
         collection = collections.make_store(
             session,
-            collections.Spec(embedding_model=parts.settings.embedding_model),
+            collections.Spec(embedding_model=model),
             display_name=request.name,
             metadata=request.metadata or {},
             expires_after_days=request.expires_after.days if request.expires_after else None,
