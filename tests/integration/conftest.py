@@ -1,11 +1,13 @@
 """A process of a worker, streams of events, and the stand-in of the API for the CLI and clients."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.database.transaction import Ledger
@@ -41,6 +43,22 @@ def process(settings: Settings, ledger: Ledger) -> Iterator[Process]:  # noqa: A
     process = make_process(settings)
     yield process
     process.close()
+
+
+@pytest.fixture
+def process_with_store(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+) -> Iterator[Callable[[str], Process]]:
+    """Makes a process whose vector store is at a URL, a value of SLUICE_VECTORS_URL."""
+    with ExitStack() as made:
+
+        def make(url: str) -> Process:
+            process = make_process(settings, chroma_url=None, vectors_url=SecretStr(url))
+            made.callback(process.close)
+            return process
+
+        yield make
 
 
 @pytest.fixture

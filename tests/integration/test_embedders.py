@@ -21,9 +21,10 @@ from tests.integration.toy_embedder import Letters
 from tests.tiny.onnx_bert import save_bert
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
-from workers.retrieval.embed import EMBEDDERS, Embedder, provider_of
+from workers.retrieval.embed import EMBEDDERS, Embedder, LoadEmbedder, provider_of
 from workers.retrieval.embedders import fastembed, ollama, openai
 from workers.retrieval.embedders.local import load as load_local
+from workers.retrieval.embedders.remote import RemoteEmbedder
 
 TEXTS = ["A cat sleeps.", "Trains run every thirty minutes, " * 9, "고양이", "x"]
 
@@ -80,28 +81,30 @@ class TestHuggingFace(EmbedderContract):
         return embedders().get(DEFAULT_EMBEDDING_MODEL)
 
 
+def of_server(provider: str, load: LoadEmbedder) -> Iterator[Embedder]:
+    with remote(provider) as server:
+        embedder = load(f"{provider}/{MODEL}", server.settings, lambda: None)
+        assert isinstance(embedder, RemoteEmbedder)
+        with closing(embedder):
+            yield embedder
+
+
 class TestOpenAI(EmbedderContract):
     load = openai.load
 
-    @pytest.fixture
-    def embedder(self) -> Iterator[Embedder]:
-        with (
-            remote("openai") as server,
-            closing(openai.load(f"openai/{MODEL}", server.settings, lambda: None)) as embedder,
-        ):
-            yield embedder
+    @pytest.fixture(scope="class")
+    @classmethod
+    def embedder(cls) -> Iterator[Embedder]:
+        yield from of_server("openai", openai.load)
 
 
 class TestOllama(EmbedderContract):
     load = ollama.load
 
-    @pytest.fixture
-    def embedder(self) -> Iterator[Embedder]:
-        with (
-            remote("ollama") as server,
-            closing(ollama.load(f"ollama/{MODEL}", server.settings, lambda: None)) as embedder,
-        ):
-            yield embedder
+    @pytest.fixture(scope="class")
+    @classmethod
+    def embedder(cls) -> Iterator[Embedder]:
+        yield from of_server("ollama", ollama.load)
 
 
 class TestFastEmbed(EmbedderContract):

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import SecretStr
 
 from shared.config import Settings
-from shared.database.transaction import Ledger
 from shared.errors import ConfigurationError, Permanent, Unavailable
 from shared.kinds import registry as kinds
 from tests.integration import faiss_programs as programs
@@ -28,7 +26,7 @@ from tests.integration.ingestion import (
     stores_agree,
     vector_ids,
 )
-from tests.integration.job_runner import drain, make_process, submit
+from tests.integration.job_runner import drain, submit
 from tests.integration.vector_store_contract import along, entry, reads
 from workers.attempts.process import Process
 from workers.retrieval.servers import store_of
@@ -286,15 +284,8 @@ def test_a_folder_that_cannot_be_used_names_the_setting(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def process(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    tmp_path: Path,
-) -> Iterator[Process]:
-    url = SecretStr(f"faiss://{tmp_path}/vectors")
-    process = make_process(settings, chroma_url=None, vectors_url=url)
-    yield process
-    process.close()
+def process(process_with_store: Callable[[str], Process], tmp_path: Path) -> Process:
+    return process_with_store(f"faiss://{tmp_path}/vectors")
 
 
 def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -> None:

@@ -19,11 +19,9 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 from langchain_milvus import Milvus as LangChainMilvus
 from milvus_lite.server_manager import server_manager_instance
-from pydantic import SecretStr
 
 from shared.bounds import METADATA_LIMIT_BYTES
 from shared.config import Settings
-from shared.database.transaction import Ledger
 from shared.errors import Permanent, Unavailable
 from shared.filters import MetadataFilter
 from shared.kinds import registry as kinds
@@ -37,7 +35,7 @@ from tests.integration.ingestion import (
     search,
     stores_agree,
 )
-from tests.integration.job_runner import drain, job_of, make_process, submit
+from tests.integration.job_runner import drain, job_of, submit
 from tests.integration.test_filter_meanings import (
     KEYS,
     LISTS,
@@ -413,15 +411,8 @@ def test_a_langchain_program_opens_a_collection(store: Milvus, name: str, file: 
 
 
 @pytest.fixture
-def process(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    tmp_path: Path,
-) -> Iterator[Process]:
-    url = SecretStr(f"milvus://{tmp_path / 'vectors.db'}")
-    process = make_process(settings, chroma_url=None, vectors_url=url)
-    yield process
-    process.close()
+def process(process_with_store: Callable[[str], Process], tmp_path: Path) -> Process:
+    return process_with_store(f"milvus://{tmp_path / 'vectors.db'}")
 
 
 def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -> None:

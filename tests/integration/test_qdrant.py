@@ -13,11 +13,9 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 from langchain_qdrant import QdrantVectorStore
-from pydantic import SecretStr
 from qdrant_client import QdrantClient, models
 
 from shared.config import Settings
-from shared.database.transaction import Ledger
 from shared.errors import ConfigurationError, Permanent, Unavailable
 from shared.filters import MetadataFilter
 from tests.integration.erasures import erase
@@ -32,7 +30,6 @@ from tests.integration.ingestion import (
     stores_agree,
     vector_ids,
 )
-from tests.integration.job_runner import make_process
 from tests.integration.test_filter_meanings import LISTS, SINGLE, filters, is_storable, metadata
 from tests.integration.vector_store_contract import VectorStoreContract, along, entry, reads
 from tests.wire.behaviour import Behaviour, Wire
@@ -350,15 +347,8 @@ def test_a_folder_is_opened_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def process(
-    settings: Settings,
-    tmp_path: Path,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-) -> Iterator[Process]:
-    url = SecretStr(f"qdrant://{tmp_path}")
-    process = make_process(settings, chroma_url=None, vectors_url=url)
-    yield process
-    process.close()
+def process(process_with_store: Callable[[str], Process], tmp_path: Path) -> Process:
+    return process_with_store(f"qdrant://{tmp_path}")
 
 
 def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -> None:

@@ -1,13 +1,11 @@
 """Every vector store does what the protocol says; a new one is a module and a line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from shared.config import Settings
-from shared.database.transaction import Ledger
 from shared.vector_stores import (
     STORES,
     StoreType,
@@ -30,7 +28,6 @@ from tests.integration.ingestion import (
     search,
     vector_ids,
 )
-from tests.integration.job_runner import make_process
 from tests.integration.toy_store import Memory
 from tests.integration.vector_store_contract import VectorStoreContract
 from tests.servers import Server, start_chroma
@@ -110,12 +107,9 @@ class TestMemory(VectorStoreContract):
         return Memory(settings, "memory")
 
 
-@pytest.fixture
-def process_with_toy(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Process]:
+def test_documents_are_ingested_searched_and_replaced_with_a_new_store(
+    process_with_store: Callable[[str], Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = StoreType(
         name="memory",
         schemes=("memory",),
@@ -125,15 +119,7 @@ def process_with_toy(
         store="tests.integration.toy_store:Memory",
     )
     monkeypatch.setitem(STORES, line.name, line)
-    process = make_process(settings, chroma_url=None, vectors_url=SecretStr("memory"))
-    yield process
-    process.close()
-
-
-def test_documents_are_ingested_searched_and_replaced_with_a_new_store(
-    process_with_toy: Process,
-) -> None:
-    process = process_with_toy
+    process = process_with_store("memory")
     collection = new_collection(process)
     assert ingest(process, collection, {"cats": CATS, "trains": TRAINS})[0] == {"added": 2}
     assert isinstance(store_of(process), Memory)
