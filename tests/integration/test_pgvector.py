@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import LiteralString
@@ -13,10 +13,8 @@ import psycopg
 import pytest
 from numpy.typing import NDArray
 from psycopg import sql
-from pydantic import SecretStr
 
 from shared.config import Settings
-from shared.database.transaction import Ledger
 from shared.errors import Permanent, Unavailable
 from shared.filters import MetadataFilter
 from shared.vector_stores import store_of_urls
@@ -32,9 +30,10 @@ from tests.integration.ingestion import (
     stores_agree,
     vector_ids,
 )
-from tests.integration.job_runner import make_process
 from tests.integration.vector_store_contract import VectorStoreContract, along, entry
 from tests.servers import Server, start_postgres
+from tests.waits import until
+from workers.attempts.process import Process
 from workers.models.devices import Vectors, unit
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import MissingCollection, VectorStore
@@ -290,7 +289,10 @@ def test_10_000_vectors_are_found_as_exactly_and_filters_lose_nothing(
             assert recall(limit, {"tenth": 3}, everything[3::10]) >= 0.99
             assert recall(limit, {"n": {"$lt": 100}}, everything[:100]) >= 0.99
             assert recall(limit, {"rare": {"$ne": 5}}, everything[everything % 1000 != 5]) >= 0.99
+            assert recall(limit, {"n": {"$gte": 5000}}, everything[5000:]) >= 0.99
         assert recall(10, {"rare": 7}, everything[7::1000]) == 1
+        if mib == SMALLEST_INDEX_MIB:
+            require_no_whole_read(limited, name, queries)
 
         kept = [str(n) for n in range(0, 10_000, 500)]
         assert store.delete(name, [f"{n}" for n in range(10_000) if n % 500]) == 9980
@@ -299,37 +301,55 @@ def test_10_000_vectors_are_found_as_exactly_and_filters_lose_nothing(
         assert store.drop(name) == 20
 
 
+def require_no_whole_read(settings: Settings, name: str, queries: Vectors) -> None:
+    """What a filter that half of the table matches costs, by the server's own count, which is
+    complete once the connections have ended."""
+    counts = (
+        "SELECT seq_tup_read, idx_scan, idx_tup_fetch FROM pg_stat_user_tables "
+        "JOIN vectors.collections ON relname = table_name WHERE name = %s"
+    )
+
+    def read() -> tuple[int, ...]:
+        ((*numbers,),) = rows(settings.require_database_url(), counts, name)
+        return tuple(int(str(number)) for number in numbers)
+
+    before = read()
+    with closing(PgVector(settings, LEDGER)) as store:
+        where = MetadataFilter.read({"n": {"$gte": 5000}})
+        assert all(len(row) == 10 for row in store.query(name, queries, limit=10, where=where))
+    until(lambda: read()[1] >= before[1] + len(queries), "the searches are counted")
+    after = read()
+    assert after[0] == before[0], "the table was read from its beginning to its end"
+    assert after[2] - before[2] < len(queries) * 2000
+
+
 # Jobs
 
 
 def test_documents_are_ingested_found_replaced_and_erased(
-    settings: Settings,
-    ledger: Ledger,  # noqa: ARG001 (empty tables)
+    process_with_store: Callable[[str], Process],
 ) -> None:
-    process = make_process(settings, chroma_url=None, vectors_url=SecretStr("postgres"))
-    try:
-        collection = new_collection(process)
-        texts = {"cats": CATS, "trains": TRAINS}
-        assert ingest(process, collection, texts, metadata={"team": "office"})[0] == {"added": 2}
-        assert isinstance(store_of(process), PgVector)
-        stores_agree(process, collection)
-        question = "When does a train leave?"
-        similar = {"type": "similarity"}
-        assert search(process, collection, question, k=1, search=similar)[0].source == "trains"
-        filtered = similar | {"filter": {"source": "cats", "team": {"$ne": "sales"}}}
-        hits = search(process, collection, question, k=9, search=filtered)
-        assert {hit.source for hit in hits} == {"cats"}
-        none = similar | {"filter": {"team": "sales"}}
-        assert search(process, collection, question, search=none) == []
+    process = process_with_store("postgres")
+    collection = new_collection(process)
+    texts = {"cats": CATS, "trains": TRAINS}
+    assert ingest(process, collection, texts, metadata={"team": "office"})[0] == {"added": 2}
+    assert isinstance(store_of(process), PgVector)
+    stores_agree(process, collection)
+    question = "When does a train leave?"
+    similar = {"type": "similarity"}
+    assert search(process, collection, question, k=1, search=similar)[0].source == "trains"
+    filtered = similar | {"filter": {"source": "cats", "team": {"$ne": "sales"}}}
+    hits = search(process, collection, question, k=9, search=filtered)
+    assert {hit.source for hit in hits} == {"cats"}
+    none = similar | {"filter": {"team": "sales"}}
+    assert search(process, collection, question, search=none) == []
 
-        assert ingest(process, collection, {"cats": TRAINS})[0] == {"replaced": 1}
-        stores_agree(process, collection)
-        assert vector_ids(process, collection) == live_chunk_ids(process, collection)
+    assert ingest(process, collection, {"cats": TRAINS})[0] == {"replaced": 1}
+    stores_agree(process, collection)
+    assert vector_ids(process, collection) == live_chunk_ids(process, collection)
 
-        erase(process, document_ids=[str(document_id(process, collection, "cats"))])
-        stores_agree(process, collection)
-        erase(process, collection=collection)
-        assert vector_ids(process, collection) == set()
-        assert store_of(process).drop(collection) == 0
-    finally:
-        process.close()
+    erase(process, document_ids=[str(document_id(process, collection, "cats"))])
+    stores_agree(process, collection)
+    erase(process, collection=collection)
+    assert vector_ids(process, collection) == set()
+    assert store_of(process).drop(collection) == 0

@@ -10,9 +10,12 @@ for most databases have no such extension. In it are:
   where the user's has no such key, so filters are SQL on one column, and exact.
 
 A table is searched exactly until it is larger than SLUICE_PGVECTOR_INDEX_ABOVE_MIB. Then it gets an
-HNSW index of the vectors and a GIN index of the metadata. Searches with a filter stay exact: HNSW
-lost 4 of 100 chunks where a filter matched one in a hundred, for `strict_order` drops what it finds
-out of order. If HNSW gives fewer chunks than were asked for, the search is repeated exactly.
+HNSW index of the vectors and a GIN index of the metadata. If HNSW gives fewer chunks than were
+asked for, the search is repeated exactly. With a filter, HNSW gives the nearest chunks whatever the
+filter says, and those count that match it: are they EF_SEARCH_FACTOR times as many as were asked
+for, the best of them are the result, otherwise the filter is narrow, and the search is repeated
+exactly, over the chunks that match. (To let HNSW look on until it has enough lost 4 of 100 chunks
+where a filter matched one in a hundred.)
 
 The similarity is the inner product, whatever distance a collection has: vectors have length 1.
 pgvector indexes up to 2,000 dimensions as `vector`, up to 4,000 as `halfvec` (16-bit floats, which
@@ -73,7 +76,7 @@ from shared.documents import filtering
 from shared.errors import Permanent, StepError, Unavailable
 from shared.filters import MetadataFilter
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
+from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, is_same
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +101,9 @@ EF_SEARCH = 400
 EF_SEARCH_FACTOR = 4
 """HNSW looks at so many times the chunks that are asked for, at EF_SEARCH at least: with 200 it
 found 98 of the best 100 among 10,000 vectors."""
+MOST_TUPLES = 20_000
+"""A search with a filter ends after so many vectors, and is repeated exactly: the filter is so
+narrow that to compare what matches it is faster."""
 APPROXIMATE_LIMIT = 250
 """More chunks at once are looked for exactly: `hnsw.ef_search` ends at 1,000."""
 INDEX_MEMORY = "256MB"
@@ -140,9 +146,10 @@ _SET_LOCAL = text("""
 """)
 _SET_SEARCH = text("""
     SELECT set_config('hnsw.ef_search', :ef_search, true),
-           set_config('hnsw.iterative_scan', 'strict_order', true),
+           set_config('hnsw.iterative_scan', :iterative_scan, true),
+           set_config('hnsw.max_scan_tuples', :max_tuples, true),
            set_config('hnsw.scan_mem_multiplier', '8', true),
-           set_config('enable_indexscan', :approximate, true)
+           set_config('enable_indexscan', :index, true)
 """)
 
 
@@ -218,31 +225,34 @@ class PgVector:
         where: MetadataFilter | None,
         ids: Sequence[str] | None = None,
     ) -> list[list[Match]]:
-        dimension = vectors.shape[1]
-        statement = _nearest(_chunks(name, dimension), dimension, limit, where, ids)
-        exact = _search_settings(limit, approximate=False)
+        chunks, dimension = _chunks(name, vectors.shape[1]), vectors.shape[1]
+        rows: list[list[Match]] = [[] for _ in vectors]
+        left = range(len(vectors))
+        # So many have to match for the best of them to be the best of all.
+        count = limit if where is None else limit * EF_SEARCH_FACTOR
         try:
             with self._transaction(name) as connection:
 
-                def read(vector: Vectors) -> list[Match]:
-                    rows = connection.execute(statement, {"vector": vector})
-                    return [Match(id=id_, score=-distance) for id_, distance in rows]
+                def read(n: int, count: int) -> None:
+                    statement = _nearest(chunks, dimension, count, where, ids)
+                    found = connection.execute(statement, {"vector": vectors[n]})
+                    matches = [Match(id=id_, score=-distance) for id_, distance in found]
+                    rows[n] = sorted(matches, key=lambda match: -match.score)
 
-                if where is not None or ids is not None or limit > APPROXIMATE_LIMIT:
-                    connection.execute(_SET_SEARCH, exact)
-                    return [read(vector) for vector in vectors]
-                connection.execute(_SET_SEARCH, _search_settings(limit, approximate=True))
-                result = [read(vector) for vector in vectors]
-                short = [n for n, row in enumerate(result) if len(row) < limit]
-                if short and _is_indexed(connection, name):
-                    connection.execute(_SET_SEARCH, exact)
-                    for n in short:
-                        result[n] = read(vectors[n])
-                return result
+                if ids is None and limit <= APPROXIMATE_LIMIT:
+                    connection.execute(_SET_SEARCH, _approximate(limit, where))
+                    for n in left:
+                        read(n, count)
+                    short = [n for n in left if len(rows[n]) < count]
+                    left = short if short and _is_indexed(connection, name) else []
+                if left:
+                    connection.execute(_SET_SEARCH, _EXACT)
+                    for n in left:
+                        read(n, limit)
         except MissingCollection:
             if not self._is_made(name):
                 raise
-            return [[] for _ in vectors]
+        return [row[:limit] for row in rows]
 
     def is_exact(self, where: MetadataFilter) -> bool:
         del where
@@ -507,7 +517,7 @@ class PgVector:
     def _missing(self, name: str) -> MissingCollection:
         return MissingCollection(
             f"The vector store {self._shown_url} ({self._setting}) has no collection {name!r}: its "
-            "data was lost or is in another database. Delete the collection and ingest again."
+            f"data was lost or is in another database. {REBUILD}"
         )
 
     @property
@@ -627,11 +637,18 @@ def _is_one_of(chunks: TableClause, ids: Sequence[str]) -> Any:
     return chunks.c.id == func.any(literal(list(ids), ARRAY(Text)))
 
 
-def _search_settings(limit: int, *, approximate: bool) -> dict[str, str]:
-    """Without index scans, of which those of HNSW are some, a search is exact: the other indexes
-    are used as bitmaps."""
-    ef_search = max(EF_SEARCH, EF_SEARCH_FACTOR * min(limit, APPROXIMATE_LIMIT))
-    return {"ef_search": str(ef_search), "approximate": "on" if approximate else "off"}
+_EXACT = {"ef_search": str(EF_SEARCH), "iterative_scan": "off", "max_tuples": "1", "index": "off"}
+"""Without index scans, of which those of HNSW are some, a search is exact: the other indexes are
+used as bitmaps."""
+
+
+def _approximate(limit: int, where: MetadataFilter | None) -> dict[str, str]:
+    return {
+        "ef_search": str(max(EF_SEARCH, EF_SEARCH_FACTOR * limit)),
+        "iterative_scan": "strict_order" if where is None else "relaxed_order",
+        "max_tuples": str(MOST_TUPLES),
+        "index": "on",
+    }
 
 
 def _exists(connection: Connection, relation: str) -> bool:
