@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from shared.bounds import shown
 from shared.errors import Conflict, NotFound, Unavailable
-from shared.tables import Job, VectorIndex, VectorIndexVersion, new_id
+from shared.tables import Document, Job, VectorIndex, VectorIndexVersion, Version, new_id
 from shared.vocabulary import OPEN, State
 
 
@@ -179,6 +179,22 @@ def fix_dimension(session: Session, index_id: UUID, dimension: int) -> int:
     )
     fixed = session.scalar(select(VectorIndex.dimension).where(VectorIndex.id == index_id))
     return fixed or dimension
+
+
+def has_vectors(session: Session, collection_id: UUID) -> bool:
+    """Whether the active index of a collection has vectors, or had any that the store has lost."""
+    return bool(
+        session.scalar(
+            select(
+                exists().where(
+                    Document.collection_id == collection_id,
+                    Version.document_id == Document.id,
+                    Version.state.in_(("live", "pending")),
+                    Version.embedded != text("'{}'::int4multirange"),
+                )
+            )
+        )
+    )
 
 
 def tuning(session: Session, index_id: UUID) -> Any:

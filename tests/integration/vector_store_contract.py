@@ -95,10 +95,13 @@ class SmallStoreContract:
         store.upsert(name, [entry("a", {"n": 1})], along(1))
         store.make(name, "cosine")
         assert self.ids(store, name) == ["a"]
-        store.upsert(name, [entry("a", {"n": 2})], along(0))
+        store.upsert(name, [entry("a", {"n": 3}), entry("a", {"n": 2})], along(1, 0))
         ((match,),) = store.query(name, along(0), limit=9, where=reads({"n": 2}))
         assert match.score == pytest.approx(1, abs=1e-3)
-        assert self.ids(store, name, n=1) == []
+        assert self.ids(store, name, n=1) == self.ids(store, name, n=3) == []
+        store.upsert(name, [], along())
+        assert store.vectors(name, []) == {}
+        assert store.delete(name, []) == 0
 
     def test_it_tells_whose_text_and_metadata_are_not_as_they_were_written(
         self, store: VectorStore, name: str

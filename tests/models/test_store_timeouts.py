@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from shared.config import Settings
-from shared.errors import Unavailable
+from shared.errors import Permanent, Unavailable
 from workers.retrieval.stores.chroma import Chroma
 
 IDENTITY = b'{"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}'
@@ -43,6 +43,20 @@ def stop_after_the_greeting(connection: socket.socket, ended: threading.Event) -
         connection.recv(65536)
         connection.sendall(answer(len(IDENTITY)) + IDENTITY)
         ended.wait()
+
+
+def answering(status: int) -> Callable[[socket.socket, threading.Event], None]:
+    """A proxy before Chroma."""
+
+    def behave(connection: socket.socket, ended: threading.Event) -> None:
+        del ended
+        with connection:
+            connection.recv(65536)
+            connection.sendall(
+                b"HTTP/1.1 %d No\r\ncontent-length: 7\r\nconnection: close\r\n\r\nno, no." % status
+            )
+
+    return behave
 
 
 @pytest.fixture
@@ -94,3 +108,15 @@ def test_no_call_waits_for_ever(
 
     with pytest.raises(Unavailable, match="SLUICE_VECTORS_URL"):
         calls[call]()
+
+
+def test_what_a_proxy_refuses_is_told_with_its_status(serve: Callable[..., str]) -> None:
+    kinds: dict[int, type[Exception]] = {401: Permanent, 413: Permanent, 502: Unavailable}
+    for status, kind in kinds.items():
+        url = serve(answering(status)).replace("://", "://me:s3cret@")
+        store = Chroma(Settings(_env_file=None), url)
+        with pytest.raises(kind, match="SLUICE_VECTORS_URL") as raised:
+            store.make("documents", "cosine")
+        assert f"{status}" in str(raised.value)
+        assert "no, no." in str(raised.value)
+        assert "s3cret" not in str(raised.value)

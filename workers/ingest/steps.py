@@ -33,7 +33,7 @@ from shared.documents import (
 )
 from shared.documents.containers import NewContainer
 from shared.documents.documents import chunk_id
-from shared.documents.indexes import IndexPlace
+from shared.documents.indexes import IndexChanged, IndexPlace
 from shared.documents.ingest_items import (
     Adoption,
     CutChunks,
@@ -44,7 +44,7 @@ from shared.documents.ingest_items import (
     UnreadDocuments,
 )
 from shared.documents.versions import ChunkRange, GarbageVersion, VersionDocument, VersionState
-from shared.errors import Cancelled, DocumentError, NotFound, Permanent
+from shared.errors import Cancelled, DocumentError, NotFound, Permanent, Unavailable
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
@@ -81,9 +81,11 @@ from workers.ingest.writer import Writer
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.servers import store_of
-from workers.retrieval.store import VectorEntry
+from workers.retrieval.store import MissingCollection, VectorEntry
 from workers.retrieval.tuning import measure_ingested
 from workers.retrieval.vocabulary import script_name, unknown_scripts
+from workers.servers.pulls import on_demand
+from workers.servers.server import ModelMissing
 
 PAUSE_S = 0.5
 """How long an embedding step waits while another index is about to become active."""
@@ -511,14 +513,27 @@ def plan(context: Context) -> Done:
     return Done(children=children, record=record)
 
 
+def _lost(process: Process, request: IngestRequest, error: MissingCollection) -> Exception:
+    """What the step fails with if the store has not the index that it is to write to. Raises
+    NotFound if the collection was erased."""
+    with process.ledger.read() as session:
+        index = collections.get_with_index(session, request.collection)[1]
+    if index.id != request.index_id:
+        return IndexChanged()
+    return Unavailable(f"{error} What was read is kept, and this job goes on after that by itself.")
+
+
 def make_in_store(process: Process, index: VectorIndex) -> None:
-    """Make the collection of an index in the store. Raises NotFound if it was erased meanwhile.
+    """Make the collection of an index in the store, unless it was made before: one that the store
+    has lost has to be rebuilt. Raises NotFound if it was erased meanwhile.
 
     No transaction waits for the store, so an erasure may come in between. The collection is then
     deleted again.
     """
     with process.ledger.begin() as session:
         collections.hold(session, index.collection_id)
+        if indexes.has_vectors(session, index.collection_id):
+            return
     store_of(process).make(index.stored_name, index.distance)
     try:
         with process.ledger.begin() as session:
@@ -816,7 +831,11 @@ def unread_scripts(embedder: Embedder, samples: Mapping[int, str]) -> dict[str, 
 
 
 def embed(context: Context) -> Done:
-    """Write the vectors of the chunks of the step, and make complete versions live."""
+    """Write the vectors of the chunks of the step, and make complete versions live.
+
+    Where the store has lost the index, nobody makes it anew here: it would have these chunks alone,
+    and searches would miss all others without a word. The step waits for a rebuild.
+    """
     claim, process = context.claim, context.process
     parts = parts_of(claim)
     if claim.counted_attempt > 1 and len(parts) > 1:
@@ -829,6 +848,10 @@ def embed(context: Context) -> Done:
     context.on_lost.append(lambda: delete_orphans(process, request.place, parts))
     try:
         embedded = write_vectors(context, request, parts)
+    except MissingCollection as error:
+        raise _lost(process, request, error) from error
+    except ModelMissing:
+        raise
     except Permanent:
         if len(parts) == 1:
             raise
@@ -996,5 +1019,5 @@ def embed_step(parts: list[ChunkRange], copies: Mapping[UUID, UUID] | None = Non
 
 
 PLAN = Handler(run=plan)
-LOAD = Handler(run=load, absorb=absorb_load, finish=finish)
-EMBED = Handler(run=embed, absorb=absorb_embed, finish=finish)
+LOAD = Handler(run=on_demand(load), absorb=absorb_load, finish=finish)
+EMBED = Handler(run=on_demand(embed), absorb=absorb_embed, finish=finish)

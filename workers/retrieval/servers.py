@@ -13,6 +13,7 @@ from shared.vector_stores import VECTORS_URL, StoreType, require_store
 from workers.attempts.process import Process
 from workers.models.devices import Vectors
 from workers.retrieval.store import (
+    REBUILD,
     Match,
     MissingCollection,
     MissingServer,
@@ -121,7 +122,9 @@ class Servers:
         if server is None:
             holder = self._holder(name)
             if holder is None:
-                raise MissingCollection(f"No server of {VECTORS_URL} has a collection {name!r}.")
+                raise MissingCollection(
+                    f"No server of {VECTORS_URL} has a collection {name!r}. {REBUILD}"
+                )
             server = self._note(name, holder)
         return self._store(server, name)
 

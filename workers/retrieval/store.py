@@ -5,8 +5,9 @@ of each chunk, so that other programs can read it. `shared/vector_stores.py` lis
 implementations.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,12 +30,41 @@ class VectorEntry:
     own: Metadata = field(default_factory=dict)
 
 
+NUMBER_BYTES = 24
+"""Of a number of a vector in JSON, at most."""
+
+
+def batches(
+    entries: Sequence[VectorEntry], vectors: Vectors, *, limit: int, limit_bytes: int
+) -> Iterator[tuple[list[VectorEntry], Vectors]]:
+    """Chunks for one request each: at most `limit`, and about `limit_bytes` in JSON unless it is a
+    single one. Of a chunk that is there twice, only the last: servers differ in what they do."""
+    last = {entry.id: n for n, entry in enumerate(entries)}
+    batch: list[int] = []
+    size = 0
+    for n in last.values():
+        entry = entries[n]
+        size_bytes = len(entry.text.encode()) + NUMBER_BYTES * vectors.shape[1]
+        size_bytes += len(json.dumps([entry.metadata, entry.own], ensure_ascii=False).encode())
+        if batch and (len(batch) == limit or size + size_bytes > limit_bytes):
+            yield [entries[one] for one in batch], vectors[batch]
+            batch, size = [], 0
+        batch.append(n)
+        size += size_bytes
+    if batch:
+        yield [entries[one] for one in batch], vectors[batch]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Match:
     """A chunk's id and its cosine similarity to the query."""
 
     id: str
     score: float
+
+
+REBUILD = "Build it anew from PostgreSQL: `sluice collections rebuild NAME`."
+"""What to do about a collection that was lost or damaged."""
 
 
 class MissingCollection(Permanent):

@@ -9,6 +9,7 @@ all are integers. Empty lists are in PostgreSQL only.
 """
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,9 +31,9 @@ from chromadb.api.types import Space
 from chromadb.auth import UserIdentity
 from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT
 from chromadb.config import Settings as ChromaSettings
-from chromadb.errors import ChromaError, NotFoundError
+from chromadb.errors import ChromaError, NotFoundError, error_types
 
-from shared.bounds import INT64_MAX, Scalar, nfc, nfc_value
+from shared.bounds import INT64_MAX, Scalar, nfc, nfc_value, shown
 from shared.config import Settings
 from shared.errors import Permanent, Unavailable
 from shared.filters import (
@@ -49,12 +50,14 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
+from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, batches, is_same
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 T = TypeVar("T")
 
 BATCH = 500
+BATCH_BYTES = 16 * 2**20
+"""Of one request. A server takes 40 MiB unless it is told otherwise."""
 COLLECTIONS_KEPT = 256
 NEIGHBORS, EF_CONSTRUCTION, EF_SEARCH = 32, 200, 400
 """Of the index (HNSW). With Chroma's own values (16, 100, 100) it finds 7 of the 10 nearest among
@@ -124,8 +127,8 @@ class Chroma:
     def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
         with self._translated(name):
             collection = self._client.get_collection(stored_name(name), embedding_function=None)
-            for first in range(0, len(entries), BATCH):
-                batch = entries[first : first + BATCH]
+            limits = {"limit": BATCH, "limit_bytes": BATCH_BYTES}
+            for batch, batch_vectors in batches(entries, vectors, **limits):
                 stored = {entry.id: _stored(entry) for entry in batch}
                 before = collection.get(ids=list(stored), include=["metadatas"])
                 for id_, old in zip(before["ids"], before["metadatas"] or (), strict=True):
@@ -133,7 +136,7 @@ class Chroma:
                     stored[id_] |= dict.fromkeys(old.keys() - stored[id_].keys())
                 collection.upsert(
                     ids=[entry.id for entry in batch],
-                    embeddings=vectors[first : first + BATCH],
+                    embeddings=batch_vectors,
                     documents=[entry.text for entry in batch],
                     metadatas=[stored[entry.id] for entry in batch],
                 )
@@ -268,13 +271,17 @@ class Chroma:
             yield
         except NotFoundError as error:
             raise MissingCollection(
-                f"Chroma has no collection {name!r}: its data was lost or belongs to another "
-                f"server ({VECTORS_URL}). Delete the collection and ingest again."
+                f"Chroma at {self._url} ({VECTORS_URL}) has no collection {name!r}: its data was "
+                f"lost or belongs to another server. {REBUILD}"
             ) from error
-        except (httpx.TransportError, httpx.HTTPStatusError, ConnectionError) as error:
+        except httpx.HTTPStatusError as error:
+            raise self._refusal(error) from error
+        except (httpx.TransportError, ConnectionError) as error:
             raise self._unavailable(error) from error
         except ValueError as error:
             # The client raises ValueError if it cannot reach the server at its first use.
+            if isinstance(error.__context__, httpx.HTTPStatusError):
+                raise self._refusal(error.__context__) from error
             if "connect" in str(error).lower():
                 raise self._unavailable(error) from error
             raise Permanent(f"Chroma refused: {error}") from error
@@ -283,7 +290,21 @@ class Chroma:
                 raise self._unavailable(error) from error
             raise Permanent(f"Chroma refused: {error}") from error
 
-    def _unavailable(self, error: Exception) -> Unavailable:
+    def _refusal(self, error: httpx.HTTPStatusError) -> Exception:
+        """What an answer means that is not Chroma's own, as of a proxy before it."""
+        status, said = error.response.status_code, shown(error.response.text.strip()[:200])
+        if status in (401, 403):
+            return Permanent(
+                f"What answers at {self._url} refuses the user or the password of {VECTORS_URL} "
+                f"({status}): {said}"
+            )
+        if status >= 500 or status in (408, 429):
+            return self._unavailable(f"{status} {said}")
+        return Permanent(
+            f"What answers at {self._url} ({VECTORS_URL}) refused: {status} {said}. Is it Chroma?"
+        )
+
+    def _unavailable(self, error: object) -> Unavailable:
         return Unavailable(f"Chroma at {self._url} ({VECTORS_URL}) failed: {error}")
 
 
@@ -344,9 +365,23 @@ class TimedClient(Client):
             headers=session.headers,
             timeout=self._timeout,
             transport=self._make_transport(self._timeout_s),
+            event_hooks={"response": [_refuse]},
         )
         self._sessions.append(server._session)
         session.close()
+
+
+def _refuse(response: httpx.Response) -> None:
+    """Raises HTTPStatusError for an error that is not Chroma's own: the client would drop its
+    status."""
+    if response.is_success:
+        return
+    try:
+        is_chromas = json.loads(response.read())["error"] in error_types
+    except (ValueError, KeyError, TypeError):
+        is_chromas = False
+    if not is_chromas:
+        response.raise_for_status()
 
 
 def _key(key: str) -> str:

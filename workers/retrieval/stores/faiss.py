@@ -59,7 +59,13 @@ from shared.errors import ConfigurationError, Permanent, Unavailable
 from shared.filters import MetadataFilter
 from shared.vector_stores import StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import DamagedCollection, Match, MissingCollection, VectorEntry
+from workers.retrieval.store import (
+    REBUILD,
+    DamagedCollection,
+    Match,
+    MissingCollection,
+    VectorEntry,
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +81,6 @@ GROWTH_BYTES = 2**24
 """The file of vectors grows by at least this, so that it is seldom mapped again. The part that is
 not written yet takes no space on the disk."""
 LOCK_POLL_S = 0.01
-
-_REBUILD = "`sluice collections rebuild NAME` writes the collection anew from Postgres."
 
 _Mask = NDArray[np.bool_]
 _sync = getattr(os, "fdatasync", os.fsync)
@@ -329,13 +333,13 @@ class Faiss:
         except _Damaged as error:
             raise DamagedCollection(
                 f"The files of collection {name!r} in {self._folder(name)} (SLUICE_VECTORS_URL) "
-                f"are damaged: {error}. {_REBUILD}"
+                f"are damaged: {error}. {REBUILD}"
             ) from error
         except FileNotFoundError as error:
             raise MissingCollection(
                 f"{self._root} (SLUICE_VECTORS_URL) has no collection {name!r}: its files were "
                 "removed, or the setting names another folder. "
-                f"{_REBUILD}"
+                f"{REBUILD}"
             ) from error
         except OSError as error:
             where = f"{self._root} (SLUICE_VECTORS_URL)"
@@ -532,7 +536,7 @@ class _Collection:
             raise Permanent(
                 f"{self.folder} (SLUICE_VECTORS_URL) has vectors of {self.dimension:,} numbers, "
                 f"not of {vectors.shape[1]:,}: they are of another embedding model. "
-                f"{_REBUILD}"
+                f"{REBUILD}"
             )
 
     # Writing: the caller has the lock
@@ -591,9 +595,9 @@ def _read(file: int, start: int, size: int, crc: int) -> _Record | None:
     if start + _START_BYTES > size:
         return None
     head = os.pread(file, _START_BYTES, start)
-    magic, kind, length = _HEAD.unpack_from(head)
-    if len(head) < _START_BYTES:
+    if len(head) < _START_BYTES:  # another process has just cut it off
         return None
+    magic, kind, length = _HEAD.unpack_from(head)
     if magic != _MAGIC or _CRC.unpack_from(head, _HEAD.size)[0] != zlib.crc32(head[: _HEAD.size]):
         end = start + _START_BYTES
     else:

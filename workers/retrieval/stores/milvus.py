@@ -51,7 +51,7 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
+from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, is_same
 
 
 @contextmanager
@@ -334,8 +334,9 @@ class Milvus:
     def _write(self, stored: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
         rows: list[dict[str, Any]] = []
         size = 0
-        for entry, vector in zip(entries, vectors, strict=True):
-            row, row_bytes = _row(entry, vector)
+        # Of a chunk that is there twice, the last counts: Milvus may keep both.
+        for n in {entry.id: n for n, entry in enumerate(entries)}.values():
+            row, row_bytes = _row(entries[n], vectors[n])
             if rows and (len(rows) == BATCH or size + row_bytes > BATCH_BYTES):
                 self._client.upsert(stored, rows, timeout=self._timeout_s)
                 rows, size = [], 0
@@ -531,8 +532,8 @@ class Milvus:
 
     def _missing(self, name: str) -> MissingCollection:
         return MissingCollection(
-            f"Milvus has no collection {name!r}: its data was lost or belongs to another server "
-            f"({VECTORS_URL}). Delete the collection and ingest again."
+            f"Milvus at {self._url} ({VECTORS_URL}) has no collection {name!r}: its data was lost "
+            f"or belongs to another server. {REBUILD}"
         )
 
 

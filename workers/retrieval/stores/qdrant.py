@@ -54,13 +54,15 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
+from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, batches, is_same
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 T = TypeVar("T")
 
 API_KEY = "SLUICE_QDRANT_API_KEY"
 BATCH = 200
+BATCH_BYTES = 16 * 2**20
+"""Of one request. A server takes 32 MiB unless it is told otherwise."""
 CATALOG = "_sluice_collections"
 """No collection of Sluice has a name that begins with `_`."""
 TEXT, METADATA, CHUNK_ID, LISTS = "page_content", "metadata", "chunk_id", "lists"
@@ -169,10 +171,10 @@ class Qdrant:
                 models.VectorParams(size=vectors.shape[1], distance=models.Distance.COSINE),
             )
             schema, is_new = set(), True
-        points = [_point(entry, vector) for entry, vector in zip(entries, vectors, strict=True)]
-        self._index(name, points, schema)
-        for first in range(0, len(points), BATCH):
-            self._write(name, stored, points[first : first + BATCH])
+        self._index(name, entries, schema)
+        limits = {"limit": BATCH, "limit_bytes": BATCH_BYTES}
+        for batch in batches(entries, vectors, **limits):
+            self._write(name, stored, [_point(*pair) for pair in zip(*batch, strict=True)])
         if is_new and not self._is_made(name):
             # It was dropped between the two looks into the catalog: nothing may be left of it.
             self._ask(name, lambda client: client.delete_collection(stored))
@@ -322,7 +324,7 @@ class Qdrant:
         info = self._ask(name, lambda client: client.get_collection(stored_name(name)))
         return set(info.payload_schema)
 
-    def _index(self, name: str, points: Sequence[models.PointStruct], indexed: set[str]) -> None:
+    def _index(self, name: str, entries: Sequence[VectorEntry], indexed: set[str]) -> None:
         """Give the keys of the metadata that are new an index of the type of their first value.
 
         Only the speed of filters depends on them: Qdrant compares values of another type without.
@@ -330,8 +332,8 @@ class Qdrant:
         if self._is_local:
             return
         first: dict[str, Any] = {LISTS: ""}
-        for point in points:
-            for path, value in _values((point.payload or {})[METADATA]):
+        for entry in entries:
+            for path, value in _values({**entry.own, **_normal(entry.metadata)}):
                 first.setdefault(path, value)
         room = INDEXES_LIMIT - len(indexed)
         new = [(path, value) for path, value in first.items() if path not in indexed]
@@ -414,8 +416,8 @@ class Qdrant:
 
     def _missing(self, name: str) -> MissingCollection:
         return MissingCollection(
-            f"Qdrant has no collection {name!r}: its data was lost or belongs to another server "
-            f"({VECTORS_URL}). Delete the collection and ingest again."
+            f"Qdrant at {self._url} ({VECTORS_URL}) has no collection {name!r}: its data was lost "
+            f"or belongs to another server. {REBUILD}"
         )
 
 

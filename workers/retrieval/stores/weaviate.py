@@ -67,7 +67,7 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import Match, MissingCollection, VectorEntry, is_same
+from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, is_same
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 API_KEY = "SLUICE_WEAVIATE_API_KEY"
@@ -190,6 +190,8 @@ class Weaviate:
             # minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_LIMIT_MS),
+            # Requests between parts of one network must not go through a proxy.
+            ("grpc.enable_http_proxy", 0),
         ]
         if self._url.is_secure:
             credentials = grpc.ssl_channel_credentials()
@@ -295,9 +297,8 @@ class Weaviate:
 
     def _missing(self, name: str) -> MissingCollection:
         return MissingCollection(
-            f"Weaviate has no collection {name!r} ({stored_name(name)}): its data was lost or "
-            f"belongs to another server ({VECTORS_URL}). Delete the collection and ingest "
-            "again."
+            f"Weaviate at {self._url} ({VECTORS_URL}) has no collection {name!r} "
+            f"({stored_name(name)}): its data was lost or belongs to another server. {REBUILD}"
         )
 
     # Collections
@@ -329,7 +330,7 @@ class Weaviate:
             return stored
         raise Permanent(
             f"Weaviate's collection {stored_name(name)} was not made by Sluice: it lacks the "
-            "property `terms` or the distance `cosine`. Delete it in Weaviate, and ingest again."
+            f"property `terms` or the distance `cosine`. Delete it in Weaviate. {REBUILD}"
         )
 
     def drop(self, name: str) -> int:
