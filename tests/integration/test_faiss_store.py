@@ -278,6 +278,15 @@ def test_a_folder_that_cannot_be_used_names_the_setting(tmp_path: Path) -> None:
     for folder in (file, file / "below"):
         with pytest.raises(ConfigurationError, match="SLUICE_VECTORS_URL"):
             make_store(folder).make(NAME, "cosine")
+    away = make_store(tmp_path / "not mounted")
+    for call in (
+        lambda: away.make(NAME, "cosine"),
+        lambda: away.query(NAME, unit_vectors(1, 3), limit=1, where=None),
+        lambda: away.delete(NAME, ["a"]),  # it may be back with what was to be erased
+        lambda: away.drop(NAME),
+    ):
+        with pytest.raises(Unavailable, match="mkdir -p"):
+            call()
 
 
 # Jobs
@@ -285,6 +294,7 @@ def test_a_folder_that_cannot_be_used_names_the_setting(tmp_path: Path) -> None:
 
 @pytest.fixture
 def process(process_with_store: Callable[[str], Process], tmp_path: Path) -> Process:
+    (tmp_path / "vectors").mkdir()
     return process_with_store(f"faiss://{tmp_path}/vectors")
 
 

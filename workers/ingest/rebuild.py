@@ -126,7 +126,7 @@ class _Rebuild:
     def run(self, payload: Mapping[str, Any]) -> Done:
         if not payload:
             self._begin()
-            payload = {"pass": 0 if self._input.rollback else 1, "chunks": 0, "after": None}
+            payload = {"pass": 0 if self._is_begun() else 1, "chunks": 0, "after": None}
         payload = {**payload, "before": self._active.embedding_model}
         if "comparison" in payload:
             return self._close(payload)
@@ -183,6 +183,12 @@ class _Rebuild:
             store.drop(name)
         store.make(name, self._index.distance)
 
+    def _is_begun(self) -> bool:
+        """Whether an index was filled before: one to go back to, or what another job has left. The
+        store may have lost a part of it since."""
+        with self._process.ledger.read() as session:
+            return indexes.has_notes(session, self._index.id)
+
     # Filling
 
     def _fill(self, after: UUID | None, *, is_repeated: bool) -> tuple[UUID | None, int]:
@@ -231,9 +237,9 @@ class _Rebuild:
             jobs.advance(session, context.claim.job_id, count)
 
     def _check(self, position: Position | None) -> Position | None:
-        """For a rollback: check that the store still has the vectors that are noted, until the time
-        of the step is up. Returns where the next step continues, None at the end. Raises Permanent
-        if the whole index is lost."""
+        """Check that the store still has the vectors that are noted of an index that was filled
+        before, until the time of the step is up. Returns where the next step continues, None at
+        the end. Raises Permanent if the whole index is lost."""
         while True:
             self._context.check()
             with self._process.ledger.read() as session:

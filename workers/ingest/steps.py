@@ -90,6 +90,8 @@ from workers.servers.server import ModelMissing
 PAUSE_S = 0.5
 """How long an embedding step waits while another index is about to become active."""
 _WARNINGS_OF_STEP = 4
+NO_CHUNK = "none"
+"""An id that no chunk has, by which a store is asked whether it has a collection."""
 
 # Failed steps: their sources fail, and the job goes on; and the end of the job
 
@@ -291,6 +293,8 @@ def write_vectors(
             f"gives {embedder.dimension}. Ingest into a new collection."
         )
     place = request.place
+    if context.claim.error_before:  # an outage, perhaps: nothing is embedded in vain
+        store_of(process).vectors(place.stored_name, [NO_CHUNK])
     copied = {**_copied_vectors(context, place, chunks), **(given or {})}
     all_chunks, chunks = chunks, [chunk for chunk in chunks if _id(chunk) not in copied]
     texts = [chunk.text for chunk in chunks]

@@ -125,7 +125,7 @@ class Faiss:
             self._remove_dropped()
             while True:
                 folder = self._folder(name)
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
                 try:
                     with self._locked(folder):
                         if _generation(folder) is None:
@@ -327,8 +327,16 @@ class Faiss:
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
-        """Turn errors of files into ours."""
+        """Turn errors of files into ours. Where the folder of the store is not there, as on a disk
+        that is not mounted, nothing is made, found missing or erased."""
         try:
+            try:
+                self._root.stat()
+            except FileNotFoundError as error:
+                raise Unavailable(
+                    f"There is no folder {self._root} (SLUICE_VECTORS_URL): make it (mkdir -p), or "
+                    "mount it."
+                ) from error
             yield
         except _Damaged as error:
             raise DamagedCollection(

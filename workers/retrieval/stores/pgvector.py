@@ -11,11 +11,11 @@ for most databases have no such extension. In it are:
 
 A table is searched exactly until it is larger than SLUICE_PGVECTOR_INDEX_ABOVE_MIB. Then it gets an
 HNSW index of the vectors and a GIN index of the metadata. If HNSW gives fewer chunks than were
-asked for, the search is repeated exactly. With a filter, HNSW gives the nearest chunks whatever the
-filter says, and those count that match it: are they EF_SEARCH_FACTOR times as many as were asked
-for, the best of them are the result, otherwise the filter is narrow, and the search is repeated
-exactly, over the chunks that match. (To let HNSW look on until it has enough lost 4 of 100 chunks
-where a filter matched one in a hundred.)
+asked for, the search is repeated exactly. With a filter, those of the LARGEST_EF_SEARCH nearest
+count that match it: if they are EF_SEARCH_FACTOR times as many as were asked for, the best of them
+are the result; otherwise the filter is narrow, and the search is exact. Where HNSW looks on by
+itself until it has enough, it loses 3 to 4 of 100 chunks under a filter that one in a hundred
+matches, be it in `strict_order` or in `relaxed_order`.
 
 The similarity is the inner product, whatever distance a collection has: vectors have length 1.
 pgvector indexes up to 2,000 dimensions as `vector`, up to 4,000 as `halfvec` (16-bit floats, which
@@ -101,11 +101,9 @@ EF_SEARCH = 400
 EF_SEARCH_FACTOR = 4
 """HNSW looks at so many times the chunks that are asked for, at EF_SEARCH at least: with 200 it
 found 98 of the best 100 among 10,000 vectors."""
-MOST_TUPLES = 20_000
-"""A search with a filter ends after so many vectors, and is repeated exactly: the filter is so
-narrow that to compare what matches it is faster."""
-APPROXIMATE_LIMIT = 250
-"""More chunks at once are looked for exactly: `hnsw.ef_search` ends at 1,000."""
+LARGEST_EF_SEARCH = 1000
+APPROXIMATE_LIMIT = LARGEST_EF_SEARCH // EF_SEARCH_FACTOR
+"""More chunks at once are looked for exactly."""
 INDEX_MEMORY = "256MB"
 SET_UP_LOCK = 0x736C7569_76656374
 """The key of the advisory lock under which the schema is made."""
@@ -147,9 +145,10 @@ _SET_LOCAL = text("""
 _SET_SEARCH = text("""
     SELECT set_config('hnsw.ef_search', :ef_search, true),
            set_config('hnsw.iterative_scan', :iterative_scan, true),
-           set_config('hnsw.max_scan_tuples', :max_tuples, true),
            set_config('hnsw.scan_mem_multiplier', '8', true),
-           set_config('enable_indexscan', :index, true)
+           set_config('enable_indexscan', :index, true),
+           set_config('enable_seqscan', :whole, true),
+           set_config('jit', 'off', true)
 """)
 
 
@@ -227,24 +226,28 @@ class PgVector:
     ) -> list[list[Match]]:
         chunks, dimension = _chunks(name, vectors.shape[1]), vectors.shape[1]
         rows: list[list[Match]] = [[] for _ in vectors]
-        left = range(len(vectors))
-        # So many have to match for the best of them to be the best of all.
+        # So many of what HNSW finds have to match for the best of them to be the best of all.
         count = limit if where is None else limit * EF_SEARCH_FACTOR
         try:
             with self._transaction(name) as connection:
 
-                def read(n: int, count: int) -> None:
+                def read(n: int, count: int) -> bool:
                     statement = _nearest(chunks, dimension, count, where, ids)
                     found = connection.execute(statement, {"vector": vectors[n]})
-                    matches = [Match(id=id_, score=-distance) for id_, distance in found]
-                    rows[n] = sorted(matches, key=lambda match: -match.score)
+                    rows[n] = [Match(id=id_, score=-distance) for id_, distance in found]
+                    return len(rows[n]) == count
 
+                left = list(range(len(vectors)))
                 if ids is None and limit <= APPROXIMATE_LIMIT:
                     connection.execute(_SET_SEARCH, _approximate(limit, where))
-                    for n in left:
-                        read(n, count)
-                    short = [n for n in left if len(rows[n]) < count]
-                    left = short if short and _is_indexed(connection, name) else []
+                    if where is None:
+                        left = [n for n in left if not read(n, count)]
+                        if left and not _is_indexed(connection, name):
+                            left = []
+                    else:
+                        # A filter that is too narrow for one query is so for the others.
+                        while left and read(left[0], count):
+                            del left[0]
                 if left:
                     connection.execute(_SET_SEARCH, _EXACT)
                     for n in left:
@@ -637,17 +640,23 @@ def _is_one_of(chunks: TableClause, ids: Sequence[str]) -> Any:
     return chunks.c.id == func.any(literal(list(ids), ARRAY(Text)))
 
 
-_EXACT = {"ef_search": str(EF_SEARCH), "iterative_scan": "off", "max_tuples": "1", "index": "off"}
+_EXACT = {
+    "ef_search": str(EF_SEARCH), "iterative_scan": "off", "index": "off", "whole": "on",
+}  # fmt: skip
 """Without index scans, of which those of HNSW are some, a search is exact: the other indexes are
 used as bitmaps."""
 
 
 def _approximate(limit: int, where: MetadataFilter | None) -> dict[str, str]:
+    """The planner cannot know how much a filter on JSON leaves: where there is an index, no table
+    is read whole."""
+    has_filter = where is not None
+    ef_search = LARGEST_EF_SEARCH if has_filter else max(EF_SEARCH, EF_SEARCH_FACTOR * limit)
     return {
-        "ef_search": str(max(EF_SEARCH, EF_SEARCH_FACTOR * limit)),
-        "iterative_scan": "strict_order" if where is None else "relaxed_order",
-        "max_tuples": str(MOST_TUPLES),
+        "ef_search": str(ef_search),
+        "iterative_scan": "off" if has_filter else "strict_order",
         "index": "on",
+        "whole": "off",
     }
 
 
