@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.config import Settings
 from shared.errors import ConfigurationError, Permanent, Unavailable
 from shared.kinds import registry as kinds
 from tests.integration import faiss_programs as programs

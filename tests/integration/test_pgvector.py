@@ -253,7 +253,8 @@ def test_10_000_vectors_are_found_as_exactly_and_filters_lose_nothing(
 ) -> None:
     vectors, queries = np.split(clustered(10_040), [10_000])
     entries = [entry(f"{n}", {"n": n, "tenth": n % 10, "rare": n % 1000}) for n in range(10_000)]
-    limited = settings.model_copy(update={"pgvector_index_above_mib": mib})
+    changes = {"pgvector_index_above_mib": mib, "request_timeout_s": 600}
+    limited = settings.model_copy(update=changes)
     name = f"test-{uuid4().hex[:12]}"
     everything = np.arange(10_000)
     with closing(PgVector(limited, LEDGER)) as store:
