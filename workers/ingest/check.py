@@ -46,6 +46,7 @@ from workers.ingest.index_vectors import (
 )
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import DamagedCollection, MissingCollection
+from workers.servers.pulls import on_demand
 
 UNIT = "chunks"
 PAGE_CHUNKS: Final = 500
@@ -371,4 +372,4 @@ def _cosine(one: Any, other: Any) -> float:
     return float(np.dot(one, other)) / norm if norm else 0.0
 
 
-CHECK = Handler(run=check)
+CHECK = Handler(run=on_demand(check))

@@ -44,7 +44,7 @@ from shared.documents.ingest_items import (
     UnreadDocuments,
 )
 from shared.documents.versions import ChunkRange, GarbageVersion, VersionDocument, VersionState
-from shared.errors import Cancelled, DocumentError, NotFound, Permanent, Unavailable
+from shared.errors import Cancelled, DocumentError, NotFound, Permanent, StepError, Unavailable
 from shared.jobs import jobs, steps
 from shared.jobs.claims import Claim
 from shared.jobs.steps import NewStep
@@ -81,7 +81,7 @@ from workers.ingest.writer import Writer
 from workers.models.devices import Vectors
 from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.servers import store_of
-from workers.retrieval.store import MissingCollection, VectorEntry
+from workers.retrieval.store import DamagedCollection, MissingCollection, VectorEntry
 from workers.retrieval.tuning import measure_ingested
 from workers.retrieval.vocabulary import script_name, unknown_scripts
 from workers.servers.pulls import on_demand
@@ -517,9 +517,9 @@ def plan(context: Context) -> Done:
     return Done(children=children, record=record)
 
 
-def _lost(process: Process, request: IngestRequest, error: MissingCollection) -> Exception:
-    """What the step fails with if the store has not the index that it is to write to. Raises
-    NotFound if the collection was erased."""
+def _lost(process: Process, request: IngestRequest, error: StepError) -> Exception:
+    """What the step fails with if the store lacks the index that it is to write to, or cannot read
+    it. Raises NotFound if the collection was erased."""
     with process.ledger.read() as session:
         index = collections.get_with_index(session, request.collection)[1]
     if index.id != request.index_id:
@@ -852,7 +852,7 @@ def embed(context: Context) -> Done:
     context.on_lost.append(lambda: delete_orphans(process, request.place, parts))
     try:
         embedded = write_vectors(context, request, parts)
-    except MissingCollection as error:
+    except (MissingCollection, DamagedCollection) as error:
         raise _lost(process, request, error) from error
     except ModelMissing:
         raise
