@@ -162,7 +162,9 @@ def test_every_kind_can_be_scheduled(api: httpx.Client, process: Process) -> Non
     files = {"file": ("lines.jsonl", json.dumps(line).encode())}
     file_id = api.post("/v1/files", files=files).json()["id"]
     for kind in KINDS.values():
-        own = {"collection": collection, "file_id": file_id}
+        own: dict[str, Any] = {"collection": collection, "file_id": file_id, "file_ids": [file_id]}
+        if kind.name == "import":  # of a collection that is not there yet
+            own["collection"] = f"{collection}-new"
         input_ = {key: own.get(key, value) for key, value in kind.example.items()}
         name = f"of-{kind.name}"
         body = {"cron": "@daily", "job": {"kind": kind.name, "input": input_}}
