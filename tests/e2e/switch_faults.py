@@ -596,6 +596,7 @@ def main() -> int:
         "SLUICE_RETRY_CAP_S": "1",
         "SLUICE_WORKER_HEARTBEAT_S": "2",
         "SLUICE_EMBED_STEP_CHUNKS": "32",
+        "SLUICE_MAX_ATTEMPTS": "10",  # each kill costs those an attempt that run
         "SLUICE_API_PORT": str(free_ports(1)[0]),
     }
     stack, failed = LiveStack(home / "home", settings), 0
