@@ -348,6 +348,7 @@ class Run:
         """`parts` are killed during the change to the second model, and `parts_back` on the way
         back, at moments that `rng` says."""
         stack, name = self._stack, self._name
+        stack.value("SELECT 1")  # connected before several threads ask
         with Client(stack.noted.api_url, retries=PATIENT) as client:
             client.put_collection(name)
             client.ingest(name, texts={fact.name: fact.text for fact in self._corpus.first})
