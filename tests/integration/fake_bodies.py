@@ -89,13 +89,6 @@ def result_of(
         moved["collection"] = job_input.get("collection") or "handbook"
         file = {"file_id": str(uuid4()), "size_bytes": 3, "expires_at": NOW}
         return moved | (file if job["kind"] == "export" else {})
-    if job["kind"] in ("export", "import"):
-        moved = {
-            "collection": job_input["collection"], "embedding_model": "m", "dimension": 3,
-            "documents": 3, "chunks": 6,
-        }  # fmt: skip
-        file = {"file_id": job["id"], "size_bytes": 3, "expires_at": "2026-12-01T00:00:00Z"}
-        return moved | (file if job["kind"] == "export" else {})
     if job["kind"] == "batch":
         counts = {"total": 2, "succeeded": 2, "failed": 0}
         return counts | {"output_file_id": job_input["file_id"], "error_file_id": None}
