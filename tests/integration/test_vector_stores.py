@@ -1,11 +1,15 @@
 """Every vector store does what the protocol says; a new one is a module and a line."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from chromadb import HttpClient
 
 from shared.config import Settings
+from shared.filters import MetadataFilter
 from shared.vector_stores import (
     STORES,
     StoreType,
@@ -29,7 +33,7 @@ from tests.integration.ingestion import (
     vector_ids,
 )
 from tests.integration.toy_store import Memory
-from tests.integration.vector_store_contract import VectorStoreContract
+from tests.integration.vector_store_contract import VectorStoreContract, entry, random_vectors
 from tests.servers import Server, start_chroma
 from workers.attempts.process import Process
 from workers.retrieval.servers import import_store, store_of
@@ -74,6 +78,29 @@ class TestChroma(VectorStoreContract):
         self.server.kill()
         self.server.start()
         return store
+
+    def test_lists_of_what_was_dropped_are_nobodys(
+        self, own_store: VectorStore, tmp_path: Path
+    ) -> None:
+        """Chroma leaves them in its database, and gives them to chunks that are written later."""
+        old = [entry(id_, {"tags": ["old"], "counts": [1]}) for id_ in ("a", "b", "c")]
+        vectors = random_vectors(3, 8)
+        own_store.make("first", "cosine")
+        own_store.upsert("first", old, vectors)
+        assert own_store.drop("first") == 3
+        with closing(sqlite3.connect(tmp_path / "chroma" / "data" / "chroma.sqlite3")) as database:
+            assert database.execute("SELECT * FROM embedding_metadata_array").fetchall() == []
+
+        own_store.make("second", "cosine")
+        own_store.upsert("second", old, vectors)
+        host, port = self.server.url.removeprefix("http://").split(":")
+        HttpClient(host=host, port=int(port)).delete_collection("second")  # as others do
+        own_store.make("third", "cosine")
+        new = [entry("d"), entry("e", {"tags": ["new"]}), entry("f", {"n": 1, "counts": [1]})]
+        own_store.upsert("third", new, vectors)
+        assert own_store.compare("third", new) == {"d": True, "e": True, "f": True}
+        where = MetadataFilter.read({"tags": {"$contains": "old"}})
+        assert own_store.query("third", vectors[:1], limit=9, where=where) == [[]]
 
 
 class TestFaiss(VectorStoreContract):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -130,16 +130,13 @@ class Chroma:
             limits = {"limit": BATCH, "limit_bytes": BATCH_BYTES}
             for batch, batch_vectors in batches(entries, vectors, **limits):
                 stored = {entry.id: _stored(entry) for entry in batch}
-                before = collection.get(ids=list(stored), include=["metadatas"])
-                for id_, old in zip(before["ids"], before["metadatas"] or (), strict=True):
-                    # Chroma keeps the keys of a chunk that is written again; None removes one.
-                    stored[id_] |= dict.fromkeys(old.keys() - stored[id_].keys())
                 collection.upsert(
-                    ids=[entry.id for entry in batch],
+                    ids=list(stored),
                     embeddings=batch_vectors,
                     documents=[entry.text for entry in batch],
-                    metadatas=[stored[entry.id] for entry in batch],
+                    metadatas=list(stored.values()),
                 )
+                _remove_remains(collection, stored)
 
     def query(
         self,
@@ -248,9 +245,9 @@ class Chroma:
     def drop(self, name: str) -> int:
         try:
             with self._translated(name):
-                count = self._client.get_collection(
-                    stored_name(name), embedding_function=None
-                ).count()
+                collection = self._client.get_collection(stored_name(name), embedding_function=None)
+                count = collection.count()
+                _delete_lists(collection, count)
                 self._client.delete_collection(stored_name(name))
         except MissingCollection:
             return 0
@@ -403,6 +400,49 @@ def _value(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(item, float) for item in value):
         return [float(item) for item in value]
     return nfc_value(value)
+
+
+# Chroma 1.5 leaves the lists of a collection's metadata in its database when the collection goes,
+# and gives them to the chunks of others that are written later. What is deleted chunk by chunk has
+# no such remains.
+
+
+def _delete_lists(collection: Collection, count: int) -> None:
+    """Delete the chunks that have lists. From the end on, so that what is left keeps its offset."""
+    for offset in range((count - 1) // BATCH * BATCH, -1, -BATCH):
+        page = collection.get(limit=BATCH, offset=offset, include=["metadatas"])
+        metadatas = zip(page["ids"], page["metadatas"] or (), strict=True)
+        with_lists = [
+            id_
+            for id_, metadata in metadatas
+            if any(isinstance(value, list) for value in (metadata or {}).values())
+        ]
+        if with_lists:
+            collection.delete(ids=with_lists)
+
+
+def _remove_remains(collection: Collection, stored: Mapping[str, dict[str, Any]]) -> None:
+    """Remove the keys that chunks have beside those that were written now, and lists that are not
+    as they were written: of a chunk that was there before Chroma keeps the keys."""
+    page = collection.get(ids=list(stored), include=["metadatas"])
+    remains: dict[str, dict[str, Any]] = {}
+    for id_, metadata in zip(page["ids"], page["metadatas"] or (), strict=True):
+        keys = [
+            key
+            for key, value in (metadata or {}).items()
+            if key not in stored[id_] or (isinstance(value, list) and value != stored[id_][key])
+        ]
+        if keys:
+            remains[id_] = dict.fromkeys(keys)
+    if remains:
+        collection.update(ids=list(remains), metadatas=list(remains.values()))
+        again = {
+            id_: {key: stored[id_][key] for key in keys if key in stored[id_]}
+            for id_, keys in remains.items()
+        }
+        again = {id_: lists for id_, lists in again.items() if lists}
+        if again:
+            collection.update(ids=list(again), metadatas=list(again.values()))
 
 
 # Filters -> Chroma's conditions.
