@@ -314,7 +314,7 @@ def test_documents_are_ingested_searched_replaced_and_erased(process: Process) -
 
 def test_a_filter_that_fits_few_passages_finds_all_of_them(process: Process) -> None:
     collection = new_collection(process)
-    ingest(process, collection, {"walls": pages("wall", 80)}, metadata={"floor": 1})
+    ingest(process, collection, {"walls": pages("wall", 30)}, metadata={"floor": 1})
     ingest(process, collection, {"cats": CATS}, metadata={"floor": 2})
     for type_ in ("similarity", "mmr", "hybrid"):
         options = {"type": type_, "filter": {"floor": {"$gt": 1}}}

@@ -231,7 +231,7 @@ def is_storable(filter_: Any) -> bool:
 
 
 @given(rows=st.lists(metadata, min_size=1, max_size=12), wheres=st.lists(filters, max_size=6))
-@settings_of_hypothesis(max_examples=25, deadline=None)
+@settings_of_hypothesis(max_examples=15, deadline=None)
 def test_random_filters_mean_the_same_everywhere(
     library: Library, rows: list[dict[str, Any]], wheres: list[Any]
 ) -> None:

@@ -187,17 +187,22 @@ def test_scores_are_those_of_bm25s_at_any_moment(
     """Writers replace and erase documents, a merger merges, and a reader compares all the while."""
     collection_id = collection_id_of(process, collection)
     ended = threading.Event()
+    changes = threading.Semaphore(0)
 
     def alter(seed: int) -> None:
         random = Random(seed)
-        for _ in range(40):
-            source = f"document {random.randrange(8)}"
-            if random.random() < 0.15:
-                erase_rows(process, source)
-            else:
-                texts = [some_text(random) for _ in range(random.randint(1, 5))]
-                with suppress(Unavailable):  # the other one is erasing it
-                    write(process, collection_id, source, texts)
+        try:
+            for _ in range(30):
+                source = f"document {random.randrange(8)}"
+                if random.random() < 0.15:
+                    erase_rows(process, source)
+                else:
+                    texts = [some_text(random) for _ in range(random.randint(1, 5))]
+                    with suppress(Unavailable):  # the other one is erasing it
+                        write(process, collection_id, source, texts)
+                changes.release()
+        finally:
+            changes.release(60)
 
     def merge() -> None:
         while not ended.is_set():
@@ -206,19 +211,19 @@ def test_scores_are_those_of_bm25s_at_any_moment(
             for group in groups:
                 merge_group(process, group)
             indexing.compact(process, collection_id, Field.TERMS)
-            ended.wait(0.02)
+            ended.wait(0.05)
 
-    compared = 0
     with ThreadPoolExecutor(4) as pool:
         merging = pool.submit(merge)
-        changes = [pool.submit(alter, seed) for seed in (1, 2)]
-        while not all(future.done() for future in changes):
+        writers = [pool.submit(alter, seed) for seed in (1, 2)]
+        for _ in range(15):
+            for _ in range(4):
+                changes.acquire()
             compare(process, lexical_, collection_id)
-            compared += 1
-        ended.set()
-        for future in [merging, *changes]:
+        for future in writers:
             future.result()
-    assert compared > 5
+        ended.set()
+        merging.result()
     result = compare(process, lexical_, collection_id)
     assert result.live_chunks > 0
     assert result.unindexed == 0

@@ -39,7 +39,6 @@ from tests.integration.job_runner import drain, job_of, submit
 from tests.integration.test_filter_meanings import (
     KEYS,
     LISTS,
-    ORDERS,
     SINGLE,
     filters,
     is_storable,
@@ -246,14 +245,14 @@ def check(store: Milvus, name: str, entries: Sequence[VectorEntry], filter_: Any
 def test_each_comparison_of_each_pair_of_values(store: Milvus, name: str) -> None:
     values: list[Any] = [*SINGLE, *LISTS]
     entries = hold(store, name, [*({"k": value} for value in values), {"other": 1}])
-    for operand in SINGLE:
-        check(store, name, entries, {"k": operand})
-        check(store, name, entries, {"k": {"$ne": operand}})
-        check(store, name, entries, {"k": {"$contains": operand}})
-        check(store, name, entries, {"$not": {"k": {"$contains": operand}}})
-        for sign in () if isinstance(operand, bool) else ORDERS:
+    # Milvus Lite takes long for a search: the orders take turns, and so do negations.
+    orders = [("$gt", "$lte"), ("$gte", "$lt")]
+    for n, operand in enumerate(SINGLE):
+        signs = ["$eq", "$contains", *(() if isinstance(operand, bool) else orders[n % 2])]
+        for m, sign in enumerate(signs):
             check(store, name, entries, {"k": {sign: operand}})
-            check(store, name, entries, {"k": {"$not": {sign: operand}}})
+            if (n + m) % 3 == 0:
+                check(store, name, entries, {"k": {"$not": {sign: operand}}})
 
 
 @pytest.fixture(scope="module")
@@ -276,12 +275,14 @@ def test_random_filters_leave_nothing_out(
         check(store, name, entries, where)
 
 
-@pytest.mark.parametrize("key", [*KEYS, "text", "pk", "vector", "sluice_terms", "$meta", 'a"]\n'])
-def test_any_key_may_be_asked_for(store: Milvus, name: str, key: str) -> None:
-    entries = hold(store, name, [{key: 5}, {key: 2.5}, {key: "b"}, {}])
-    written = f"$${key[1:]}" if key.startswith("$") else key
-    for condition in (5, {"$gt": 2.5}, {"$lte": 2.5}, {"$not": {"$gt": 2.5}}, {"$lt": "c"}):
-        check(store, name, entries, {written: condition})
+def test_any_key_may_be_asked_for(store: Milvus, name: str) -> None:
+    keys = [*KEYS, "text", "pk", "vector", "sluice_terms", "$meta", 'a"]\n']
+    rows = [{key: value} for key in keys for value in (5, 2.5, "b")]
+    entries = hold(store, name, [*rows, {}])
+    for key in keys:
+        written = f"$${key[1:]}" if key.startswith("$") else key
+        for condition in (5, {"$lte": 2.5}, {"$not": {"$gt": 2.5}}, {"$lt": "c"}):
+            check(store, name, entries, {written: condition})
 
 
 def test_most_filters_are_exact() -> None:

@@ -35,34 +35,27 @@ def answered(process: Process, collection: str, question: str) -> dict[str, Any]
     return result
 
 
-def test_the_name_of_a_document_says_what_its_sentences_are_about(process: Process) -> None:
+def test_answers_from_a_handbook(process: Process) -> None:
     collection = new_collection(process)
     ingest(process, collection, HANDBOOK, splitter={})
+
+    # The name of a document says what its sentences are about.
     result = answered(process, collection, "When does the library open?")
     assert result["answer"].startswith("Opens at ten. [1]")
     assert result["citations"][0]["source"] == "library.txt"
 
-
-def test_neither_headings_nor_furniture_are_quoted(process: Process) -> None:
-    collection = new_collection(process)
-    ingest(process, collection, HANDBOOK, splitter={})
+    # Neither headings nor furniture are quoted.
     for form in FORMS:
         result = answered(process, collection, normalize(form, "연차 휴가는 1년에 며칠인가요?"))
-        assert result["answer"] == "1년에 18일입니다. [1]"
+        assert result["answer"] == "1년에 18일입니다. [1]", form
         (citation,) = result["citations"]
         assert (citation["marker"], citation["source"]) == ("[1]", "연차 휴가 안내.md")
 
-
-def test_a_row_is_quoted_with_its_header(process: Process) -> None:
-    collection = new_collection(process)
-    ingest(process, collection, HANDBOOK, splitter={})
+    # A row is quoted with its header.
     result = answered(process, collection, "What is the phone of Joon?")
     assert result["answer"] == "Name | Role | Phone\nJoon | Staff | 4121 [1]"
 
-
-def test_what_is_not_there_is_refused_in_the_questions_language(process: Process) -> None:
-    collection = new_collection(process)
-    ingest(process, collection, HANDBOOK, splitter={})
+    # What is not there is refused in the question's language.
     for question, language in (
         ("Who won the chess championship in Reykjavik?", ENGLISH),
         ("체스 선수권 대회에서 누가 이겼나요?", KOREAN),
@@ -71,7 +64,7 @@ def test_what_is_not_there_is_refused_in_the_questions_language(process: Process
     ):
         for form in FORMS[:2]:
             result = answered(process, collection, normalize(form, question))
-            assert (result["answer"], result["citations"]) == (language.not_found, [])
+            assert (result["answer"], result["citations"]) == (language.not_found, []), question
 
 
 @pytest.mark.data

@@ -172,12 +172,12 @@ def test_a_collection_uses_the_model_that_it_was_made_with(worker: Process, serv
     name, model = f"remote-{uuid4().hex[:12]}", f"{server.provider}/{MODEL}"
     with worker.ledger.begin() as session:
         collections.put(session, name, collections.Spec(embedding_model=model))
-    long = " ".join(f"Sentence {n} of a long text." for n in range(400))
+    long = " ".join(f"Sentence {n} of a long text." for n in range(100))
     documents = {
         "cats": CATS,
         "trains": TRAINS,
         "long": long,
-        "han": "고양이는 낮에 잡니다. " * 200,
+        "han": "고양이는 낮에 잡니다. " * 60,
     }
     assert ingest(worker, name, documents)[0] == {"added": 4}
     with worker.ledger.read() as session:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import chromadb
-import pytest
 from chromadb.config import Settings as ChromaSettings
 
 from shared.filters import escaped
 from shared.kinds.search import SearchOptions
 from tests.integration.ingestion import (
+    hits_of,
     ingest,
     ingest_files,
     live_texts,
@@ -27,10 +27,8 @@ TEXT = "The kite is red."
 
 
 def sources_of(process: Process, collection: str, where: Mapping[str, Any]) -> set[str]:
-    return {
-        hit.source
-        for hit in search(process, collection, "kite", k=50, search={"filter": dict(where)})
-    }
+    options = SearchOptions(filter=dict(where))
+    return {hit.source for hit in hits_of(process, collection, "kite", k=50, options=options)}
 
 
 KEYS = [
@@ -64,23 +62,18 @@ def test_every_key_is_stored_returned_and_filtered_by(process: Process) -> None:
     assert sources_of(process, collection, several) == {"a.json"}
 
 
-@pytest.mark.parametrize(
-    ("key", "own"), [("source", "plain"), ("start_index", 0), ("document_id", None)]
-)
-def test_a_key_of_ours_is_the_users_where_he_has_one(
-    process: Process, key: str, own: str | int | None
-) -> None:
+def test_a_key_of_ours_is_the_users_where_he_has_one(process: Process) -> None:
     collection = new_collection(process)
+    keys = ("source", "start_index", "document_id")
     ingest(process, collection, {"plain": TEXT})
-    ingest(process, collection, {"wiki": TEXT}, metadata={key: "wiki"})
-    ingest(process, collection, {"number": TEXT}, metadata={key: 7})
-    if own is None:
-        (hit,) = [one for one in search(process, collection, "kite") if one.source == "plain"]
-        own = hit.document_id
+    ingest(process, collection, {"wiki": TEXT}, metadata=dict.fromkeys(keys, "wiki"))
+    ingest(process, collection, {"number": TEXT}, metadata=dict.fromkeys(keys, 7))
+    (plain,) = [one for one in search(process, collection, "kite") if one.source == "plain"]
 
-    assert sources_of(process, collection, {key: own}) == {"plain"}
-    assert sources_of(process, collection, {key: "wiki"}) == {"wiki"}
-    assert sources_of(process, collection, {key: 7}) == {"number"}
+    for key, own in zip(keys, ("plain", 0, plain.document_id), strict=True):
+        assert sources_of(process, collection, {key: own}) == {"plain"}, key
+        assert sources_of(process, collection, {key: "wiki"}) == {"wiki"}, key
+        assert sources_of(process, collection, {key: 7}) == {"number"}, key
 
 
 VALUES = [
@@ -95,7 +88,8 @@ def test_values_are_equal_by_type_and_numbers_by_value(process: Process) -> None
     ingest_files(process, collection, {"values.jsonl": "\n".join(lines).encode()})
 
     def places(value: Any) -> set[int]:
-        hits = search(process, collection, "kite", k=50, search={"filter": {"n": value}})
+        options = SearchOptions(filter={"n": value})
+        hits = hits_of(process, collection, "kite", k=50, options=options)
         return {int(hit.metadata["at"]) for hit in hits}
 
     for value in VALUES:
@@ -238,7 +232,8 @@ def test_columns_of_numbers_compare_as_numbers(process: Process) -> None:
     )
 
     def rows(where: Mapping[str, Any]) -> set[int]:
-        hits = search(process, collection, "kite", k=9, search={"filter": dict(where)})
+        options = SearchOptions(filter=dict(where))
+        hits = hits_of(process, collection, "kite", k=9, options=options)
         return {hit.metadata["row"] for hit in hits}
 
     assert rows({"year": 2024}) == {1}
