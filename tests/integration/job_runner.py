@@ -118,9 +118,15 @@ def drain(process: Process, table: Handlers | None = None, *, hurry: bool = True
     while True:
         if hurry:
             make_due(process)
+        # To claim from each of the queues would cost more than most steps do.
+        with process.ledger.read_single() as session:
+            waiting = set(
+                session.scalars(select(Step.queue).where(Step.state == State.QUEUED).distinct())
+            )
         ran = sum(
             run_next(process, table if table is not None else handlers(), queue.value)
             for queue in Queue
+            if queue in waiting
         )
         if not ran:
             return count
