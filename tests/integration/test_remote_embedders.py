@@ -235,7 +235,10 @@ def test_a_server_that_is_not_set_is_an_error_at_once(
         assert "SLUICE_OPENAI_BASE_URL" in answer.text
 
 
-def test_no_collection_is_made_whose_model_nobody_runs(settings: Settings) -> None:
+def test_no_collection_is_made_whose_model_nobody_runs(
+    settings: Settings,
+    ledger: Ledger,  # noqa: ARG001 (empty tables)
+) -> None:
     """By the default model of the installation, whichever API makes it."""
     own = settings.model_copy(update={"embedding_model": "openai/tiny", "openai_base_url": None})
     with served(own) as url, httpx.Client(base_url=url, trust_env=False) as api:
