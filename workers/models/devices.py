@@ -51,13 +51,18 @@ def unit(vectors: NDArray[FloatT]) -> NDArray[FloatT]:
     return scaled
 
 
-def unit_of_model(vectors: NDArray[FloatT], model: str) -> NDArray[FloatT]:
-    """As `unit`. Raises Permanent for vectors that no search could compare."""
+def require_finite(vectors: NDArray[FloatT], model: str) -> None:
+    """Raises Permanent for vectors that no search could compare."""
     if not np.isfinite(vectors).all():
         raise Permanent(
             f"{model} returned NaN or infinity in a vector. Set SLUICE_EMBEDDING_DTYPE=float32, or "
             "use another model."
         )
+
+
+def unit_of_model(vectors: NDArray[FloatT], model: str) -> NDArray[FloatT]:
+    """As `unit`. Raises Permanent as `require_finite` does."""
+    require_finite(vectors, model)
     return unit(vectors)
 
 

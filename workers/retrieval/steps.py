@@ -31,7 +31,7 @@ from shared.models.providers import route_of
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler, Settle, fetch_inputs
 from workers.attempts.process import Process
-from workers.models.devices import Vectors, unit
+from workers.models.devices import Vectors, require_finite, unit
 from workers.retrieval import search as searching
 from workers.retrieval.embed import Embedder, embedders_of, load_coming
 from workers.retrieval.search import Candidate, SearchRequest, passages
@@ -377,7 +377,11 @@ def _shortened(embedder: Embedder, vectors: Vectors, dimensions: int | None) -> 
 
 
 def _embeddings(embedder: Embedder, vectors: Vectors, tokens: int) -> EncodedJson:
-    """The JSON of an `EmbedResult`; numbers have as many digits as a float32 needs."""
+    """The JSON of an `EmbedResult`; numbers have as many digits as a float32 needs.
+
+    Raises Permanent for NaN and infinity, which not every embedder looks for.
+    """
+    require_finite(vectors, embedder.name)
     result = {
         "model": embedder.name,
         "dimension": vectors.shape[1],
