@@ -21,7 +21,7 @@ from shared.vocabulary import KeyScope, Lane, Queue, Shape
 STEP = "rebuild"
 QUERIES_LIMIT = 1000
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class RollbackOptions(Shape):

@@ -92,7 +92,8 @@ def opened(url: str, *, is_async: bool, **options: Any) -> Iterator[Any]:
         with OpenAI(http_client=http, **options) as client:
             yield client
         return
-    with asyncio.Runner() as runner:
+    # A loop that is not the current one: some of the programs close that.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         http_ = httpx2.AsyncClient(event_hooks={"response": [check_async]}, timeout=120)
         client_ = AsyncOpenAI(http_client=http_, **options)
         yield Blocking(client_, runner)
