@@ -4,7 +4,8 @@ Each store is measured in a process of its own, one after the other, on the same
 dimensions; seeds are fixed. By default they lie near a space of 32 dimensions, as those of real
 texts lie near one of few; `--random` takes directions at random, which is the worst case for every
 index. Queries are chunks with noise. Chroma and PostgreSQL are started here, in a temporary folder;
-for any other store give its URL. `python -m bench.stores chroma postgres qdrant://host:6333`.
+for any other store give its URL (the folder of FAISS has to be there).
+`python -m bench.stores chroma postgres qdrant://host:6333`.
 
 The time of a query is that of one thread, without the ledger and without a model. Memory is that of
 the server, and what this process has grown by; disk is what the folder of the store has grown by,
