@@ -8,6 +8,7 @@ the URL of a Chroma server, `http://host:port`.
 import os
 import socket
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -57,7 +58,7 @@ class StoreUrl:
             path=unquote(parts.path),
             user=unquote(parts.username or ""),
             password=unquote(parts.password or ""),
-            options=dict(parse_qsl(parts.query)),
+            options=dict(parse_qsl(parts.query, keep_blank_values=True)),
         )
 
     def __str__(self) -> str:
@@ -103,9 +104,13 @@ def http_path(path: str) -> Check:
 
         auth = (url.user, url.password) if url.user else None
         try:
-            # Requests between parts of one network must not go through a proxy.
-            answer = httpx.get(url.http + path, timeout=timeout_s, trust_env=False, auth=auth)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            # Requests between parts of one network must not go through a proxy; certificates are
+            # those that the workers' clients know, of SSL_CERT_FILE, too.
+            tls = httpx.create_ssl_context() if url.is_secure else False
+            answer = httpx.get(
+                url.http + path, timeout=timeout_s, trust_env=False, auth=auth, verify=tls
+            )
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return f"{url}: {str(error) or type(error).__name__}"
         return None if answer.status_code == 200 else f"{url} answers {answer.status_code}"
 
@@ -152,7 +157,7 @@ def open_port_or_file(url: StoreUrl, timeout_s: float) -> str | None:
         return writable_folder(replace(url, path=str(Path(url.path).parent)), timeout_s)
     try:
         socket.create_connection((url.host, url.port or 0), timeout=timeout_s).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name is no name of a host
         return f"{url}: {error}"
     return None
 
@@ -183,6 +188,9 @@ class StoreType:
     """The extra of the distribution with its library; None if all workers have it."""
     has_database: bool = False
     """Whether the URL of a server ends in the name of a database."""
+    options: frozenset[str] | None = frozenset()
+    """Names that may stand in the query of the URL of a server; None: any, as the library of the
+    store has them."""
     has_several_servers: bool = False
     """Whether the setting may list several servers, with commas; each collection is on one of
     them."""
@@ -207,6 +215,7 @@ STORES: dict[str, StoreType] = {
             targets=(Target.DATABASE, Target.SERVER),
             port=5432,
             has_database=True,
+            options=None,
             check=postgres_answers,
             store="workers.retrieval.stores.pgvector:PgVector",
         ),
@@ -224,6 +233,7 @@ STORES: dict[str, StoreType] = {
             schemes=("weaviate", "weaviate+https"),
             example="weaviate://host:8080",
             port=8080,
+            options=frozenset({"grpc"}),
             check=http_path("/v1/.well-known/ready"),
             store="workers.retrieval.stores.weaviate:Weaviate",
             extra="weaviate",
@@ -269,8 +279,10 @@ class ConfiguredStore:
         return ",".join(url.text for url in self.urls)
 
     def problem(self, timeout_s: float) -> str | None:
-        """None if the store is healthy, otherwise the reason."""
-        reasons = [self.type_.check(url, timeout_s) for url in self.urls]
+        """None if the store is healthy, otherwise the reason. Servers are asked at the same time,
+        so that the answer takes no longer if several are away."""
+        with ThreadPoolExecutor(len(self.urls)) as pool:
+            reasons = list(pool.map(lambda url: self.type_.check(url, timeout_s), self.urls))
         return "; ".join(reason for reason in reasons if reason is not None) or None
 
 
@@ -354,12 +366,22 @@ def _url(
     path = url.path.rstrip("/")
     target = Target.SERVER if url.host else Target.FOLDER if path else Target.DATABASE
     has_path = target is Target.SERVER and path != ""
-    if target not in type_.targets or (has_path and not type_.has_database):
+    has_credentials = target is not Target.SERVER and (url.user or url.password)
+    if target not in type_.targets or (has_path and not type_.has_database) or has_credentials:
         forms = " or ".join(one.value for one in type_.targets)
         raise ConfigurationError(
             f"{setting}: behind {url.scheme} stands {forms}, and nothing more: {like}."
         )
-    if target is not Target.SERVER:
+    known = type_.options if target is Target.SERVER else frozenset()
+    if "#" in text or (known is not None and url.options.keys() - known):
+        what = f" other than {' and '.join(sorted(known))}" if known else ""
+        raise ConfigurationError(
+            f"{setting}: nothing{what} may stand behind a ? or a #: {like}. In a name or a "
+            "password they are written %3F and %23."
+        )
+    if target is Target.DATABASE:
+        return StoreUrl.read(type_.schemes[0])
+    if target is Target.FOLDER:
         return url
     port = url.port or (443 if url.is_secure else port or type_.port)
     credentials, at, _ = urlsplit(text).netloc.rpartition("@")

@@ -1,5 +1,6 @@
 """A process of a worker, streams of events, and the stand-in of the API for the CLI and clients."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -169,3 +170,18 @@ def cli_folder(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of `localhost`, signed by itself; the file holds the key too."""
+    folder = tmp_path_factory.mktemp("certificate")
+    key, signed = folder / "key.pem", folder / "signed.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-keyout", key, "-out", signed, "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    signed.write_text(signed.read_text() + key.read_text())
+    return signed

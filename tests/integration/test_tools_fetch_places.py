@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,21 +100,6 @@ def test_other_addresses_are_errors(url: str) -> None:
 
 
 # Certificates
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of `localhost`, signed by itself; the file holds the key too."""
-    folder = tmp_path_factory.mktemp("certificate")
-    key, signed = folder / "key.pem", folder / "signed.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-keyout", key, "-out", signed, "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    signed.write_text(signed.read_text() + key.read_text())
-    return signed
 
 
 def test_the_certificate_must_be_the_hosts_though_its_address_is_called(certificate: Path) -> None:

@@ -1,6 +1,8 @@
 """The URL of the vector store: what is understood, what is refused, and that nothing leaks."""
 
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -59,15 +61,15 @@ def test_a_url_of_a_server_is_read(text: str, http: str, shown: str) -> None:
 
 
 def test_credentials_are_read_and_never_shown() -> None:
-    store = require_store(settings(f"chroma://me:{SECRET}%2C@127.0.0.1:1?key={SECRET}"))
+    store = require_store(settings(f"weaviate://me:{SECRET}%2C@127.0.0.1:1?grpc={SECRET}"))
     (url,) = store.urls
     assert (url.user, url.password) == ("me", f"{SECRET},")
-    assert url.options == {"key": SECRET}
+    assert url.options == {"grpc": SECRET}
     assert SECRET in url.text
     assert SECRET not in f"{url} {url!r} {store!r}"
     problem = store.problem(timeout_s=1)
     assert problem is not None
-    assert problem.startswith("chroma://127.0.0.1:1: ")
+    assert problem.startswith("weaviate://127.0.0.1:1: ")
     assert SECRET not in problem
 
 
@@ -100,6 +102,14 @@ def test_the_older_name_means_the_same(old: str, new: str) -> None:
         (f"chroma://host/{SECRET}", None, "and nothing more"),
         ("folder://host/path", None, "a whole path"),
         ("ledger://host", None, "behind ledger stands nothing"),
+        (f"ledger://me:{SECRET}@", None, "behind ledger stands nothing"),
+        (f"folder://me:{SECRET}@/srv", None, "a whole path"),
+        (f"chroma://host?tenant={SECRET}", None, "nothing may stand behind a"),
+        (f"chroma://host?{SECRET}", None, "nothing may stand behind a"),
+        (f"folder:///srv/a#{SECRET}", None, "are written %3F and %23"),
+        (f"folder:///srv/a?{SECRET}", None, "are written %3F and %23"),
+        (f"postgresql://me:1#{SECRET}@host/vectors", None, "are written %3F and %23"),
+        (f"weaviate://host?key={SECRET}", None, "nothing other than grpc"),
         ("folder:///a,folder:///b", None, "names 2 stores; folder has one"),
         (f"chroma://{SECRET}@a,ledger", None, "must name one type"),
         (",", None, "must name one type"),
@@ -115,6 +125,31 @@ def test_what_cannot_be_used_is_refused_without_its_secret(
         require_store(settings(vectors_url, chroma_url=chroma_url))
     assert "_URL" in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["postgres", "Postgres", "postgresql", "postgres://"])
+def test_the_database_of_the_ledger_has_one_name(text: str) -> None:
+    (url,) = require_store(settings(text)).urls
+    assert (url.text, str(url)) == ("postgres", "postgres")
+
+
+def test_servers_are_asked_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_asked = Barrier(2, timeout=60)
+
+    def check(url: StoreUrl, timeout_s: float) -> str:
+        del timeout_s
+        all_asked.wait()
+        return f"{url} is away"
+
+    monkeypatch.setitem(STORES, "chroma", replace(STORES["chroma"], check=check))
+    problem = require_store(settings("chroma://one,chroma://two")).problem(timeout_s=1)
+    assert problem == "chroma://one:8000 is away; chroma://two:8000 is away"
+
+
+def test_a_name_that_is_no_host_is_a_problem_and_no_failure() -> None:
+    problem = require_store(settings("milvus://a..b:1")).problem(timeout_s=1)
+    assert problem is not None
+    assert problem.startswith("milvus://a..b:1: ")
 
 
 def test_no_store_is_no_error_until_one_is_needed() -> None:
