@@ -141,6 +141,29 @@ def test_types_are_used_from_the_schema_where_the_extension_is(
         assert store.drop("a") == 1
 
 
+def test_a_table_that_is_lost_is_a_collection_that_is_lost(
+    pgvector: PgVector, settings: Settings, name: str
+) -> None:
+    assert pgvector.query(name, along(0), limit=1, where=None) == [[]]  # it has no table yet
+    pgvector.upsert(name, [entry("a")], along(0))
+    url = settings.require_database_url()
+    ((table,),) = rows(url, "SELECT table_name FROM vectors.collections WHERE name = %s", name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier("vectors", str(table))))
+    for call in (
+        lambda: pgvector.query(name, along(0), limit=1, where=None),
+        lambda: pgvector.vectors(name, ["a"]),
+        lambda: pgvector.compare(name, [entry("a")]),
+        # It would have the new chunks alone.
+        lambda: pgvector.upsert(name, [entry("b")], along(1)),
+    ):
+        with pytest.raises(MissingCollection, match="collections rebuild"):
+            call()
+    pgvector.make(name, "cosine")
+    pgvector.upsert(name, [entry("b")], along(1))
+    assert pgvector.id_page(name, limit=9, offset=0) == ["b"]
+
+
 # Servers that are away
 
 
@@ -160,6 +183,7 @@ def test_a_server_that_is_away_or_silent_is_unavailable_within_the_time(
                 os.kill(pid, signal.SIGSTOP)
             with pytest.raises(Unavailable, match="SLUICE_VECTORS_URL") as silent:
                 store.query("a", along(0), limit=1, where=None)
+            assert "postgres" not in silent.value.message.split("//")[1].split("/")[0]
             assert "secret" not in silent.value.message
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)

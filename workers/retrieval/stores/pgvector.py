@@ -63,7 +63,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import UserDefinedType
@@ -183,14 +183,21 @@ class PgVector:
 
     def make(self, name: str, distance: str) -> None:
         del distance
-        row = insert(_CATALOGUE).values(name=name, table_name=_table_name(name))
         try:
-            with self._transaction(name) as connection:
-                connection.execute(row.on_conflict_do_nothing())
+            self._add_to_catalogue(name)
         except MissingCollection:
             self._set_up()
-            with self._transaction(name) as connection:
-                connection.execute(row.on_conflict_do_nothing())
+            self._add_to_catalogue(name)
+
+    def _add_to_catalogue(self, name: str) -> None:
+        """Add the collection unless it is there; without a dimension, if its table was lost."""
+        own_row = _CATALOGUE.c.name == name
+        row = insert(_CATALOGUE).values(name=name, table_name=_table_name(name))
+        with self._transaction(name) as connection:
+            connection.execute(row.on_conflict_do_nothing())
+            dimension = select(_CATALOGUE.c.dimension).where(own_row).with_for_update()
+            if connection.scalar(dimension) and not _exists(connection, _table_name(name)):
+                connection.execute(update(_CATALOGUE).where(own_row).values(dimension=None))
 
     def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
         if not entries:
@@ -403,8 +410,9 @@ class PgVector:
         table_name = f"{SCHEMA}.{_table_name(name)}"
         embedding = _Embedding(dimension)
         with self._transaction(name) as connection:
-            row = select(_CATALOGUE.c.name).where(own_row).with_for_update()
-            if connection.scalar(row) is None:
+            row = select(_CATALOGUE.c.dimension).where(own_row).with_for_update()
+            listed = connection.execute(row).first()
+            if listed is None or (listed[0] and not _exists(connection, _table_name(name))):
                 raise self._missing(name)
             options = ""
             if is_plain := embedding.size_bytes <= PLAIN_LIMIT_BYTES:
@@ -477,11 +485,15 @@ class PgVector:
             log.info("collection %s: vectors indexed in %.1f s", name, seconds)
 
     def _is_made(self, name: str) -> bool:
-        """Whether the collection is there, perhaps without a table, for it has no chunks yet."""
+        """Whether the collection is there, perhaps without a table, for it has no chunks yet. One
+        whose dimension is known has had a table: without it, it is lost."""
         try:
             with self._transaction(name) as connection:
-                row = select(_CATALOGUE.c.name).where(_CATALOGUE.c.name == name)
-                return connection.scalar(row) is not None
+                row = select(_CATALOGUE.c.dimension).where(_CATALOGUE.c.name == name)
+                listed = connection.execute(row).first()
+                return listed is not None and (
+                    listed[0] is None or _exists(connection, _table_name(name))
+                )
         except MissingCollection:
             return False
 
@@ -525,9 +537,9 @@ class PgVector:
 
     @property
     def _shown_url(self) -> str:
-        """Without the password."""
-        url = make_url(psycopg_url(self._url)).set(drivername="postgresql", query={})
-        return url.render_as_string(hide_password=True)
+        url = make_url(psycopg_url(self._url))
+        shown = URL.create("postgresql", host=url.host, port=url.port, database=url.database)
+        return shown.render_as_string()
 
 
 # Tables and statements
@@ -660,9 +672,18 @@ def _approximate(limit: int, where: MetadataFilter | None) -> dict[str, str]:
     }
 
 
+_EXISTS = text("""
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = :schema AND c.relname = :name
+    )
+""")
+
+
 def _exists(connection: Connection, relation: str) -> bool:
-    name = {"name": f"{SCHEMA}.{relation}"}
-    return bool(connection.scalar(text("SELECT to_regclass(:name) IS NOT NULL"), name))
+    """Whether there is a table or an index at this moment; `to_regclass` may say what was true when
+    the transaction began."""
+    return bool(connection.scalar(_EXISTS, {"schema": SCHEMA, "name": relation}))
 
 
 def _is_indexed(connection: Connection, name: str) -> bool:
