@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import chromadb
+import pytest
 from chromadb.config import Settings as ChromaSettings
 
 from shared.filters import escaped
@@ -20,8 +21,11 @@ from tests.integration.ingestion import (
     stores_agree,
 )
 from workers.attempts.process import Process
+from workers.models.devices import Vectors
 from workers.retrieval import search as searching
 from workers.retrieval.search import SearchRequest
+from workers.retrieval.servers import store_of
+from workers.retrieval.store import Match
 
 TEXT = "The kite is red."
 
@@ -177,7 +181,9 @@ def test_other_programs_read_the_users_keys_beside_ours(process: Process, chroma
     assert live_texts(process, collection) == {"a": [TEXT]}
 
 
-def test_what_the_store_does_not_know_is_looked_for_in_postgres(process: Process) -> None:
+def test_what_the_store_does_not_know_is_looked_for_in_postgres(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
     collection = new_collection(process)
     lines = [{"text": f"{TEXT} {n}", "day": f"2024-01-{n % 31 + 1:02}"} for n in range(99)]
     lines.append({"text": "Taxes are due.", "day": "2025-06-30"})
@@ -195,6 +201,25 @@ def test_what_the_store_does_not_know_is_looked_for_in_postgres(process: Process
         "2024-01-30", "2024-01-31",
     }  # fmt: skip
     assert days({"day": {"$gt": "2026"}}, k=9) == []
+
+    # Many queries are asked again for more in parts.
+    store, sizes = store_of(process), []
+    ask = store.query
+
+    def noting(name: str, vectors: Vectors, **options: Any) -> list[list[Match]]:
+        sizes.append((len(vectors), options["limit"]))
+        return ask(name, vectors, **options)
+
+    monkeypatch.setattr(store, "query", noting)
+    monkeypatch.setattr(searching, "MATCHES_AT_ONCE", 100)
+    for type_ in ("similarity", "hybrid"):
+        options = SearchOptions(type=type_, filter={"day": {"$gte": "2024-02-01"}})
+        queries = ["kite", "red kite", "The kite", "taxes"]
+        request = SearchRequest(collections=[collection], queries=queries, k=1, options=options)
+        hits = searching.search(process, request).hits
+        assert [[hit.metadata["day"] for hit in row] for row in hits] == [["2025-06-30"]] * 4
+    # At first all are asked, for 50 at most.
+    assert all(count == 1 or count * limit <= max(100, 4 * 50) for count, limit in sizes)
 
 
 def test_lists_are_found_by_what_they_contain(process: Process) -> None:

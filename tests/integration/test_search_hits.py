@@ -1,5 +1,7 @@
 """Search: what is found, in what order, with which scores; LangChain on the same store."""
 
+from collections.abc import Sequence
+
 import chromadb
 import numpy as np
 import pytest
@@ -8,10 +10,14 @@ from langchain_chroma import Chroma
 from langchain_core.embeddings import Embeddings
 
 from shared.documents import erasure
+from shared.errors import NotFound
 from shared.kinds import registry as kinds
+from shared.kinds.search import SearchOptions, SearchType
 from shared.vocabulary import Queue
+from tests.integration.erasures import erase
 from tests.integration.ingestion import (
     document_id,
+    hits_of,
     ingest,
     new_collection,
     order,
@@ -23,6 +29,7 @@ from workers.attempts.context import Context
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest import erasure as erasing
+from workers.models.devices import Vectors
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import VectorEntry
 
@@ -220,3 +227,21 @@ def test_a_question_about_a_collection_that_is_being_erased_finds_no_collection(
     job = job_of(process, job_id)
     assert job.error is not None
     assert (job.state, job.error["type"], job.result) == ("failed", "NotFound", None)
+
+
+def test_a_collection_that_is_erased_while_it_is_searched_is_not_called_lost(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, TEXTS)
+    store = store_of(process)
+    read = store.vectors
+
+    def erased_before(name: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        monkeypatch.undo()
+        erase(process, collection=collection)
+        return read(name, ids)
+
+    monkeypatch.setattr(store, "vectors", erased_before)
+    with pytest.raises(NotFound):
+        hits_of(process, collection, "trains", k=3, options=SearchOptions(type=SearchType.MMR))

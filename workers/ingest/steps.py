@@ -290,7 +290,8 @@ def write_vectors(
     if dimension != embedder.dimension:
         raise Permanent(
             f"Collection {request.collection!r} has {dimension} dimensions, but {request.model!r} "
-            f"gives {embedder.dimension}. Ingest into a new collection."
+            f"gives {embedder.dimension}. Put the model back, or make the vectors anew: `sluice "
+            "collections rebuild NAME`."
         )
     place = request.place
     if context.claim.error_before:  # an outage, perhaps: nothing is embedded in vain

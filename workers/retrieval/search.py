@@ -6,9 +6,10 @@ them. The results are looked up in Postgres: only passages that are live there a
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -34,9 +35,11 @@ from workers.retrieval.embed import Embedder, embedders_of
 from workers.retrieval.fusion import Floats, QueryFacts, fuse
 from workers.retrieval.lexical import LexicalResult, lexical_of
 from workers.retrieval.servers import store_of
-from workers.retrieval.store import Match, MissingCollection
+from workers.retrieval.store import Match, MissingCollection, VectorStore
 from workers.retrieval.terms import terms
 from workers.retrieval.tuning import IndexFacts, coverage_by, tuning_for_search
+
+T = TypeVar("T")
 
 HYBRID_POOL = 50
 """How many of the best chunks of each half are scored by both, at least."""
@@ -48,6 +51,8 @@ WIDEN_FACTOR = 4
 TEXTS_AT_ONCE = 25
 """Up to this many passages are read with their texts when they are checked to be live. Of more
 passages, most are not among the best, and the texts of the best are read at the end."""
+MATCHES_AT_ONCE = 100_000
+"""If many queries are asked again for more, so many results of all of them are held at once."""
 MATCHING_CHUNKS = 10_000
 """At most this many of the chunks that a filter matches are compared with a query, if Postgres has
 to find them."""
@@ -278,7 +283,7 @@ class CollectionSearch:
         rows = store_rows.result()
         nearest_ids = set(_ids(rows))
         others = [id_ for result in results for id_ in result.chunk_ids if id_ not in nearest_ids]
-        other_vectors = executor.submit(self._vectors_or_none, list(dict.fromkeys(others)))
+        other_vectors = executor.submit(self._vectors, list(dict.fromkeys(others)))
         try:
             self._live([*nearest_ids, *others])  # one statement for both halves
         finally:
@@ -368,27 +373,42 @@ class CollectionSearch:
         If that leaves too few, the passages that the filter matches in Postgres are scored.
         """
         matches: list[list[_ScoredId]] = [[] for _ in results]
-        left = dict(enumerate(results))
+        left = list(range(len(results)))
+        parts: Iterable[tuple[list[int], Sequence[LexicalResult]]] = [(left, results)]
         limit = count
         for _ in range(WIDEN_TIMES):
-            live = self._live_matches(left.values(), count)
-            for n, row in zip(left, live, strict=True):
-                matches[n] = row
-            left = {
-                n: result
-                for n, result in left.items()
-                if len(matches[n]) < count and len(result.chunk_ids) >= limit
-            }
+            left = []
+            for numbers, part in parts:
+                live = self._live_matches(part, count)
+                for n, result, row in zip(numbers, part, live, strict=True):
+                    matches[n] = row
+                    if len(row) < count and len(result.chunk_ids) >= limit:
+                        left.append(n)
             if not left:
                 return matches
             limit *= WIDEN_FACTOR
-            left = {n: result.further(limit) for n, result in left.items()}
+            parts = self._further(results, left, limit)
         where = self._options.filter
         if where is not None:
             ids = self._matching(where)
-            for n, row in zip(left, self._scored(left.values(), ids, count), strict=True):
+            scored = self._scored([results[n] for n in left], ids, count)
+            for n, row in zip(left, scored, strict=True):
                 matches[n] = row
         return matches
+
+    def _further(
+        self, results: Sequence[LexicalResult], left: list[int], limit: int
+    ) -> Iterator[tuple[list[int], Sequence[LexicalResult]]]:
+        """The results for another limit, some at a time, with their numbers."""
+        for numbers in self._parts(left, limit):
+            yield numbers, [results[n].further(limit) for n in numbers]
+
+    def _parts(self, numbers: list[int], limit: int) -> Iterator[list[int]]:
+        """The numbers of queries, so many at a time that they have MATCHES_AT_ONCE results."""
+        size = max(1, MATCHES_AT_ONCE // limit)
+        for first in range(0, len(numbers), size):
+            self._check()
+            yield numbers[first : first + size]
 
     def _live_matches(
         self, results: Collection[LexicalResult], count: int
@@ -425,8 +445,8 @@ class CollectionSearch:
         if embedder.dimension != self._dimension:
             raise Permanent(
                 f"Collection {self._name!r} has {self._dimension} dimensions, but {self._model!r} "
-                f"now gives {embedder.dimension}. Put the model back, or ingest into a new "
-                "collection."
+                f"now gives {embedder.dimension}. Put the model back, or make the vectors anew: "
+                "`sluice collections rebuild NAME`."
             )
         self._warn_of_cut(embedder)
         return embedder
@@ -455,20 +475,20 @@ class CollectionSearch:
         """
         nearest: list[list[_ScoredId]] = [[] for _ in vectors]
         left = list(range(len(vectors)))
+        parts: Iterable[tuple[list[int], Sequence[Sequence[Match]]]] = [(left, rows)]
         limit = count
         for _ in range(WIDEN_TIMES):
-            if limit > count:
-                rows = self._query(vectors[left], limit)
-            for n, live in zip(left, self._live_nearest(rows, count), strict=True):
-                nearest[n] = live
-            left = [
-                n
-                for n, row in zip(left, rows, strict=True)
-                if len(nearest[n]) < min(count, len(row))
-            ]
+            left = []
+            for numbers, part in parts:
+                live_part = self._live_nearest(part, count)
+                for n, row, live in zip(numbers, part, live_part, strict=True):
+                    nearest[n] = live
+                    if len(live) < min(count, len(row)):
+                        left.append(n)
             if not left:
                 break
             limit *= WIDEN_FACTOR
+            parts = self._further_rows(vectors, left, limit)
         where = self._options.filter
         if where is None:
             return nearest
@@ -482,6 +502,13 @@ class CollectionSearch:
             for n, live in zip(empty, self._live_nearest(rows, count), strict=True):
                 nearest[n] = live
         return nearest
+
+    def _further_rows(
+        self, vectors: Vectors, left: list[int], limit: int
+    ) -> Iterator[tuple[list[int], Sequence[Sequence[Match]]]]:
+        """What the store has for another limit, some queries at a time, with their numbers."""
+        for numbers in self._parts(left, limit):
+            yield numbers, self._query(vectors[numbers], limit)
 
     def _compare(self, vectors: Vectors, ids: Sequence[str], count: int) -> list[list[Match]]:
         """The best of these passages for each query, by their cosines with it."""
@@ -511,30 +538,29 @@ class CollectionSearch:
     def _query(
         self, vectors: Vectors, limit: int, *, ids: Sequence[str] | None = None
     ) -> list[list[Match]]:
-        try:
-            return store_of(self._process).query(
-                self._index.stored_name,
-                vectors,
-                limit=limit,
-                where=self._options.filter,
-                ids=ids,
-            )
-        except MissingCollection:
-            if self._is_empty():
-                return [[] for _ in vectors]
-            self._require_active()
-            raise
+        name, where = self._index.stored_name, self._options.filter
+        return self._ask(
+            lambda store: store.query(name, vectors, limit=limit, where=where, ids=ids),
+            if_empty=[[] for _ in vectors],
+        )
 
     def _vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        return store_of(self._process).vectors(self._index.stored_name, ids) if ids else {}
-
-    def _vectors_or_none(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        """The vectors of chunks; empty if the store has no such collection any more, for then the
-        chunks may not be live either."""
-        try:
-            return self._vectors(ids)
-        except MissingCollection:
+        if not ids:
             return {}
+        name = self._index.stored_name
+        return self._ask(lambda store: store.vectors(name, ids), if_empty={})
+
+    def _ask(self, ask: Callable[[VectorStore], T], *, if_empty: T) -> T:
+        """The answer of the store. Where it lacks the collection of the index, `if_empty` if there
+        are no documents; NotFound if the collection was just erased, and IndexChanged if another
+        index is active by now."""
+        try:
+            return ask(store_of(self._process))
+        except MissingCollection:
+            if self._is_empty():
+                return if_empty
+            self._require_active()
+            raise
 
     def _require_active(self) -> None:
         """Raises IndexChanged if another index is active by now: this one may have been dropped
