@@ -1,6 +1,7 @@
 """Every vector store does what the protocol says; a new one is a module and a line."""
 
 import sqlite3
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -34,10 +35,11 @@ from tests.integration.ingestion import (
 )
 from tests.integration.toy_store import Memory
 from tests.integration.vector_store_contract import VectorStoreContract, entry, random_vectors
+from tests.integration.websites import serving
 from tests.servers import Server, start_chroma
 from workers.attempts.process import Process
 from workers.retrieval.servers import import_store, store_of
-from workers.retrieval.store import VectorStore
+from workers.retrieval.store import VectorEntry, VectorStore, batches
 from workers.retrieval.stores.chroma import Chroma
 from workers.retrieval.stores.faiss import Faiss
 from workers.retrieval.stores.milvus import Milvus
@@ -52,6 +54,29 @@ def test_a_store_is_complete(type_: StoreType) -> None:
     assert str(configured.urls[0]) == type_.example
     contracts = [contract.store_class for contract in VectorStoreContract.__subclasses__()]
     assert import_store(type_) in contracts, f"{type_.store} has no subclass of the contract"
+
+
+def test_a_certificate_that_the_workers_trust_is_trusted_by_the_check(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    with serving(tls) as site:
+        site.page("/api/v2/heartbeat", "{}", "application/json")
+        store = store_of_urls(f"chroma+https://localhost:{site.server_port}")
+        problem = store.problem(timeout_s=10)
+        assert problem is not None
+        assert "certificate" in problem.lower()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert store.problem(timeout_s=10) is None
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.parent / "missing"))
+        assert store.problem(timeout_s=10) is not None
+
+
+def test_a_request_has_so_many_bytes_as_its_json() -> None:
+    entries = [VectorEntry(id=f"{n}", text="\x1b" * 100, metadata={"k": "\x1b"}) for n in range(4)]
+    parts = batches(entries, random_vectors(4, 4), limit=9, limit_bytes=1600)
+    assert [[entry.id for entry in part] for part, _ in parts] == [["0", "1"], ["2", "3"]]
 
 
 class TestChroma(VectorStoreContract):

@@ -75,6 +75,9 @@ class SmallStoreContract:
             scores = [match.score for match in matches]
             assert scores == pytest.approx([0.9, 0.5], abs=1e-3), distance
             assert [match.id for match in opposite] == ["far", "half"], distance
+            many = np.concatenate([np.repeat(along(0), 250, axis=0), -along(0)])
+            rows = store.query(name, many, limit=1, where=None, ids=["far", "near", "never"])
+            assert [match.id for (match,) in rows] == [*["near"] * 250, "far"], distance
             store.drop(name)
 
     def test_a_collection_may_be_called_in_any_script(self, store: VectorStore) -> None:
@@ -114,6 +117,8 @@ class SmallStoreContract:
         chunks = [entry("plain"), entry("rich", rich), entry("other", {"n": 1}), entry("never")]
         store.upsert(name, chunks[:3], along(0, 1, 2))
         assert store.compare(name, chunks) == {"plain": True, "rich": True, "other": True}
+        other_order = dict(reversed(rich.items())) | {"share": 0.30000000000000004}
+        assert store.compare(name, [entry("rich", other_order)]) == {"rich": True}
         changed = [
             entry("plain", {"n": 1}),
             entry("rich", rich | {"year": 2025}),

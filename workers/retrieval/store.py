@@ -44,8 +44,9 @@ def batches(
     size = 0
     for n in last.values():
         entry = entries[n]
-        size_bytes = len(entry.text.encode()) + NUMBER_BYTES * vectors.shape[1]
-        size_bytes += len(json.dumps([entry.metadata, entry.own], ensure_ascii=False).encode())
+        content = [entry.text, entry.metadata, entry.own]  # a control character has 6 bytes
+        size_bytes = len(json.dumps(content, ensure_ascii=False).encode())
+        size_bytes += NUMBER_BYTES * vectors.shape[1]
         if batch and (len(batch) == limit or size + size_bytes > limit_bytes):
             yield [entries[one] for one in batch], vectors[batch]
             batch, size = [], 0
@@ -55,7 +56,7 @@ def batches(
         yield [entries[one] for one in batch], vectors[batch]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
     """A chunk's id and its cosine similarity to the query."""
 

@@ -50,7 +50,15 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, batches, is_same
+from workers.retrieval.store import (
+    NUMBER_BYTES,
+    REBUILD,
+    Match,
+    MissingCollection,
+    VectorEntry,
+    batches,
+    is_same,
+)
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 T = TypeVar("T")
@@ -58,6 +66,8 @@ T = TypeVar("T")
 BATCH = 500
 BATCH_BYTES = 16 * 2**20
 """Of one request. A server takes 40 MiB unless it is told otherwise."""
+QUERIES_AT_ONCE = 100
+"""So many queries have one request, which has to be answered within SLUICE_REQUEST_TIMEOUT_S."""
 COLLECTIONS_KEPT = 256
 NEIGHBORS, EF_CONSTRUCTION, EF_SEARCH = 32, 200, 400
 """Of the index (HNSW). With Chroma's own values (16, 100, 100) it finds 7 of the 10 nearest among
@@ -150,33 +160,39 @@ class Chroma:
         chroma_filter = _ALL if where is None else _translate(where.root)
 
         def read(collection: Collection) -> list[list[Match]]:
-            if chroma_filter.is_nothing or (ids is not None and not ids):
-                return [[] for _ in vectors]
-            query = partial(
-                collection.query,
-                query_embeddings=vectors,
-                n_results=limit,
-                where=chroma_filter.where,
-                include=["distances"],
-            )
-            try:
-                result = query(ids=None if ids is None else list(ids))
-            except ChromaError:
-                # Chroma fails if one of the ids does not exist any more.
-                existing = [] if ids is None else collection.get(ids=list(ids), include=[])["ids"]
-                if ids is None or len(existing) == len(ids):
-                    raise
-                if not existing:
-                    return [[] for _ in vectors]
-                result = query(ids=existing)
             space = str((collection.configuration_json or {}).get("hnsw", {}).get("space", "l2"))
-            return [
-                [
-                    Match(id=id_, score=_similarity(space, distance))
-                    for id_, distance in zip(row, distances, strict=True)
-                ]
-                for row, distances in zip(result["ids"], result["distances"] or (), strict=True)
-            ]
+            left = None if ids is None else list(ids)
+            rows: list[list[Match]] = []
+            size = min(QUERIES_AT_ONCE, max(1, BATCH_BYTES // (NUMBER_BYTES * vectors.shape[1])))
+            for first in range(0, len(vectors), size):
+                if chroma_filter.is_nothing or left == []:
+                    return [[] for _ in vectors]
+                query = partial(
+                    collection.query,
+                    query_embeddings=vectors[first : first + size],
+                    n_results=limit,
+                    where=chroma_filter.where,
+                    include=["distances"],
+                )
+                try:
+                    result = query(ids=left)
+                except ChromaError:
+                    # Chroma fails if one of the ids does not exist any more.
+                    existing = [] if left is None else collection.get(ids=left, include=[])["ids"]
+                    if left is None or len(existing) == len(left):
+                        raise
+                    left = existing
+                    if not left:
+                        return [[] for _ in vectors]
+                    result = query(ids=left)
+                rows += (
+                    [
+                        Match(id=id_, score=_similarity(space, distance))
+                        for id_, distance in zip(row, distances, strict=True)
+                    ]
+                    for row, distances in zip(result["ids"], result["distances"] or (), strict=True)
+                )
+            return rows
 
         return self._read(name, read)
 
@@ -216,7 +232,7 @@ class Chroma:
                 try:
                     return read(cached)
                 except NotFoundError:
-                    del self._collections[name]
+                    self._collections.pop(name, None)
             collection = self._client.get_collection(stored_name(name), embedding_function=None)
             self._collections[name] = collection
             if len(self._collections) > COLLECTIONS_KEPT:

@@ -65,6 +65,7 @@ from workers.retrieval.store import (
     Match,
     MissingCollection,
     VectorEntry,
+    is_same,
 )
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ class Faiss:
         with self._lock, self._translated(name):
             collection = self._current(name)
             return {
-                entry.id: collection.line(row) == _line(entry)
+                entry.id: collection.has_line(row, _line(entry))
                 for entry in entries
                 if (row := collection.row_of.get(entry.id)) is not None
             }
@@ -500,6 +501,11 @@ class _Collection:
     def line(self, row: int) -> bytes:
         return os.pread(self._log, self._line_bytes[row], self._lines[row])
 
+    def has_line(self, row: int, line: bytes) -> bool:
+        """Whether a row has this line; keys may be in another order."""
+        stored = self.line(row)
+        return stored == line or is_same(orjson.loads(stored), orjson.loads(line))
+
     # Searching
 
     def mask(self, where: MetadataFilter | None, ids: Sequence[str] | None) -> _Mask:
@@ -742,11 +748,10 @@ def _generation(folder: Path) -> int | None:
 
 
 def _remove_old(folder: Path, generation: int) -> None:
-    """Remove files of older generations. Logs are removed after their vectors: a process that has
-    an old log open learns of the new one by its removal, so nothing may be written to the new one
-    before."""
+    """Remove files of older generations. A process that has an old log open learns of the new one
+    by its removal, so nothing may be written to the new one before."""
     own = {"lock", f"log-{generation}", f"vectors-{generation}"}
-    for path in sorted(folder.iterdir()):  # logs before vectors
+    for path in sorted(folder.iterdir()):  # logs first: none may be left without its vectors
         if path.name not in own:
             path.unlink(missing_ok=True)
 
