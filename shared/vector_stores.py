@@ -281,8 +281,14 @@ class ConfiguredStore:
     def problem(self, timeout_s: float) -> str | None:
         """None if the store is healthy, otherwise the reason. Servers are asked at the same time,
         so that the answer takes no longer if several are away."""
+
+        def check(url: StoreUrl) -> str | None:
+            return self.type_.check(url, timeout_s)
+
+        if len(self.urls) == 1:  # the end of the process would wait for another thread
+            return check(self.urls[0])
         with ThreadPoolExecutor(len(self.urls)) as pool:
-            reasons = list(pool.map(lambda url: self.type_.check(url, timeout_s), self.urls))
+            reasons = list(pool.map(check, self.urls))
         return "; ".join(reason for reason in reasons if reason is not None) or None
 
 
