@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 from pydantic import SecretStr
 
+from cli.stack.servers import BUFFERS_WITH_VECTORS
 from shared.config import Settings
 from shared.database.engine import upgrade
 from shared.filters import MetadataFilter
@@ -98,7 +99,9 @@ def started(url: str, folder: Path) -> Iterator[tuple[Settings, Server | None]]:
         server = start_chroma(folder)
         url = server.url.replace("http", "chroma", 1)
     elif url == "postgres":
-        server = start_postgres(folder, durable=True)
+        # As the local stack has it (cli/stack/servers.py).
+        settings = {"shared_buffers": BUFFERS_WITH_VECTORS}
+        server = start_postgres(folder, durable=True, settings=settings)
         upgrade(server.url)
     try:
         database = SecretStr(server.url) if server is not None and url == "postgres" else None

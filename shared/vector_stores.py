@@ -7,10 +7,12 @@ the URL of a Chroma server, `http://host:port`.
 
 import os
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -96,6 +98,9 @@ Check = Callable[[StoreUrl, float], str | None]
 the reason, without credentials. The API calls it, so it needs no library of the store."""
 
 
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
 def http_path(path: str) -> Check:
     """A check of a server that answers 200 at this path below its URL."""
 
@@ -106,7 +111,7 @@ def http_path(path: str) -> Check:
         try:
             # Requests between parts of one network must not go through a proxy; certificates are
             # those that the workers' clients know, of SSL_CERT_FILE, too.
-            tls = httpx.create_ssl_context() if url.is_secure else False
+            tls = _tls(*map(os.environ.get, _CERTIFICATES)) if url.is_secure else False
             answer = httpx.get(
                 url.http + path, timeout=timeout_s, trust_env=False, auth=auth, verify=tls
             )
@@ -115,6 +120,15 @@ def http_path(path: str) -> Check:
         return None if answer.status_code == 200 else f"{url} answers {answer.status_code}"
 
     return check
+
+
+@cache
+def _tls(*_: str | None) -> ssl.SSLContext:
+    """By the variables that it goes by. Servers are asked each second, and reading the certificates
+    of all authorities takes longer than a request."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def writable_folder(url: StoreUrl, timeout_s: float) -> str | None:
@@ -277,6 +291,11 @@ class ConfiguredStore:
     def text(self) -> str:
         """The value of SLUICE_VECTORS_URL, with credentials."""
         return ",".join(url.text for url in self.urls)
+
+    @property
+    def is_ledger(self) -> bool:
+        """Whether the vectors lie in the database of the ledger."""
+        return not any(url.host or url.path for url in self.urls)
 
     def problem(self, timeout_s: float) -> str | None:
         """None if the store is healthy, otherwise the reason. Servers are asked at the same time,

@@ -116,8 +116,11 @@ class Server:
             self._process = None
 
 
-def start_postgres(folder: Path, *, durable: bool = False) -> Server:
-    """PostgreSQL from its wheel; `url` names the database `postgres`.
+def start_postgres(
+    folder: Path, *, durable: bool = False, settings: Mapping[str, object] | None = None
+) -> Server:
+    """PostgreSQL from its wheel; `url` names the database `postgres`. `settings` as in
+    postgresql.conf.
 
     Not `durable`: it survives `kill`, but not a crash of the machine.
 
@@ -139,17 +142,17 @@ def start_postgres(folder: Path, *, durable: bool = False) -> Server:
     )  # fmt: skip
     if made.returncode:
         raise RuntimeError(f"initdb: {made.stderr}")
-    settings: dict[str, object] = {
+    used: dict[str, object] = {
         "port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "",
-        "max_connections": 200,
+        "max_connections": 200, **(settings or {}),
     }  # fmt: skip
     if not durable:
-        settings |= {
+        used |= {
             "fsync": "off", "full_page_writes": "off", "wal_level": "minimal",
             "max_wal_senders": 0, "max_wal_size": "4GB", "checkpoint_timeout": "1h",
         }  # fmt: skip
     argv = [str(binaries / "postgres"), "-D", str(data)]
-    for name, value in settings.items():
+    for name, value in used.items():
         argv += ["-c", f"{name}={value}"]
     ready = [str(binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
     return Server(

@@ -53,12 +53,13 @@ class Round:
         One that cannot be handled is noted, and left alone for a while. Raises what an outage of
         the database raises: that is no fault of a row.
         """
-        well = 0
-        with self.process.ledger.read() as session:
-            some_failed_before = sweeps.have_faults(session)
+        well, some_failed_before = 0, None
         for item in items:
             if not self.goes_on:
                 break
+            if some_failed_before is None:
+                with self.process.ledger.read_single() as session:
+                    some_failed_before = sweeps.have_faults(session)
             try:
                 with self.process.ledger.begin() as session:
                     handle(session, item)

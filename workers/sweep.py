@@ -181,7 +181,7 @@ class Inspection:
             "after": self._after, "limit": limit, "earliest": EARLIEST, "latest": LATEST,
         }  # fmt: skip
         try:
-            with round_.process.ledger.read() as session:
+            with round_.process.ledger.read_single() as session:
                 rows = session.execute(text(table.statement), values).all()
         except Exception as error:
             if is_outage(error):
@@ -209,7 +209,7 @@ class Inspection:
     def _skip(self, round_: Round, table: Table, error: Exception) -> int:
         """Note the one row that cannot even be looked at, and go on behind it."""
         query = text(f"SELECT id FROM {table.name} WHERE {BEHIND} ORDER BY id LIMIT 1")
-        with round_.process.ledger.read() as session:
+        with round_.process.ledger.read_single() as session:
             id_ = session.scalar(query, {"after": self._after})
         if id_ is None:
             return 0
@@ -339,7 +339,7 @@ def forget_jobs(round_: Round) -> None:
         .limit(round_.limit_rows)
     )
     for query in (lines, others):
-        with round_.process.ledger.read() as session:
+        with round_.process.ledger.read_single() as session:
             ids = session.scalars(query).all()
         _forget_batches(round_, "job", ids, _forget_jobs)
 
@@ -360,7 +360,7 @@ def erase_expired(round_: Round) -> None:
     )
     with process.ledger.begin() as noting:
         collections.note_uses(noting)
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         ids = session.scalars(
             select(Collection.id)
             .where(
@@ -397,7 +397,7 @@ def forget_workers(round_: Round) -> None:
 def delete_paths(round_: Round) -> None:
     """Delete from the storage what retention has noted; what cannot be deleted is tried later."""
     process = round_.process
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         paths = session.execute(
             select(PathToDelete.path, PathToDelete.is_folder)
             .where(PathToDelete.retry_at <= func.now())
@@ -614,7 +614,7 @@ class Sweeper:
 
 def _is_stale(process: Process) -> bool:
     """Whether no sweep has ended for so long that who has the lock cannot be at work."""
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         age_s = sweeps.age_s(session)
     limit_s = max(STALE_AT_LEAST_S, STALE_SWEEPS * process.settings.sweep_interval_s)
     return age_s is not None and age_s > limit_s
@@ -623,7 +623,7 @@ def _is_stale(process: Process) -> bool:
 def take_back(round_: Round) -> None:
     """Hand expired attempts to the retry policy."""
     ledger, handlers = round_.process.ledger, round_.handlers
-    with ledger.read() as session:
+    with ledger.read_single() as session:
         expired_steps = steps.expired(
             session,
             ~sweeps.is_left_alone(round_.part, "step", Step.id),
@@ -650,7 +650,7 @@ def take_back(round_: Round) -> None:
 
 def end_overdue(round_: Round) -> None:
     """Fail the jobs that ran longer than their `timeout_s`."""
-    with round_.process.ledger.read() as session:
+    with round_.process.ledger.read_single() as session:
         ids = session.scalars(
             select(Job.id)
             .where(
@@ -700,7 +700,7 @@ def watch_store(round_: Round) -> None:
 def submit_checks(round_: Round) -> None:
     """Submit the checks that are due, of collections that no job checks or rebuilds."""
     process = round_.process
-    with process.ledger.read() as session:
+    with process.ledger.read_single() as session:
         ids = checks.due(session, [CHECK.name, REBUILD.name, EXPORT.name], limit=round_.limit_rows)
 
     def submit(session: Transaction, item: Item) -> None:
@@ -735,7 +735,7 @@ def fail_unserved(round_: Round) -> None:
     """Fail the jobs whose model no worker has served for `model_missing_fail_s`."""
     limit_s = round_.process.settings.model_missing_fail_s
     values = {"limit_s": limit_s, "part": round_.part, "limit": round_.limit_rows}
-    with round_.process.ledger.read() as session:
+    with round_.process.ledger.read_single() as session:
         rows = session.execute(text(UNSERVED), values).all()
     routes, job_ids = {row.id: row.route for row in rows}, {row.id: row.job_id for row in rows}
 
@@ -752,7 +752,7 @@ def fail_unserved(round_: Round) -> None:
 
 def let_turns_go(round_: Round) -> None:
     """Let held turns of conversations go where the turn before them was lost."""
-    with round_.process.ledger.read() as session:
+    with round_.process.ledger.read_single() as session:
         ids = turns.with_held_turns(session, limit=round_.limit_rows, part=round_.part)
     round_.handle_all(
         (Item(kind="conversation", id=id_) for id_ in ids),
@@ -763,7 +763,7 @@ def let_turns_go(round_: Round) -> None:
 def fire_schedules(round_: Round) -> None:
     """Submit the jobs of schedules that are due."""
     settings = round_.process.settings
-    with round_.process.ledger.read() as session:
+    with round_.process.ledger.read_single() as session:
         names = schedules.due(session, limit=round_.limit_rows)
     round_.handle_all(
         (Item(kind="schedule", id=name) for name in names),
@@ -778,7 +778,7 @@ def ring(round_: Round) -> None:
     """
     ledger = round_.process.ledger
     ledger.announce_held()
-    with ledger.read() as session:
+    with ledger.read_single() as session:
         runnable = steps.runnable(
             session, worker_heartbeat_s=round_.process.settings.worker_heartbeat_s, up_to=RINGS
         )

@@ -166,10 +166,12 @@ def make_plan(
         say(f"port {settings.api_port} is taken; the API listens on {api_port}")
     database_port, redis_port, chroma_port = free_ports(3)
     servers: list[Part] = []
+    store = configured_store(settings)
 
     if settings.database_url is None:
         cluster = prepare(home, say)
-        servers.append(postgres_part(cluster, database_port))
+        has_vectors = store is not None and store.is_ledger
+        servers.append(postgres_part(cluster, database_port, has_vectors=has_vectors))
         database = postgres_url(cluster, database_port)
     else:
         database = settings.require_database_url()
@@ -179,7 +181,6 @@ def make_plan(
         redis = redis_url(redis_port, password)
     else:
         redis = settings.require_redis_url()
-    store = configured_store(settings)
     if store is None:
         servers.append(chroma_part(home, chroma_port))
         vectors = chroma_url(chroma_port)
