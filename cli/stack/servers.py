@@ -172,8 +172,8 @@ TUNING = (
     "log_timezone=UTC",
 )
 BUFFERS, BUFFERS_WITH_VECTORS = "128MB", "1GB"
-"""PostgreSQL's own cache. Writing into pgvector's index reads pages all over it: where it does not
-fit, 200,000 chunks take more than ten times as long."""
+"""PostgreSQL's own cache. Each write into pgvector's index reads some thousand vectors all over it,
+and 200,000 of 384 dimensions do not fit into the smaller one."""
 
 
 @dataclass(frozen=True, kw_only=True)
