@@ -94,7 +94,8 @@ class CollectionUrl:
     LangChain's FAISS wrote.
 
     `chroma://host:8000/NAME`, `chroma+https://host/NAME?tenant=T&database=D`,
-    `file:///srv/chroma_db#NAME`. Without NAME it stands for all that are there.
+    `file:///srv/chroma_db#NAME`, `file:///srv/chroma_db?database=D#NAME`. Without NAME it stands
+    for all that are there.
     """
 
     place: str
@@ -119,8 +120,10 @@ class CollectionUrl:
         scheme, _, rest = text.strip().partition("://")
         scheme = scheme.lower()
         if scheme == "file":
-            path, _, name = rest.partition("#")
-            return cls(place=folder_url(f"file://{path}"), name=unquote(name))
+            rest, _, name = rest.partition("#")
+            path, _, query = rest.partition("?")
+            place = folder_url(f"file://{path}")
+            return cls(place=place, name=unquote(name), **_tenant_options(query))
         web = {"chroma": "http", "chroma+https": "https"}.get(scheme)
         if web is None:
             raise ValueError(
@@ -137,27 +140,31 @@ class CollectionUrl:
         name = unquote(parts.path.strip("/"))
         if "/" in name or parts.fragment:
             raise ValueError("has more behind its host than the name of one collection")
-        options = dict(parse_qsl(parts.query))
-        if options.keys() - {"tenant", "database"}:
-            raise ValueError("has other options than tenant and database")
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
         place = normal_url(f"{web}://{host}:{port}").rstrip("/")
-        return cls(place=place, name=name, **options)
+        return cls(place=place, name=name, **_tenant_options(parts.query))
 
     def with_name(self, name: str) -> str:
         """The URL of a collection that is at the same place."""
-        if self.is_folder:
-            return f"{self.place.rstrip('/')}#{quote(name)}"
-        scheme, _, host = self.place.partition("://")
         given = {"tenant": self.tenant, "database": self.database}
         options = "&".join(
             f"{key}={quote(value)}" for key, value in given.items() if value != f"default_{key}"
         )
-        text = f"{'chroma+https' if scheme == 'https' else 'chroma'}://{host}/{quote(name)}"
-        return f"{text}?{options}" if options else text
+        options = f"?{options}" if options else ""
+        if self.is_folder:
+            return f"{self.place.rstrip('/')}{options}#{quote(name)}"
+        scheme, _, host = self.place.partition("://")
+        return f"{'chroma+https' if scheme == 'https' else 'chroma'}://{host}/{quote(name)}{options}"
 
     def __str__(self) -> str:
         return self.with_name(self.name).rstrip("#/")
+
+
+def _tenant_options(query: str) -> dict[str, str]:
+    options = dict(parse_qsl(query))
+    if options.keys() - {"tenant", "database"}:
+        raise ValueError("has other options than tenant and database")
+    return options
 
 
 def collection_url(text: str) -> str:

@@ -161,15 +161,18 @@ async def submit(
     fair_key: str,
     preferences: Sequence[str] | None,
     idempotency_key: str | None,
-    body: Any,
+    body: Any = None,
 ) -> Response:
     """Submit a job, and answer 202 with it; 200 with the finished one if the preferences say so and
-    it ends in time. Requests with one key are the same if their `body` is. Raises what
-    `submission.new_job` and `submission.submit` raise, and Unavailable if too many clients wait.
+    it ends in time. Requests with one key are the same if their `body` is; without one, if the
+    jobs are. Raises what `submission.new_job` and `submission.submit` raise, and Unavailable if too
+    many clients wait.
     """
     wait_s = wait_of(preferences, at_most=parts.settings.max_wait_s)
     if wait_s:
         parts.followers.check_room()
+    if body is None and idempotency_key is not None:
+        body = request.model_dump(mode="json", exclude_unset=True)
     new = submission.new_job(
         request,
         parts.settings,
@@ -180,14 +183,17 @@ async def submit(
     )
     commit = partial(submission.submit, is_waited=bool(wait_s))
     made = await run_in_threadpool(commit, parts.ledger, parts.admission, new)
-    headers = {"Location": f"/v1/jobs/{made.id}"} | preference_header(wait_s)
-    if not made.is_new:
-        headers["Idempotent-Replayed"] = "true"
+    headers = _headers(made, wait_s)
     if wait_s is not None:
         return await answer_when_ended(parts, made, fair_key, wait_s, headers)
     if made.is_new:
         return answer(submission.view_of_new(new, made), 202, headers)
     return answer(await run_in_threadpool(job_view, parts, made.id, fair_key), 202, headers)
+
+
+def _headers(made: Submitted, wait_s: float | None) -> dict[str, str]:
+    replayed = {} if made.is_new else {"Idempotent-Replayed": "true"}
+    return {"Location": f"/v1/jobs/{made.id}"} | preference_header(wait_s) | replayed
 
 
 ERASURE_WAIT_S = 30.0
@@ -199,10 +205,12 @@ async def erase(
     *,
     fair_key: str,
     preferences: Sequence[str] | None,
+    idempotency_key: str | None = None,
     require: Callable[[Session], None],
     hide: Callable[[Session], object],
 ) -> Response:
-    """Submit an `erase` job and wait for it: 200 with the finished job, or 202 if it goes on.
+    """Submit an `erase` job and wait for it: 200 with the finished job, or 202 if it goes on. A
+    request that is sent again with its key gets the same job, also when all is erased.
 
     If it does not end in time, `hide` makes the data invisible to readers at once. `require` raises
     NotFound if there is nothing to erase.
@@ -216,10 +224,14 @@ async def erase(
         fair_key=fair_key,
         lane=Lane.INTERACTIVE,
         max_attempts=parts.settings.max_attempts,
+        idempotency_key=idempotency_key,
     )
 
     def add() -> Submitted:
         with parts.ledger.begin() as session:
+            replayed = ledger.find_replayed(session, new)
+            if replayed is not None:
+                return replayed
             require(session)
             return ledger.submit(session, new)
 
@@ -234,6 +246,6 @@ async def erase(
     ended = await until_end(parts, made.id, wait_s=wait_s, is_new=made.is_new)
     if not ended:
         await run_in_threadpool(hide_now)
-    headers = {"Location": f"/v1/jobs/{made.id}"} | preference_header(preferred_s)
+    headers = _headers(made, preferred_s)
     view = await run_in_threadpool(job_view, parts, made.id, fair_key)
     return answer(view, 200 if ended else 202, headers)

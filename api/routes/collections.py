@@ -119,16 +119,22 @@ def list_collections(parts: PartsDep, limit: PageLimit = 50, cursor: Cursor = No
     return answer(Page[CollectionView](items=shown, next_cursor=more))
 
 
-@router.delete("/{name}", responses=documented({200: JobView, 202: JobView}, 404))
+@router.delete("/{name}", responses=documented({200: JobView, 202: JobView}, 404, 409, 422))
 async def delete_collection(
-    parts: PartsDep, fair_key: FairKey, name: Name, preferences: Prefer
+    parts: PartsDep,
+    fair_key: FairKey,
+    name: Name,
+    preferences: Prefer,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Erase a collection with all its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
+    """Erase a collection with all its text and vectors; waits up to 30 s, or `Prefer: wait=N`. With
+    an `Idempotency-Key`, the same request sent again gets the same job, and not 404."""
     return await waiting.erase(
         parts,
         EraseInput(collection=name),
         fair_key=fair_key,
         preferences=preferences,
+        idempotency_key=idempotency_key,
         require=lambda session: erasure.require_collection(session, name),
         hide=lambda session: erasure.hide_collection(session, name),
     )
@@ -147,7 +153,13 @@ async def rebuild_collection(
     its own: submits a job of the kind `rebuild`."""
     fields = {} if options is None else dict(options)
     request = _rebuild_job(RebuildInput(collection=name, **fields))
-    return await _submit(parts, request, fair_key, preferences, idempotency_key)
+    return await waiting.submit(
+        parts,
+        request,
+        fair_key=fair_key,
+        preferences=preferences,
+        idempotency_key=idempotency_key,
+    )
 
 
 @router.post("/{name}/rollback", status_code=202, responses=documented(SUBMITTED, *NOT_SUBMITTED))
@@ -163,29 +175,17 @@ async def roll_back_collection(
     kind `rebuild`. 409 if there is none."""
     fields = {} if options is None else dict(options)
     request = _rebuild_job(RebuildInput(collection=name, rollback=True, **fields))
-    return await _submit(parts, request, fair_key, preferences, idempotency_key)
-
-
-def _rebuild_job(input_: RebuildInput) -> JobRequest:
-    return REQUESTS[REBUILD.name](kind=REBUILD.name, input=input_)
-
-
-async def _submit(
-    parts: Parts,
-    request: JobRequest,
-    fair_key: str,
-    preferences: list[str],
-    idempotency_key: str | None,
-) -> Response:
     return await waiting.submit(
         parts,
         request,
         fair_key=fair_key,
         preferences=preferences,
         idempotency_key=idempotency_key,
-        # Of the collection, too: one key for two of them is a mistake.
-        body=request.model_dump(mode="json", exclude_unset=True),
     )
+
+
+def _rebuild_job(input_: RebuildInput) -> JobRequest:
+    return REQUESTS[REBUILD.name](kind=REBUILD.name, input=input_)
 
 
 @router.delete(

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from api.deps import Cursor, DocumentId, FairKey, PageLimit, PartsDep, Prefer
+from api.deps import Cursor, DocumentId, FairKey, IdempotencyKey, PageLimit, PartsDep, Prefer
 from api.http import answers
 from api.http.answers import answer
 from api.http.errors import BadCursor
@@ -39,16 +39,22 @@ def list_document_chunks(
     return answer(Page[ChunkOut](items=shown, next_cursor=more))
 
 
-@router.delete("/{document_id}", responses=documented({200: JobView, 202: JobView}, 404))
+@router.delete("/{document_id}", responses=documented({200: JobView, 202: JobView}, 404, 409, 422))
 async def delete_document(
-    parts: PartsDep, fair_key: FairKey, document_id: DocumentId, preferences: Prefer
+    parts: PartsDep,
+    fair_key: FairKey,
+    document_id: DocumentId,
+    preferences: Prefer,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Erase a document with its text and vectors; waits up to 30 s, or `Prefer: wait=N`."""
+    """Erase a document with its text and vectors; waits up to 30 s, or `Prefer: wait=N`. With an
+    `Idempotency-Key`, the same request sent again gets the same job, and not 404."""
     return await waiting.erase(
         parts,
         EraseInput(document_ids=[str(document_id)]),
         fair_key=fair_key,
         preferences=preferences,
+        idempotency_key=idempotency_key,
         require=lambda session: erasure.require_document(session, document_id),
         hide=lambda session: erasure.hide_documents(session, [document_id]),
     )

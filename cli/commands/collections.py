@@ -15,12 +15,21 @@ from cli.options import ListByDefault, complete_collections, confirm, with_clien
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting, watch_job
 from cli.values import key_values
-from sluice import Client, ClientJob, Collection, Job, SluiceError, SourceError, State
+from sluice import (
+    Client,
+    ClientJob,
+    Collection,
+    InvalidInput,
+    Job,
+    SluiceError,
+    SourceError,
+    State,
+)
 
 
 @click.group(cls=ListByDefault)
 def collections() -> None:
-    """List, create, show and delete collections (alone: list)."""
+    """List, create, adopt, rebuild, check, move and delete collections (alone: list)."""
 
 
 @collections.command("list")
@@ -56,7 +65,7 @@ def list_collections(client: Client, *, as_json: bool) -> int:
 @click.argument("name")
 @click.option("--embedding-model", metavar="NAME", help="Else the server's default.")
 @click.option("--dimension", type=click.IntRange(min=1), help="Must be the model's own.")
-@click.option("--distance", metavar="NAME", help="Such as cosine.")
+@click.option("--distance", metavar="NAME", help="cosine (the default), ip or l2.")
 @with_client
 def create(
     client: Client,
@@ -242,6 +251,8 @@ def export_collection(client: Client, *, name: str, file: Path, as_json: bool) -
     Example:
       sluice collections export rules-ko rules-ko.zip
     """
+    if not file.parent.is_dir():  # it would be noticed when all has been exported
+        raise InvalidInput(f"There is no folder {file.parent} for {file.name}. Make it first.")
     job = client.submit_untyped("export", {"collection": name})
     ended = _followed(client, job, as_json)
     if ended.state != State.SUCCEEDED:
@@ -277,11 +288,13 @@ def import_collection(client: Client, *, file: Path, name: str | None, as_json: 
     with waiting(f"Uploading {file}"):
         job = client.import_collection(file, name, wait=False)
     ended = _followed(client, job, as_json)
-    if ended.state != State.SUCCEEDED or as_json:
+    if ended.state != State.SUCCEEDED:
         return _print_end(ended, as_json)
     for file_id in sorted({*(job.input or {}).get("file_ids", ())}):
         with suppress(SluiceError):  # a file that stays does no harm
             client.delete_file(file_id)
+    if as_json:
+        return _print_end(ended, as_json)
     result = ended.result or {}
     print_text(
         f"Imported {result['collection']}: {plural(result['documents'], 'document')}, "

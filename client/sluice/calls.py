@@ -67,7 +67,7 @@ from sluice.shapes import (
     Wire,
     Worker,
 )
-from sluice.transport import Background, Transport
+from sluice.transport import Background, Transport, problem_of
 
 PAGE_ITEMS = 100
 UNNAMED = "input"
@@ -221,7 +221,7 @@ class Calls(Generic[J]):
 
     async def erase_job(self, job_id: str, *, timeout_s: float | None = None) -> None:
         """Delete a job that has ended, with its input and result."""
-        await self.transport.request("DELETE", f"/v1/jobs/{segment(job_id)}", timeout_s=timeout_s)
+        await self._delete(f"/v1/jobs/{segment(job_id)}", timeout_s)
 
     async def jobs(
         self,
@@ -490,11 +490,20 @@ class Calls(Generic[J]):
     ) -> CollectionIndex:
         """Let a vector index go that is not in use; its vectors are dropped soon after. With
         `forget`, one on a server that the store does not have any more."""
+        before = (await self.collection(collection, timeout_s=timeout_s)).indexes
         path = f"/v1/collections/{segment(collection)}/indexes/{segment(index)}"
-        answer = await self.transport.json(
-            "DELETE", f"{path}?forget=true" if forget else path, timeout_s=timeout_s
+        response = await self.transport.request(
+            "DELETE",
+            f"{path}?forget=true" if forget else path,
+            accept_gone=True,
+            timeout_s=timeout_s,
         )
-        return CollectionIndex.model_validate(answer)
+        if response.status_code != 404:
+            return CollectionIndex.model_validate(response.json())
+        for one in before:
+            if one.name == index:
+                return one.model_copy(update={"can_roll_back": False})
+        raise problem_of(response)
 
     def documents(
         self, collection: str, *, page_items: int = PAGE_ITEMS, timeout_s: float | None = None
@@ -576,8 +585,7 @@ class Calls(Generic[J]):
         return await self._get(StoredFile, f"/v1/files/{segment(file_id)}", timeout_s)
 
     async def delete_file(self, file_id: str, *, timeout_s: float | None = None) -> None:
-        path = f"/v1/files/{segment(file_id)}"
-        await self.transport.request("DELETE", path, timeout_s=timeout_s)
+        await self._delete(f"/v1/files/{segment(file_id)}", timeout_s)
 
     async def files_by_hash(
         self, sha256: Sequence[str], *, timeout_s: float | None = None
@@ -632,7 +640,8 @@ class Calls(Generic[J]):
                 await self.delete_file(file_id)
 
     async def _erase(self, path: str, timeout_s: float | None, on_waiting: OnReason | None) -> J:
-        headers = {"Prefer": f"wait={_ERASE_WAIT_S}"}
+        # Sent again after a lost answer, it gets the same job, also when that has erased all.
+        headers = {"Prefer": f"wait={_ERASE_WAIT_S}", "Idempotency-Key": str(uuid.uuid4())}
         answer = await self.transport.json("DELETE", path, headers=headers, wait_s=_ERASE_WAIT_S)
         job = self._bind(Job.model_validate(answer))
         if not job.ended:
@@ -704,8 +713,7 @@ class Calls(Generic[J]):
 
     async def undefine_model(self, name: str, *, timeout_s: float | None = None) -> None:
         """Delete a named model; jobs that were submitted with it go on."""
-        path = f"/v1/models/{quote(name, safe='/')}"
-        await self.transport.request("DELETE", path, timeout_s=timeout_s)
+        await self._delete(f"/v1/models/{quote(name, safe='/')}", timeout_s)
 
     async def _run_model_job(
         self, job_input: Mapping[str, Any], timeout_s: float | None, on_event: OnEvent | None
@@ -755,8 +763,7 @@ class Calls(Generic[J]):
         self, conversation_id: str, *, timeout_s: float | None = None
     ) -> None:
         """Erase a conversation with its messages. Its open jobs end, and are not stored in it."""
-        path = f"/v1/conversations/{segment(conversation_id)}"
-        await self.transport.request("DELETE", path, timeout_s=timeout_s)
+        await self._delete(f"/v1/conversations/{segment(conversation_id)}", timeout_s)
 
     # Schedules
 
@@ -804,9 +811,7 @@ class Calls(Generic[J]):
 
     async def delete_schedule(self, name: str, *, timeout_s: float | None = None) -> None:
         """Delete a schedule. Its jobs stay."""
-        await self.transport.request(
-            "DELETE", f"/v1/schedules/{segment(name)}", timeout_s=timeout_s
-        )
+        await self._delete(f"/v1/schedules/{segment(name)}", timeout_s)
 
     # Prompts
 
@@ -898,7 +903,7 @@ class Calls(Generic[J]):
 
     async def delete_prompt(self, name: str, *, timeout_s: float | None = None) -> None:
         """Delete a prompt with all its versions. Jobs that were submitted with it go on."""
-        await self.transport.request("DELETE", f"/v1/prompts/{segment(name)}", timeout_s=timeout_s)
+        await self._delete(f"/v1/prompts/{segment(name)}", timeout_s)
 
     # Queues, workers, and the system itself
 
@@ -957,6 +962,9 @@ class Calls(Generic[J]):
 
     async def _post(self, path: str, timeout_s: float | None, *, safe: bool = True) -> Any:
         return await self.transport.json("POST", path, safe=safe, timeout_s=timeout_s)
+
+    async def _delete(self, path: str, timeout_s: float | None) -> None:
+        await self.transport.request("DELETE", path, accept_gone=True, timeout_s=timeout_s)
 
     async def _pages(
         self,

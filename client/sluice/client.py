@@ -558,7 +558,7 @@ class Tasks(Calls[J], Generic[J]):
         job_input = {"collection": name, "sources": [source]}
         job = None
         try:
-            await self.collection(name)
+            existing = await self.collection(name)
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -570,7 +570,8 @@ class Tasks(Calls[J], Generic[J]):
                 await self.put_collection(name, embedding_model=model)
         else:
             if model is not None:  # a conflict where it is another
-                await self.put_collection(name, embedding_model=model)
+                distance = existing.distance
+                await self.put_collection(name, embedding_model=model, distance=distance)
         if job is None:
             job = await self.submit_untyped("ingest", job_input)
         if not wait:

@@ -9,6 +9,10 @@ A request is repeated in these cases:
   API itself has answered: then only after a short `Retry-After`, and with the API's own message.
   Else a gateway has answered for an API that it cannot reach.
 
+A deletion that is sent again after a lost answer may find nothing any more, because the first one
+was carried out. With `accept_gone=True`, the status 404 of the API then counts as success; if there
+was nothing to delete before either, that is not noticed. Without a lost answer 404 is an error.
+
 Before the first answer of the API, the retries end soon ("is it running?"). After it, the API is
 known to exist, and the retries last as long as a restart takes.
 
@@ -193,11 +197,13 @@ class Transport(ABC):
         safe: bool = True,
         wait_s: float = 0.0,
         accept_status: Sequence[int] = (),
+        accept_gone: bool = False,
         tries: int | None = None,
         retry: bool = True,
         timeout_s: float | None = None,
     ) -> httpx.Response:
-        """One answer with a status below 400, or in `accept_status`.
+        """One answer with a status below 400, or in `accept_status`; with `accept_gone` also 404
+        after a lost answer.
 
         Raises `ApiError` or `ConnectionFailed`. `wait_s` is how long the server may delay the
         answer. `tries` bounds how often a connection may break in the middle. `retry=False` gives
@@ -205,6 +211,7 @@ class Transport(ABC):
         client's timeout, for each try, and its `Retries`.
         """
         pauses = _Pauses(self._retries, is_known=self._answered, tries=tries, timeout_s=timeout_s)
+        may_be_done = False  # an earlier try whose answer was lost
         while True:
             started = time.monotonic()
             answer_s = self.timeout_s if timeout_s is None else pauses.left_s()
@@ -222,6 +229,7 @@ class Transport(ABC):
             except httpx.TransportError as error:
                 log.debug("%s %s: %s", method, path, type(error).__name__)
                 unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                may_be_done |= not unsent
                 pause_s = pauses.absence_s() if unsent else pauses.break_s() if safe else None
                 if pause_s is None or not retry:
                     raise self._failure(error, is_sent=not unsent) from error
@@ -240,6 +248,9 @@ class Transport(ABC):
             if response.status_code < 400 or response.status_code in accept_status:
                 self._absence_reported = False
                 return response
+            if accept_gone and may_be_done and response.status_code == 404 and _is_problem(response):
+                return response
+            may_be_done |= response.status_code in _TRANSIENT and not _is_problem(response)
             problem = problem_of(response)
             pause_s = self._retry_pause_s(problem, response, pauses, safe=safe) if retry else None
             if pause_s is None:

@@ -51,7 +51,9 @@ class State:
     busy_times: int = 0
     """So many submits are answered 429 first."""
     lost_answers: int = 0
-    """So many submits are carried out, and their connection is dropped without an answer."""
+    """So many submits and deletions are carried out, and their connection is dropped without an
+    answer."""
+    dropped_indexes: set[str] = field(default_factory=set)
     dropped_streams: int = 0
     """So many event streams end after their first event."""
     held_uploads: bool = False
@@ -88,6 +90,11 @@ class State:
     problems: list[tuple[int, str | None, str]] = field(default_factory=list)
     """Status, `Retry-After` and media type of what the next questions for queues are answered."""
 
+    def loses_answer(self) -> bool:
+        is_lost = self.lost_answers > 0
+        self.lost_answers -= is_lost
+        return is_lost
+
     def count(self, method: str, path: str) -> int:
         return self.requests.count((method, path))
 
@@ -119,8 +126,7 @@ def make_app(state: State) -> FastAPI:
         key = request.headers["Idempotency-Key"]
         job_id = state.keys.setdefault(key, str(uuid.uuid4()))
         state.jobs.setdefault(job_id, make_job(job_id, body))
-        if state.lost_answers:
-            state.lost_answers -= 1
+        if state.loses_answer():
             return StreamingResponse(broken())
         if "Prefer" in request.headers and state.outcome != "running":
             return JSONResponse(finish(state, job_id))
@@ -188,6 +194,11 @@ def make_app(state: State) -> FastAPI:
         del forget
         if index == name:
             return problem(409, "Conflict", f"{index} is the index that searches read.")
+        if index in state.dropped_indexes:
+            return problem(404, "Not found", f"There is no index {index}.")
+        state.dropped_indexes.add(index)
+        if state.loses_answer():
+            return StreamingResponse(broken())
         return JSONResponse(make_index(index, **RETIRED), 202)
 
     @app.post("/v1/collections/{name}/rebuild")
@@ -204,10 +215,15 @@ def make_app(state: State) -> FastAPI:
         return JSONResponse(state.jobs[job_id], 202, {"Location": f"/v1/jobs/{job_id}"})
 
     @app.delete("/v1/collections/{name}")
-    def delete_collection(name: str) -> Response:
+    def delete_collection(name: str, request: Request) -> Response:
+        key = request.headers["Idempotency-Key"]
+        if name not in state.collections and key not in state.keys:
+            return problem(404, "Not found", f"There is no collection {name}.")
         state.collections.discard(name)
-        job_id = str(uuid.uuid4())
+        job_id = state.keys.setdefault(key, str(uuid.uuid4()))
         state.jobs[job_id] = make_job(job_id, {"kind": "erase", "input": {"collection": name}})
+        if state.loses_answer():
+            return StreamingResponse(broken())
         return JSONResponse(state.jobs[job_id], 202)
 
     @app.get("/v1/collections/{name}/documents")
@@ -351,6 +367,8 @@ def make_app(state: State) -> FastAPI:
     def erase(conversation_id: str) -> Response:
         if state.conversations.pop(conversation_id, None) is None:
             return missing(conversation_id)
+        if state.loses_answer():
+            return StreamingResponse(broken())
         return Response(status_code=204)
 
     # Results that are large, and files

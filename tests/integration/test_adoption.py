@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import random
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -54,6 +55,8 @@ from tests.integration.job_runner import (
 from tests.integration.thread_worker import running_worker
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
+from workers.ingest.adoption.chroma import ChromaOrigin
+from workers.ingest.adoption.origin import Copy, OriginVector
 from workers.models.locate import bundled
 from workers.retrieval.embed import EMBEDDERS
 from workers.retrieval.servers import store_of
@@ -169,7 +172,10 @@ def folder_client(tmp_path: Path) -> Iterator[Callable[[], Client]]:
 
 
 def test_what_langchain_wrote_is_found_in_the_same_order(
-    process: Process, tmp_path: Path, folder_client: Callable[[], Client]
+    process: Process,
+    tmp_path: Path,
+    folder_client: Callable[[], Client],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (own,) = require_store(process.settings).urls
     server = chromadb.HttpClient(
@@ -208,10 +214,22 @@ def test_what_langchain_wrote_is_found_in_the_same_order(
     theirs.update_document(
         row, Document(page_content="name: tea\nprice: 99", metadata={"source": "p.csv", "row": 3})
     )
-    job = adopt(process, collection, url, metadata={"team": "wiki"})
-    assert outcome(process, job) == ({"replaced": 1, "skipped": 3}, {"kept": 8})
+    read = ChromaOrigin.vectors
+
+    def read_late(origin: ChromaOrigin, ids: Sequence[str]) -> dict[str, OriginVector]:
+        later = Document(page_content="Snow.", metadata={"source": "p.csv", "row": 3})
+        theirs.update_document(row, later)
+        return read(origin, ids)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChromaOrigin, "vectors", read_late)
+        job = adopt(process, collection, url, metadata={"team": "wiki"})
+    # The vector of the text that came later is not taken for that of the text before.
+    assert outcome(process, job) == ({"replaced": 1, "skipped": 3}, {"kept": 7, "embedded": 1})
     assert live_texts(process, collection)["p.csv"][3] == "name: tea\nprice: 99"
     stores_agree(process, collection)
+    text = texts_of(process, collection, "name: tea\nprice: 99", 1)
+    assert text == ["name: tea\nprice: 99"]
 
     # A folder is not changed by that, and one of another metric gives the same.
     client = folder_client()
@@ -265,6 +283,10 @@ def test_odd_entries_are_counted_and_a_killed_adoption_goes_on(
         ("alone", "no source", None, letters(["no source"])[0]),
         ("empty", "", {"source": "결과.md"}, [1.0] * 26),
         ("vector alone", None, None, [1.0] * 26),
+        ("book.md", "no part of it", None, letters(["no part of it"])[0]),
+        (unicodedata.normalize("NFD", "회의"), "minutes", None, letters(["minutes"])[0]),
+        ("odd", "odd name", {"source": "a\0b"}, letters(["odd name"])[0]),
+        ("tiny", "tiny vector", {"source": "zeros.md"}, [1e-30] * 26),
         ("zeros", "not there", {"source": "zeros.md"}, [0.0] * 26),
         *((f"other {n}", f"other model {n}", {"source": "other.md"}, [float(n)] * 25 + [-9.0])
           for n in range(8)),
@@ -285,22 +307,24 @@ def test_odd_entries_are_counted_and_a_killed_adoption_goes_on(
 
     job = job_of(process, job_id)
     done, adopted = outcome(process, job)
-    assert done == {"added": 5, "failed": 1}
+    assert done == {"added": 7, "failed": 2}
     assert adopted == {
-        "kept": 23, "embedded": 9, "no_text": 1, "duplicates": 1, "bad_metadata": 1
+        "kept": 25, "embedded": 10, "no_text": 1, "duplicates": 1, "bad_metadata": 1
     }  # fmt: skip
     assert job.result is not None
-    assert "vector alone: has no text" in job.result["errors"][0]["message"]
+    messages = sorted(error["message"] for error in job.result["errors"])
+    assert messages[0].startswith("chunk book.md: has no `source`")
+    assert messages[1].startswith("vector alone: has no text")
     texts = live_texts(process, collection)
     assert texts["book.md"] == pages[::-1]
-    assert set(texts) == {"book.md", "결과.md", "alone", "zeros.md", "other.md"}
+    assert set(texts) == {"book.md", "결과.md", "alone", "zeros.md", "other.md", "회의", "odd"}
     assert sorted(texts["결과.md"]) == ["yy top", "zz top"]
     hits = hits_of(process, collection, "zzz", k=1, options=SIMILARITY)
     assert hits[0].metadata == {"document_id": "theirs"}
     stores_agree(process, collection)
     embedded = [hit.score for hit in hits_of(process, collection, "other model 3", k=1)]
     assert embedded
-    assert outcome(process, adopt(process, collection, url))[0] == {"skipped": 5, "failed": 1}
+    assert outcome(process, adopt(process, collection, url))[0] == {"skipped": 7, "failed": 2}
 
 
 def _kill_often(process: Process, job_id: UUID, *, seed: int) -> None:
@@ -359,12 +383,19 @@ def test_a_faiss_folder_is_adopted_and_no_other_pickle_is_read(
         metadata={"source": "s.html", "none": None, "points": {"x": [1, 2]}},
     )
     theirs = FAISS.from_documents([*langchain_documents(), nested], PlainEmbeddings())
+    bomb: list[Any] = ["tick"]
+    for _ in range(40):  # a few bytes in a pickle, and a trillion parts
+        bomb = [bomb, bomb]
+    lost = Document(page_content="It has no vector.", metadata={"source": "n.md", "bomb": bomb})
+    theirs.docstore.add({"lost": lost})  # type: ignore[attr-defined]
     theirs.save_local(str(tmp_path / "faiss"))
     collection = new_collection(process)
 
     job = adopt(process, collection, f"file://{tmp_path}/faiss")
 
-    assert outcome(process, job) == ({"added": 5}, {"kept": 18})
+    assert outcome(process, job) == (
+        {"added": 6}, {"kept": 18, "embedded": 1, "bad_metadata": 1}
+    )  # fmt: skip
     for query in ("price of tea", "고양이와 서버"):
         found = theirs.similarity_search(query, k=6)
         assert texts_of(process, collection, query, 6) == [one.page_content for one in found]
@@ -416,13 +447,31 @@ def test_what_may_not_be_read_is_refused_at_once(process: Process, tmp_path: Pat
         ("chroma+https://H/a%2Db?tenant=t", "chroma+https://h/a-b?tenant=t"),
         ("chroma://[::1]:1/x", "chroma://[::1]:1/x"),
         ("file:///srv//db/#위키", "file:///srv/db#%EC%9C%84%ED%82%A4"),
+        ("file:///srv/db/?database=d#x", "file:///srv/db?database=d#x"),
     ):
         assert collection_url(text) == normal
         assert collection_url(normal) == normal
     assert CollectionUrl.read("file:///srv/db#위키").name == "위키"
-    for text in ("http://h/a", "chroma://u:p@h/a", "chroma://h/a/b", "chroma://h/a?x=1", "wiki"):
+    for text in ("http://h/a", "chroma://u:p@h/a", "chroma://h/a/b", "chroma://h/a?x=1", "wiki",
+                 "file:///db?x=1#a"):  # fmt: skip
         with pytest.raises(ValueError, match=r"is no collection|user name|more behind|other"):
             collection_url(text)
+
+
+def test_copies_that_a_killed_worker_has_left_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    used = Copy()
+    for name in (f"{used.path.name}-left", "other"):  # nobody locks these
+        (tmp_path / name).mkdir()
+        for file in used.path.iterdir():
+            (tmp_path / name / file.name).touch()
+    new = Copy()
+    assert {path.name for path in tmp_path.iterdir()} == {used.path.name, new.path.name, "other"}
+    for copy in (used, new):
+        copy.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_the_command_adopts_a_folder_and_says_what_became_of_it(

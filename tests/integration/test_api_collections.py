@@ -306,6 +306,20 @@ class TestDeletion:
             assert answer.json()["state"] == "queued"
             problem(api.get(path), 404)
 
+    def test_it_is_the_same_job_when_it_is_sent_again(
+        self, api: httpx.Client, paths: list[str], finish: Callable[..., Claim]
+    ) -> None:
+        """Also when all is erased: the answer to the first request was lost."""
+        for n, path in enumerate(paths):
+            headers = {"Prefer": "wait=0", "Idempotency-Key": f"key-{n}"}
+            job_id = api.delete(path, headers=headers).json()["id"]
+            finish("control", {"documents": 1, "chunks": 2, "vectors": 2})
+            again = api.delete(path, headers=headers)
+            assert (again.status_code, again.headers["Idempotent-Replayed"]) == (200, "true")
+            assert again.json()["id"] == job_id
+            problem(api.get(path), 404)
+        problem(api.delete(paths[1], headers={"Idempotency-Key": "key-0"}), 409)
+
     def test_what_is_being_erased_can_be_deleted_again(
         self, api: httpx.Client, paths: list[str]
     ) -> None:

@@ -171,6 +171,20 @@ def test_collections(state: State, capsys: Captured) -> None:
     assert not state.collections
 
 
+def test_bundles_leave_no_upload_and_need_a_folder(
+    state: State, capsys: Captured, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "a.zip"
+    bundle.write_bytes(b"PK")
+    assert run(["collections", "import", str(bundle), "--json"]) == 0
+    assert document(capsys)["kind"] == "import"
+    assert not state.files
+    before = len(state.jobs)
+    assert run(["collections", "export", "handbook", str(tmp_path / "none" / "a.zip")]) == 2
+    assert "Make it first" in capsys.readouterr().err
+    assert len(state.jobs) == before, "nothing was exported in vain"
+
+
 def test_documents_are_found_by_their_source(capsys: Captured) -> None:
     assert run(["documents", "-c", "handbook", "--json"]) == 0
     assert len(document(capsys)["items"]) == 3

@@ -19,6 +19,7 @@ from sluice import (
     Job,
     JobCancelled,
     JobFailed,
+    NotFound,
     Retries,
     SluiceError,
     WaitTimeout,
@@ -192,6 +193,24 @@ def test_a_deletion_waits_for_its_job(client: Client) -> None:
     client.put_collection("handbook")
     job = client.delete_collection("handbook")
     assert job.result == {"documents": 3, "chunks": 6, "vectors": 6}
+
+
+def test_a_deletion_whose_answer_was_lost_is_done(client: Client, state: State) -> None:
+    """What is sent again finds nothing more, or the job that was made."""
+    client.put_collection("handbook")
+    state.lost_answers = 1
+    assert client.drop_index("handbook", "handbook.2").name == "handbook.2"
+    with pytest.raises(NotFound):
+        client.drop_index("handbook", "handbook.2")
+    state.lost_answers = 1
+    assert client.delete_collection("handbook").result is not None
+    assert [job["kind"] for job in state.jobs.values()] == ["erase"]
+    conversation = client.start_conversation()
+    state.lost_answers = 1
+    client.erase_conversation(conversation.id)
+    assert not state.conversations
+    with pytest.raises(NotFound):
+        client.erase_conversation(conversation.id)
 
 
 def test_uploads_keep_the_name_and_the_bytes(client: Client, state: State, tmp_path: Path) -> None:

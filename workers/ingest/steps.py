@@ -518,7 +518,7 @@ def plan(context: Context) -> Done:
     return Done(children=children, record=record)
 
 
-def _lost(process: Process, request: IngestRequest, error: StepError) -> Exception:
+def lost(process: Process, request: IngestRequest, error: StepError) -> Exception:
     """What the step fails with if the store lacks the index that it is to write to, or cannot read
     it. Raises NotFound if the collection was erased."""
     with process.ledger.read() as session:
@@ -854,7 +854,7 @@ def embed(context: Context) -> Done:
     try:
         embedded = write_vectors(context, request, parts)
     except (MissingCollection, DamagedCollection) as error:
-        raise _lost(process, request, error) from error
+        raise lost(process, request, error) from error
     except ModelMissing:
         raise
     except Permanent:

@@ -5,9 +5,7 @@ address that was checked. A folder is never opened itself, since Chroma would wr
 would change one of an older version for good: it is copied, and the copy is opened.
 """
 
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -28,8 +26,16 @@ from shared.errors import DocumentError, SluiceError, Unavailable
 from shared.urls import CollectionUrl
 from workers import outbound
 from workers.attempts.context import Context
-from workers.ingest.adoption.origin import OriginChunk, UnnamedCollection, kept_origins
-from workers.models.devices import Vectors
+from workers.ingest.adoption.origin import (
+    SHOWN_NAMES,
+    Copy,
+    OriginChunk,
+    OriginVector,
+    UnnamedCollection,
+    copy_file,
+    kept_origins,
+    require_room,
+)
 from workers.retrieval.stores.chroma import TimedClient, server_settings
 from workers.retrieval.stores.timed_transport import TimedTransport
 
@@ -39,6 +45,9 @@ MESSAGE_CHARS = 300
 COPIED_PAGES = 4096
 """Of SQLite, between two looks at whether the step has to stop."""
 DATABASE = "chroma.sqlite3"
+_NO_PICKLES = "chromadb.api.rust.RustBindingsAPI"
+"""Chroma's default, which the environment could change: the older one, in Python, unpickles a file
+of the folder, and a pickle can run any program."""
 
 
 class ChromaOrigin:
@@ -62,14 +71,18 @@ class ChromaOrigin:
             chunks += _chunks(self._get(ids=some, include=["metadatas", "documents"]))
         return chunks
 
-    def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        vectors: dict[str, Vectors] = {}
+    def vectors(self, ids: Sequence[str]) -> dict[str, OriginVector]:
+        vectors: dict[str, OriginVector] = {}
         for first in range(0, len(ids), READ_AT_ONCE):
-            result = self._get(ids=list(ids[first : first + READ_AT_ONCE]), include=["embeddings"])
-            if result["embeddings"] is not None:
-                for id_, vector in zip(result["ids"], result["embeddings"], strict=True):
-                    if vector is not None:
-                        vectors[id_] = np.asarray(vector, dtype=np.float32)
+            some = list(ids[first : first + READ_AT_ONCE])
+            result = self._get(ids=some, include=["documents", "embeddings"])
+            found = result["ids"]
+            texts = result["documents"] or [None] * len(found)
+            rows = [None] * len(found) if result["embeddings"] is None else result["embeddings"]
+            for id_, text, row in zip(found, texts, rows, strict=True):
+                if row is not None:
+                    vector = np.asarray(row, dtype=np.float32)
+                    vectors[id_] = OriginVector(text=text, vector=vector)
         return vectors
 
     def _read(self, limit: int, **options: Any) -> Iterator[list[OriginChunk]]:
@@ -143,8 +156,9 @@ def _origin(client: ClientAPI, url: CollectionUrl) -> ChromaOrigin:
                 # The message below names those that are there.
             else:
                 return ChromaOrigin(url, collection)
-        found = [(one.name, one.count()) for one in client.list_collections(limit=100)]
-    raise UnnamedCollection.among(url, found)
+        count = client.count_collections()
+        found = [(one.name, one.count()) for one in client.list_collections(limit=SHOWN_NAMES)]
+    raise UnnamedCollection.among(url, found, count)
 
 
 # Servers
@@ -154,8 +168,14 @@ def _origin(client: ClientAPI, url: CollectionUrl) -> ChromaOrigin:
 def server_origin(context: Context, url: CollectionUrl) -> Iterator[ChromaOrigin]:
     """Raises DocumentError, also for an address that may not be reached, and Unavailable."""
     key = (url.place, url.tenant, url.database)
-    with kept_origins(context.process).use(key, partial(_connect, context, url)) as client:
-        yield _origin(client, url)
+    make = partial(_connect, context, url)
+    kept = kept_origins(context.process)
+    try:
+        with kept.use(key, make, context.check) as client:
+            yield _origin(client, url)
+    except Unavailable:
+        kept.drop(key)  # its name may stand for another address by now
+        raise
 
 
 def _connect(context: Context, url: CollectionUrl) -> tuple[ClientAPI, Callable[[], object]]:
@@ -173,9 +193,13 @@ def _connect(context: Context, url: CollectionUrl) -> tuple[ClientAPI, Callable[
         raise Unavailable(f"{url} does not answer: {error.message}") from error
     except outbound.NotAllowed as error:
         raise DocumentError(f"{url}: {error.message}") from error
+    options = server_settings(host, port, is_secure=parts.scheme == "https")
+    # Chroma reads these from the environment, where they are meant for another server.
+    options.chroma_client_auth_provider = options.chroma_client_auth_credentials = None
+    options.chroma_server_headers = None
     with translated(url):
         client = TimedClient(
-            server_settings(host, port, is_secure=parts.scheme == "https"),
+            options,
             settings.request_timeout_s,
             settings.connect_timeout_s,
             tenant=url.tenant,
@@ -216,45 +240,45 @@ class _PinnedTransport(TimedTransport):
 
 @contextmanager
 def folder_origin(context: Context, url: CollectionUrl) -> Iterator[ChromaOrigin]:
-    """Raises DocumentError, Unavailable."""
+    """The collection as it is when the first step of the job reads it. Raises DocumentError,
+    Unavailable."""
     database = url.folder / DATABASE
     if database.is_symlink():
         raise DocumentError(f"{url}: {DATABASE} is a link, which is not followed.")
-    try:
-        state = database.stat()
-    except OSError as error:
-        raise DocumentError(f"{url}: the workers may not read {DATABASE} ({error}).") from error
-    key = (str(url), state.st_mtime_ns, state.st_size)
+    key = (context.claim.job_id, str(url))
     make = partial(_open_copy, context, url)
-    with kept_origins(context.process).use(key, make) as client:
+    with kept_origins(context.process).use(key, make, context.check) as client:
         yield _origin(client, url)
 
 
 def _open_copy(context: Context, url: CollectionUrl) -> tuple[ClientAPI, Callable[[], object]]:
-    copy = tempfile.TemporaryDirectory(prefix="sluice-adopt-", ignore_cleanup_errors=True)
+    copy = Copy()
     try:
-        _copy(context, url, Path(copy.name))
+        _copy(context, url, copy.path)
         with translated(url):
             client = PersistentClient(
-                path=copy.name,
-                settings=ChromaSettings(anonymized_telemetry=False),
+                path=copy.path,
+                settings=ChromaSettings(anonymized_telemetry=False, chroma_api_impl=_NO_PICKLES),
                 tenant=url.tenant,
                 database=url.database,
             )
         assert isinstance(client, Client)
     except sqlite3.DatabaseError as error:
-        copy.cleanup()
-        raise DocumentError(f"{url}: {DATABASE} cannot be read: {error}.") from error
+        copy.delete()
+        raise DocumentError(
+            f"{url}: {DATABASE} cannot be read: {error}. Let the workers read it, and end the "
+            "program that writes there; if that was killed, open the folder with it once more."
+        ) from error
     except OSError as error:
-        copy.cleanup()
+        copy.delete()
         raise Unavailable(f"{url}: cannot be copied: {error}.") from error
     except BaseException:
-        copy.cleanup()
+        copy.delete()
         raise
 
     def close() -> None:
         client.close()
-        copy.cleanup()
+        copy.delete()
 
     return client, close
 
@@ -264,29 +288,17 @@ def _copy(context: Context, url: CollectionUrl, target: Path) -> None:
     there is too much of it."""
     source = url.folder / DATABASE
     place = f"file:{quote(str(source))}?mode=ro"
-    with closing(sqlite3.connect(place, uri=True, timeout=10)) as database:
+    timeout_s = context.process.settings.connect_timeout_s
+    with closing(sqlite3.connect(place, uri=True, timeout=timeout_s)) as database:
         segments = _segments(url, database)
         size = source.stat().st_size + sum(path.stat().st_size for path in segments)
-        limit = context.process.settings.adopt_limit_mib * 2**20
-        if size > limit:
-            raise DocumentError(
-                f"{url}: has {size / 2**20:,.0f} MiB, and {limit // 2**20:,} are allowed "
-                "(SLUICE_ADOPT_LIMIT_MIB). Raise that, or serve it by `chroma run --path` and "
-                "adopt it from the server."
-            )
-        free = shutil.disk_usage(target).free
-        if size > free:
-            raise Unavailable(
-                f"{url}: the worker has {free / 2**20:,.0f} MiB left for temporary files in "
-                f"{target.parent}, and the copy needs {size / 2**20:,.0f}. Make room, or set "
-                "TMPDIR."
-            )
+        serve = "serve it by `chroma run --path` and adopt it from the server"
+        require_room(context, url, size, target, otherwise=serve)
         with closing(sqlite3.connect(target / DATABASE)) as copied:
             database.backup(copied, pages=COPIED_PAGES, progress=lambda *_: context.check())
     for path in segments:
-        context.check()
         (target / path.parent.name).mkdir(exist_ok=True)
-        shutil.copyfile(path, target / path.parent.name / path.name)
+        copy_file(context, path, target / path.parent.name / path.name)
 
 
 def _segments(url: CollectionUrl, database: sqlite3.Connection) -> list[Path]:

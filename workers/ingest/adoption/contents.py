@@ -17,8 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from shared.bounds import (
     INT32_MAX,
+    METADATA_LIMIT_BYTES,
+    METADATA_LIMIT_KEYS,
     Metadata,
     SourceName,
+    is_storable_text,
     nfc,
     nfc_value,
     storable_json,
@@ -65,9 +68,15 @@ def place_of(metadata: Mapping[str, Any]) -> Place | None:
     """None if the metadata names no document."""
     for key in SOURCE_KEYS:
         value = metadata.get(key)
-        if isinstance(value, str) and (name := nfc(storable_text(value)).strip()):
+        if name := _name_of(value):
             return Place(name=name, key=key, value=value)
     return None
+
+
+def _name_of(value: Any) -> str:
+    """The name of the document that a value stands for; empty if it stands for none. What
+    PostgreSQL cannot hold could not be asked for again."""
+    return nfc(value).strip() if isinstance(value, str) and is_storable_text(value) else ""
 
 
 def name_problem(name: str) -> str | None:
@@ -89,7 +98,7 @@ def content_of(
     known: set[bytes] = set()
     chars = metadata_size = 0
     for chunk in chunks:
-        text = nfc(storable_text(chunk.text or ""))
+        text = text_of(chunk.text)
         if not text.strip():
             counts[Adoption.NO_TEXT] += 1
             continue
@@ -125,14 +134,18 @@ def content_of(
     return AdoptedContent(content=content, ids=[id_ for id_, _, _ in kept], counts=counts)
 
 
+def text_of(text: str | None) -> str:
+    """The text of a chunk as it is stored."""
+    return nfc(storable_text(text or ""))
+
+
 def clean(metadata: Mapping[str, Any], name: str) -> tuple[Metadata, int]:
     """The metadata that can be kept, without the name of the document; and how many values cannot.
     What is nested is kept as JSON."""
     cleaned: Metadata = {}
     left_out = 0
     for written, value in metadata.items():
-        place = place_of({written: value}) if isinstance(written, str) else None
-        if value is None or (place is not None and place.name == name and written == "source"):
+        if value is None or (written == "source" and _name_of(value) == name):
             continue
         try:
             key = nfc(storable_text(str(written)))
@@ -140,20 +153,24 @@ def clean(metadata: Mapping[str, Any], name: str) -> tuple[Metadata, int]:
         except (ValidationError, ValueError, TypeError, RecursionError):
             left_out += 1
             continue
+        left_out += key in cleaned  # written in two normal forms
         cleaned |= one
-    while cleaned:
-        try:
-            return _METADATA.validate_python(cleaned), left_out
-        except ValidationError:  # it is too large as a whole
-            largest = max(cleaned, key=lambda key: len(_json(cleaned[key])))
-            del cleaned[largest]
-            left_out += 1
+    sizes = {key: len(_json({key: value})) for key, value in cleaned.items()}
+    size = sum(sizes.values())  # that of the JSON of all of them
+    largest_last = sorted(sizes, key=sizes.__getitem__)
+    while size > METADATA_LIMIT_BYTES or len(cleaned) > METADATA_LIMIT_KEYS:
+        key = largest_last.pop()
+        size -= sizes[key]
+        del cleaned[key]
+        left_out += 1
     return cleaned, left_out
 
 
 def _plain(value: Any) -> Any:
     """A value as metadata have it; what is nested or mixed as JSON. Raises ValueError and
     TypeError."""
+    if isinstance(value, dict | list | tuple):
+        _check_parts(value)
     value = nfc_value(storable_json(value))
     is_flat = not isinstance(value, dict | list | tuple)
     if is_flat:
@@ -166,6 +183,19 @@ def _plain(value: Any) -> Any:
         else:
             return value
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _check_parts(value: Any) -> None:
+    """Raises ValueError for what has more parts than metadata have bytes: lists in lists of a
+    pickle may be the same list many times, so that a few of them have billions of parts."""
+    left, count = [value], 0
+    while left:
+        at = left.pop()
+        if isinstance(at, dict | list | tuple):
+            count += len(at)
+            if count > METADATA_LIMIT_BYTES:
+                raise ValueError("has too many parts")
+            left += at.values() if isinstance(at, dict) else at
 
 
 def _check_size(name: str, count: int, chars: int, metadata_size: int, settings: Settings) -> None:

@@ -13,13 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from shared.errors import DocumentError, SluiceError
+from shared.errors import DocumentError, SluiceError, Unavailable
 from shared.urls import CollectionUrl
 from workers.attempts.context import Context
-from workers.ingest.adoption.origin import OriginChunk, UnnamedCollection, kept_origins
-from workers.models.devices import Vectors
+from workers.ingest.adoption.origin import (
+    Copy,
+    OriginChunk,
+    OriginVector,
+    UnnamedCollection,
+    copy_file,
+    kept_origins,
+    require_room,
+)
 
 PAGE = 2000
 
@@ -77,13 +82,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 class FaissOrigin:
-    """The documents of a docstore, in the order of their vectors."""
+    """The documents of a docstore, in the order of their vectors; those without one come last."""
 
     def __init__(self, index: Any, chunks: dict[str, OriginChunk], rows: dict[str, int]) -> None:
         self._index = index
         self._chunks = chunks
         self._rows = rows
         self._by_value: dict[str, dict[str, list[str]]] = {}
+        self._places = {id_: n for n, id_ in enumerate(chunks)}
 
     def pages(self) -> Iterator[list[OriginChunk]]:
         yield from _paged(list(self._chunks.values()))
@@ -97,23 +103,24 @@ class FaissOrigin:
                 if isinstance(value, str):
                     by_value.setdefault(value, []).append(id_)
         ids = {id_ for value in values for id_ in by_value.get(value, ())}
-        rows = sorted(ids, key=lambda id_: self._rows[id_])
-        yield from _paged([self._chunks[id_] for id_ in rows])
+        yield from _paged([self._chunks[id_] for id_ in sorted(ids, key=self._places.__getitem__)])
 
     def chunks(self, ids: Sequence[str]) -> list[OriginChunk]:
         return [self._chunks[id_] for id_ in ids if id_ in self._chunks]
 
-    def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
-        vectors: dict[str, Vectors] = {}
-        for id_ in ids:
-            row = self._rows.get(id_)
-            if row is None or row >= self._index.ntotal:
-                continue
-            try:
-                vectors[id_] = np.asarray(self._index.reconstruct(row), dtype=np.float32)
-            except RuntimeError:
-                return {}  # an index of a type that does not give its vectors back
-        return vectors
+    def vectors(self, ids: Sequence[str]) -> dict[str, OriginVector]:
+        rows = {id_: row for id_ in ids if (row := self._rows.get(id_)) is not None}
+        rows = {id_: row for id_, row in rows.items() if 0 <= row < self._index.ntotal}
+        if not rows:
+            return {}
+        try:
+            vectors = self._index.reconstruct_batch(list(rows.values()))
+        except RuntimeError:
+            return {}  # an index of a type that does not give its vectors back
+        return {
+            id_: OriginVector(text=self._chunks[id_].text, vector=vector)
+            for id_, vector in zip(rows, vectors, strict=True)
+        }
 
 
 def _paged(chunks: Sequence[OriginChunk]) -> Iterator[list[OriginChunk]]:
@@ -123,7 +130,7 @@ def _paged(chunks: Sequence[OriginChunk]) -> Iterator[list[OriginChunk]]:
 
 @contextmanager
 def folder_origin(context: Context, url: CollectionUrl) -> Iterator[FaissOrigin]:
-    """Raises DocumentError."""
+    """Raises DocumentError, Unavailable."""
     names = sorted(
         path.stem
         for path in url.folder.glob("*.faiss")
@@ -131,24 +138,18 @@ def folder_origin(context: Context, url: CollectionUrl) -> Iterator[FaissOrigin]
     )
     name = url.name or (names[0] if len(names) == 1 else "")
     if name not in names:
-        raise UnnamedCollection.among(url, [(one, None) for one in names])
+        raise UnnamedCollection.among(url, [(one, None) for one in names], len(names))
     pickled, index = url.folder / f"{name}.pkl", url.folder / f"{name}.faiss"
     if pickled.is_symlink():
         raise DocumentError(f"{url}: {pickled.name} is a link, which is not followed.")
-    state = pickled.stat()
-    limit = context.process.settings.adopt_docstore_limit_mib
-    if state.st_size > limit * 2**20:
-        raise DocumentError(
-            f"{url}: {pickled.name} has more than {limit:,} MiB, which would be read into memory. "
-            "Raise SLUICE_ADOPT_DOCSTORE_LIMIT_MIB."
-        )
-    key = (str(url), state.st_mtime_ns, state.st_size, index.stat().st_mtime_ns)
-    with kept_origins(context.process).use(key, partial(_open, url, pickled, index)) as origin:
+    key = (context.claim.job_id, str(url))
+    make = partial(_open, context, url, pickled, index)
+    with kept_origins(context.process).use(key, make, context.check) as origin:
         yield origin
 
 
 def _open(
-    url: CollectionUrl, pickled: Path, index: Path
+    context: Context, url: CollectionUrl, pickled: Path, index: Path
 ) -> tuple[FaissOrigin, Callable[[], object]]:
     try:
         import faiss
@@ -157,12 +158,32 @@ def _open(
             f"{url}: the workers lack the package faiss-cpu. Install the extra faiss (in the "
             "folder of Sluice: pip install ./client '.[faiss]')."
         ) from error
+    limit = context.process.settings.adopt_docstore_limit_mib
+    if pickled.stat().st_size > limit * 2**20:
+        raise DocumentError(
+            f"{url}: {pickled.name} has more than {limit:,} MiB, which would be read into memory. "
+            "Raise SLUICE_ADOPT_DOCSTORE_LIMIT_MIB."
+        )
     chunks, rows = _read_pickle(url, pickled)
+    # Vectors are read where they lie in the file, not all into memory. It is a copy, since a
+    # program that saves the index again makes the file shorter at first, which ends who reads it.
+    copy = Copy()
+    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
     try:
-        read = faiss.read_index(str(index), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        size = index.stat().st_size
+        require_room(context, url, size, copy.path, otherwise="adopt it in parts")
+        copy_file(context, index, copy.path / index.name)
+        read = faiss.read_index(str(copy.path / index.name), flags)
     except RuntimeError as error:
+        copy.delete()
         raise DocumentError(f"{url}: FAISS cannot read {index.name}: {error}.") from error
-    return FaissOrigin(read, chunks, rows), lambda: None
+    except OSError as error:
+        copy.delete()
+        raise Unavailable(f"{url}: {index.name} cannot be copied: {error}.") from error
+    except BaseException:
+        copy.delete()
+        raise
+    return FaissOrigin(read, chunks, rows), copy.delete
 
 
 def _read_pickle(url: CollectionUrl, path: Path) -> tuple[dict[str, OriginChunk], dict[str, int]]:
@@ -186,16 +207,14 @@ def _chunks_of(loaded: Any) -> tuple[dict[str, OriginChunk], dict[str, int]]:
     if not isinstance(docstore, _Docstore) or not isinstance(ids, dict):
         raise ValueError("it has no docstore and no list of ids")
     documents = docstore.values["_dict"]
+    rows = {str(id_): row for row, id_ in sorted(ids.items()) if isinstance(row, int)}
+    by_id = {str(id_): document for id_, document in documents.items()}
     chunks: dict[str, OriginChunk] = {}
-    rows: dict[str, int] = {}
-    for row, id_ in sorted(ids.items()):
-        document = documents.get(id_)
-        if not isinstance(row, int) or not isinstance(document, _Document):
-            continue
-        text, metadata = document.values.get("page_content"), document.values.get("metadata")
-        rows[str(id_)] = row
-        chunks[str(id_)] = OriginChunk(
-            id=str(id_),
+    for id_ in [*(id_ for id_ in rows if id_ in by_id), *(id_ for id_ in by_id if id_ not in rows)]:
+        values = by_id[id_].values if isinstance(by_id[id_], _Document) else {}
+        text, metadata = values.get("page_content"), values.get("metadata")
+        chunks[id_] = OriginChunk(
+            id=id_,
             text=text if isinstance(text, str) else None,
             metadata=metadata if isinstance(metadata, dict) else {},
         )

@@ -55,7 +55,7 @@ def _holds_faiss(context: Context, url: CollectionUrl) -> bool:
         ) from error
     if "chroma.sqlite3" in names:
         return False
-    if any(name.removesuffix(".pkl") + ".faiss" in names for name in names if ".pkl" in name):
+    if any(name.endswith(".pkl") and f"{name[:-4]}.faiss" in names for name in names):
         return True
     if any(name.endswith(".parquet") for name in names):
         raise DocumentError(

@@ -14,19 +14,26 @@ from uuid import UUID
 
 import numpy as np
 
+from shared.bounds import nfc
 from shared.database.transaction import Transaction
 from shared.documents import documents, ingest_items, versions
 from shared.documents.documents import chunk_id
 from shared.documents.ingest_items import Adoption, NewItem, OpenItem, Outcome
 from shared.documents.versions import ChunkRange
-from shared.errors import Cancelled, DocumentError
+from shared.errors import Cancelled, DocumentError, Permanent
 from shared.jobs import steps
 from shared.jobs.steps import NewStep
 from shared.kinds.ingest import ADOPT_DOCUMENTS_STEP
 from shared.urls import CollectionUrl
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
-from workers.ingest.adoption.contents import AdoptedContent, content_of, name_problem, place_of
+from workers.ingest.adoption.contents import (
+    AdoptedContent,
+    content_of,
+    name_problem,
+    place_of,
+    text_of,
+)
 from workers.ingest.adoption.opening import open_origin
 from workers.ingest.adoption.origin import Origin, OriginChunk
 from workers.ingest.erasure import delete_orphans
@@ -38,6 +45,7 @@ from workers.ingest.steps import (
     batches_of,
     embed_step,
     finish,
+    lost,
     measure_at_end,
     note_vectors,
     unread_scripts,
@@ -46,11 +54,19 @@ from workers.ingest.steps import (
 from workers.ingest.writer import Writer
 from workers.models.devices import Vectors, unit
 from workers.retrieval.embed import Embedder, embedders_of
+from workers.retrieval.store import DamagedCollection, MissingCollection
+from workers.servers.pulls import on_demand
+from workers.servers.server import ModelMissing
 
 DOCUMENTS_AT_ONCE: Final = 200
 BATCHES_AT_ONCE: Final = 4
 """A step has no more documents, and not more chunks than fill so many embedding steps, unless one
 document has."""
+CHUNKS_AT_ONCE: Final = 256
+"""Documents are read together up to so many chunks."""
+FAILED_NAME_CHARS: Final = 80
+LEAST_LENGTH: Final = 1e-12
+"""Of a vector; shorter ones are zeros but for rounding."""
 SAMPLED_CHUNKS: Final = 4
 """Of each batch, whose vectors are made anew to see whether they agree."""
 AGREEMENT: Final = 0.99
@@ -102,6 +118,20 @@ def _steps(items: Sequence[OpenItem], most_chunks: int) -> Iterator[NewStep]:
         yield _documents_step(ordinals)
 
 
+def _groups(items: Sequence[OpenItem]) -> Iterator[list[OpenItem]]:
+    group: list[OpenItem] = []
+    chunks = 0
+    for item in items:
+        count = int(item.source["chunks"])
+        if group and chunks + count > CHUNKS_AT_ONCE:
+            yield group
+            group, chunks = [], 0
+        group.append(item)
+        chunks += count
+    if group:
+        yield group
+
+
 def _documents_step(ordinals: Sequence[int]) -> NewStep:
     payload = {"ordinals": list(ordinals)}
     return NewStep(name=ADOPT_DOCUMENTS_STEP, queue=Queue.INGEST, payload=payload)
@@ -109,13 +139,11 @@ def _documents_step(ordinals: Sequence[int]) -> NewStep:
 
 @dataclass(kw_only=True)
 class _Found:
-    """A document of the origin, by what its chunks say."""
+    """A document that chunks of the origin name."""
 
     chunks: int = 0
     where: dict[str, set[str]] = field(default_factory=dict)
     """The values of keys of which each chunk has one."""
-    id: str | None = None
-    """Of the only chunk of one without such a key, whose name it is."""
 
 
 def _write_items(context: Context, root: OpenItem) -> None:
@@ -123,8 +151,7 @@ def _write_items(context: Context, root: OpenItem) -> None:
     claim, process = context.claim, context.process
     url = CollectionUrl.read(root.source["url"])
     limit = process.settings.max_job_chunks
-    found: dict[str, _Found] = {}
-    failed: dict[str, str] = {}
+    listing = _Listing()
     count = 0
     with open_origin(context, url) as origin:
         for page in origin.pages():
@@ -136,7 +163,8 @@ def _write_items(context: Context, root: OpenItem) -> None:
                     "SLUICE_MAX_JOB_CHUNKS."
                 )
             for chunk in page:
-                _add(found, failed, chunk)
+                listing.add(chunk)
+    listing.end()
     shared = {"type": "adopted", "url": root.source["url"]}
     if root.source.get("metadata"):
         shared["metadata"] = root.source["metadata"]
@@ -147,42 +175,65 @@ def _write_items(context: Context, root: OpenItem) -> None:
                 **shared,
                 "name": name,
                 "chunks": one.chunks,
-                **({"id": one.id} if one.id is not None else {}),
-                **({"where": {k: sorted(v) for k, v in one.where.items()}} if one.where else {}),
+                "where": {key: sorted(values) for key, values in one.where.items()},
             },
         )
-        for name, one in found.items()
+        for name, one in listing.documents.items()
     ]
-    items += [NewItem(name=name, source=shared | {"chunks": 0}) for name in failed]
+    items += [
+        NewItem(name=name, source={**shared, "name": name, "chunks": 1, "id": id_})
+        for name, id_ in listing.single.items()
+    ]
+    count = len(items)
+    items += [
+        NewItem(name=name[:FAILED_NAME_CHARS], source=shared | {"chunks": 0})
+        for name in listing.failed
+    ]
     if not items:
         raise DocumentError(f"{url}: has no chunks.")
     with process.ledger.begin() as session:
         if not steps.hold(session, claim):
             raise Cancelled
         ordinals = ingest_items.expand(session, claim.job_id, root.ordinal, items)
-        messages = dict(zip(ordinals[len(found) :], failed.values(), strict=True))
+        messages = dict(zip(ordinals[count:], listing.failed.values(), strict=True))
         ingest_items.settle_failed(session, claim.job_id, messages)
 
 
-def _add(found: dict[str, _Found], failed: dict[str, str], chunk: OriginChunk) -> None:
-    place = place_of(chunk.metadata)
-    name = chunk.id if place is None else place.name
-    problem = name_problem(name)
-    one = found.get(name)
-    if problem is None and one is not None and (place is None) != (one.id is not None):
-        problem = (
-            f"{name}: is the name of a document, and the id of a chunk that names none. That chunk "
-            "was not adopted; give it a `source`."
+class _Listing:
+    """The documents of an origin, by what its chunks say."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, _Found] = {}
+        self.single: dict[str, str] = {}
+        """The ids of chunks that name no document, by the names that these give them."""
+        self.failed: dict[str, str] = {}
+        """What cannot be adopted, with the reasons."""
+
+    def add(self, chunk: OriginChunk) -> None:
+        place = place_of(chunk.metadata)
+        name = nfc(chunk.id) if place is None else place.name
+        problem = name_problem(name)
+        if problem is not None:
+            self.failed[name] = problem
+        elif place is not None:
+            one = self.documents.setdefault(name, _Found())
+            one.chunks += 1
+            one.where.setdefault(place.key, set()).add(place.value)
+        elif name in self.single:
+            self._fail(chunk.id, name, "the id of another chunk that names no document")
+        else:
+            self.single[name] = chunk.id
+
+    def end(self) -> None:
+        """Let chunks without a document not be taken for parts of one that is called as they."""
+        for name in self.single.keys() & self.documents.keys():
+            self._fail(self.single.pop(name), name, "the name of a document")
+
+    def _fail(self, id_: str, name: str, what: str) -> None:
+        self.failed[f"chunk {id_}"] = (
+            f"chunk {name}: has no `source`, and its id is {what}, too. It was not adopted; give "
+            "it a `source`."
         )
-        name = f"chunk {name}"
-    if problem is not None:
-        failed[name[:80]] = problem
-        return
-    if one is None:
-        one = found[name] = _Found(id=None if place else chunk.id)
-    one.chunks += 1
-    if place is not None:
-        one.where.setdefault(place.key, set()).add(place.value)
 
 
 # Documents
@@ -208,6 +259,15 @@ def adopt_documents(context: Context) -> Done:
     try:
         with open_origin(context, CollectionUrl.read(items[0].source["url"])) as origin:
             return _Adoption(context, request, items, embedder, origin).run()
+    except (MissingCollection, DamagedCollection) as error:
+        raise lost(process, request, error) from error
+    except ModelMissing:
+        raise
+    except Permanent:
+        if len(items) == 1:
+            raise
+        # One of them is the cause.
+        return Done(children=[_documents_step([item.ordinal]) for item in items])
     except DocumentError as error:  # the collection has gone
         message = error.message
 
@@ -272,33 +332,32 @@ class _Adoption:
         with self._process.ledger.read() as session:
             live = documents.live_hashes(session, self._request.collection_id, list(names.values()))
         writer = Writer(context, self._request)
-        single = {
-            chunk.id: chunk
-            for chunk in self._origin.chunks(
-                [item.source["id"] for item in self._items if "id" in item.source]
-            )
-        }
+        unread: list[OpenItem] = []
         for item in self._items:
-            context.check()
-            name = names[item.ordinal]
-            if self._request.skip_existing and name in live:
+            if self._request.skip_existing and names[item.ordinal] in live:
                 writer.add_skipped(item.ordinal)
-                continue
-            try:
-                adopted = self._read(item, name, single)
-                if live.get(name) == adopted.content.content_hash:
-                    writer.add_skipped(item.ordinal)
+            else:
+                unread.append(item)
+        for group in _groups(unread):
+            chunks = self._chunks(group)
+            for item in group:
+                context.check()
+                name = names[item.ordinal]
+                try:
+                    adopted = self._read(item, name, chunks.pop(item.ordinal, ()))
+                    if live.get(name) == adopted.content.content_hash:
+                        writer.add_skipped(item.ordinal)
+                        continue
+                    writer.add(item.ordinal, adopted.content)
+                except DocumentError as error:
+                    writer.add_failed(item.ordinal, error.message)
                     continue
-                writer.add(item.ordinal, adopted.content)
-            except DocumentError as error:
-                writer.add_failed(item.ordinal, error.message)
-                continue
-            self._ids[item.ordinal] = adopted.ids
-            noted = item.source.get("report") or {}  # by an attempt before this one
-            before = Counter({Adoption(key): count for key, count in noted.items()})
-            self._reports[item.ordinal] = before | adopted.counts
-            text = "\n".join(text for _, text, _ in adopted.content.chunks[:SAMPLED_CHUNKS])
-            self._samples[item.ordinal] = sample(text, SAMPLE_CHARS // len(self._items))
+                self._ids[item.ordinal] = adopted.ids
+                noted = item.source.get("report") or {}  # by an attempt before this one
+                before = Counter({Adoption(key): count for key, count in noted.items()})
+                self._reports[item.ordinal] = before | adopted.counts
+                text = "\n".join(text for _, text, _ in adopted.content.chunks[:SAMPLED_CHUNKS])
+                self._samples[item.ordinal] = sample(text, SAMPLE_CHARS // len(self._items))
         writer.add_record(self._note_reports)
         writer.flush()
         with self._process.ledger.read() as session:
@@ -311,26 +370,44 @@ class _Adoption:
         }
         return ordinals
 
-    def _read(self, item: OpenItem, name: str, single: Mapping[str, OriginChunk]) -> AdoptedContent:
+    def _read(self, item: OpenItem, name: str, chunks: Sequence[OriginChunk]) -> AdoptedContent:
         """Raises DocumentError for one that has gone, or cannot be a document."""
+        if not chunks:
+            raise DocumentError(f"{name}: is no longer there.")
         request = self._request.of_source(item.source)
-        settings = self._process.settings
-        if "id" in item.source:
-            chunk = single.get(item.source["id"])
-            if chunk is None:
-                raise DocumentError(f"{name}: is no longer there.")
-            return content_of(name, [chunk], request, settings)
-        return content_of(name, self._chunks(name, item.source["where"]), request, settings)
+        return content_of(name, chunks, request, self._process.settings)
 
-    def _chunks(self, name: str, where: Mapping[str, Sequence[str]]) -> Iterator[OriginChunk]:
-        for key, values in where.items():
-            for page in self._origin.having(key, values):
+    def _chunks(self, items: Sequence[OpenItem]) -> dict[int, list[OriginChunk]]:
+        """The chunks of these items, by their ordinals; of one with more than a document may have,
+        only so many that this is seen."""
+        settings = self._process.settings
+        chunks: dict[int, list[OriginChunk]] = {}
+        chars: Counter[int] = Counter()
+
+        def add(ordinal: int, chunk: OriginChunk) -> None:
+            own = chunks.setdefault(ordinal, [])
+            is_small = chars[ordinal] <= settings.max_document_chars
+            if is_small and len(own) <= settings.max_document_chunks:
+                own.append(chunk)
+                chars[ordinal] += len(chunk.text or "")
+
+        by_id = {item.source["id"]: item.ordinal for item in items if "id" in item.source}
+        for chunk in self._origin.chunks(list(by_id)):
+            add(by_id[chunk.id], chunk)
+        by_name = {item.source["name"]: item.ordinal for item in items if "where" in item.source}
+        values: dict[str, set[str]] = {}
+        for item in items:
+            for key, some in item.source.get("where", {}).items():
+                values.setdefault(key, set()).update(some)
+        for key in sorted(values):
+            for page in self._origin.having(key, sorted(values[key])):
                 self._context.check()
                 for chunk in page:
-                    # Another key may count before this one.
                     place = place_of(chunk.metadata)
-                    if place is not None and (place.name, place.key) == (name, key):
-                        yield chunk
+                    # Another key may count before this one.
+                    if place is not None and place.key == key and place.name in by_name:
+                        add(by_name[place.name], chunk)
+        return chunks
 
     def _note_reports(self, session: Transaction) -> None:
         reports = {
@@ -359,7 +436,12 @@ class _Adoption:
             for n in range(part.first, part.end)
         }
         stored = self._origin.vectors(list(ids.values()))
-        vectors = {own: stored[id_] for own, id_ in ids.items() if id_ in stored}
+        vectors = {
+            own: stored[id_].vector
+            for own, id_ in ids.items()
+            # Not the vector of another text that was written since the chunk was read.
+            if id_ in stored and own in texts and text_of(stored[id_].text) == texts[own]
+        }
         given, reason = self._agreeing(texts, vectors)
         reports = self._reports if given else self._again
         for part in batch:
@@ -382,19 +464,21 @@ class _Adoption:
         self, texts: Mapping[str, str], vectors: Mapping[str, Vectors]
     ) -> tuple[dict[str, Vectors], Adoption]:
         """The vectors that can be kept, of length 1; and why others cannot."""
+        # In 64 bits the squares of all numbers of 32 bits have a sum.
+        lengths = {id_: np.linalg.norm(row.astype(np.float64)) for id_, row in vectors.items()}
         usable = {
-            id_: vector
+            id_: vector.astype(np.float64)
             for id_, vector in vectors.items()
-            if id_ in texts
-            and vector.shape == (self._embedder.dimension,)
-            and np.isfinite(vector).all()
-            and np.any(vector)
+            if vector.shape == (self._embedder.dimension,)
+            and np.isfinite(lengths[id_])
+            and lengths[id_] > LEAST_LENGTH
         }
         if not usable:
             shape = (self._embedder.dimension,)
             is_other = any(vector.shape != shape for vector in vectors.values())
             return {}, Adoption.OTHER_DIMENSION if is_other else Adoption.NO_VECTOR
-        unit_vectors = dict(zip(usable, unit(np.stack(list(usable.values()))), strict=True))
+        rows = unit(np.stack(list(usable.values()))).astype(np.float32)
+        unit_vectors = dict(zip(usable, rows, strict=True))
         ids = list(unit_vectors)
         step = max(1, len(ids) // SAMPLED_CHUNKS)
         sampled = ids[::step][:SAMPLED_CHUNKS]
@@ -406,4 +490,4 @@ class _Adoption:
 
 
 ADOPT = Handler(run=adopt, absorb=absorb_expansion, finish=finish)
-ADOPT_DOCUMENTS = Handler(run=adopt_documents, absorb=absorb_load, finish=finish)
+ADOPT_DOCUMENTS = Handler(run=on_demand(adopt_documents), absorb=absorb_load, finish=finish)
