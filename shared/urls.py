@@ -154,7 +154,9 @@ class CollectionUrl:
         if self.is_folder:
             return f"{self.place.rstrip('/')}{options}#{quote(name)}"
         scheme, _, host = self.place.partition("://")
-        return f"{'chroma+https' if scheme == 'https' else 'chroma'}://{host}/{quote(name)}{options}"
+        return (
+            f"{'chroma+https' if scheme == 'https' else 'chroma'}://{host}/{quote(name)}{options}"
+        )
 
     def __str__(self) -> str:
         return self.with_name(self.name).rstrip("#/")

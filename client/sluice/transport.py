@@ -248,7 +248,8 @@ class Transport(ABC):
             if response.status_code < 400 or response.status_code in accept_status:
                 self._absence_reported = False
                 return response
-            if accept_gone and may_be_done and response.status_code == 404 and _is_problem(response):
+            is_gone = response.status_code == 404 and _is_problem(response)
+            if accept_gone and may_be_done and is_gone:
                 return response
             may_be_done |= response.status_code in _TRANSIENT and not _is_problem(response)
             problem = problem_of(response)
