@@ -326,6 +326,13 @@ def test_odd_entries_are_counted_and_a_killed_adoption_goes_on(
     assert embedded
     assert outcome(process, adopt(process, collection, url))[0] == {"skipped": 7, "failed": 2}
 
+    # As other ingest jobs, it waits for a rebuild if the store has lost the collection.
+    store_of(process).drop(collection)
+    source = {"type": "collection", "url": url, "metadata": {"team": "wiki"}}
+    job_id = order_sources(process, collection, [source])
+    drain(process, hurry=False)
+    assert job_of(process, job_id).state == State.RUNNING
+
 
 def _kill_often(process: Process, job_id: UUID, *, seed: int) -> None:
     """Run the job; attempts are lost before and behind calls of the store."""

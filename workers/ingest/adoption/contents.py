@@ -68,7 +68,7 @@ def place_of(metadata: Mapping[str, Any]) -> Place | None:
     """None if the metadata names no document."""
     for key in SOURCE_KEYS:
         value = metadata.get(key)
-        if name := _name_of(value):
+        if isinstance(value, str) and (name := _name_of(value)):
             return Place(name=name, key=key, value=value)
     return None
 
