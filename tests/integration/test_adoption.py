@@ -330,7 +330,8 @@ def test_odd_entries_are_counted_and_a_killed_adoption_goes_on(
     store_of(process).drop(collection)
     source = {"type": "collection", "url": url, "metadata": {"team": "wiki"}}
     job_id = order_sources(process, collection, [source])
-    drain(process, hurry=False)
+    for _ in range(20):
+        run_next(process, handlers(), Queue.INGEST.value)
     assert job_of(process, job_id).state == State.RUNNING
 
 
