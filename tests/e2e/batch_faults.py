@@ -11,19 +11,16 @@ import argparse
 import json
 import math
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.stack.ports import free_ports
 from sluice import Batch, Client
 from tests.e2e.generators import GenerationWorker
 from tests.e2e.processes import until
-from tests.e2e.stack import LiveStack
+from tests.e2e.stack import QUICK, LiveStack, temporary_stack
 from tests.tiny import distilbert, mlm
 from tests.tiny.zoo import place
 from tests.tiny_models import Answerer, load_answerer
@@ -242,20 +239,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--faults", type=int, default=10, help="how often something is killed")
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="sluice-batch-"))
-    folder.chmod(0o755)
-    settings = {
-        "HF_HUB_OFFLINE": "1",
-        "SLUICE_STEP_LEASE_S": "3",
-        "SLUICE_RETRY_BASE_S": "0.2",
-        "SLUICE_RETRY_CAP_S": "1",
-        "SLUICE_WORKER_HEARTBEAT_S": "2",
-        "SLUICE_API_PORT": str(free_ports(1)[0]),
-    }
-    stack = LiveStack(folder / "home", settings)
     failed = 0
-    try:
-        stack.wait_until_ready()
+    with temporary_stack("sluice-batch-", QUICK) as stack:
+        folder = stack.home.parent
         prepare(stack)
         answerer = load_answerer()
         generator = GenerationWorker(
@@ -290,9 +276,6 @@ def main() -> int:
                 stack.until_whole()
         finally:
             generator.stop()
-    finally:
-        stack.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     return 1 if failed else 0
 
 

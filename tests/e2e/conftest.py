@@ -8,30 +8,21 @@ of the stack has a connection that leaves this machine.
 import importlib.util
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import pytest
 
-from cli.stack.ports import free_ports
 from sluice import Client
 from tests.e2e.processes import remote_addresses
-from tests.e2e.stack import LiveStack
+from tests.e2e.stack import QUICK, LiveStack, temporary_stack
 from tests.integration.mcp_server import KEY, Office, serving
 from tests.wire.behaviour import Wire
 from tests.wire.ollama_server import served_ollama
 
 SETTINGS = {
-    # There is no hub here: a model is on this machine, or there is none.
-    "HF_HUB_OFFLINE": "1",
+    **QUICK,
     "SLUICE_WORKER_CONCURRENCY": "2",
-    "SLUICE_STEP_LEASE_S": "3",
-    "SLUICE_RETRY_BASE_S": "0.2",
-    "SLUICE_RETRY_CAP_S": "1",
-    "SLUICE_WORKER_HEARTBEAT_S": "2",
     # Small steps, so that small corpora have many of them.
     "SLUICE_LOAD_STEP_DOCUMENTS": "8",
     "SLUICE_EMBED_STEP_CHUNKS": "24",
@@ -82,22 +73,13 @@ def live_stack(wire: Wire, office: Office) -> Iterator[LiveStack]:
     if sys.platform != "linux" or missing:
         reason = f"the local stack needs Linux and `pip install '.[local]'` ({missing})"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="sluice e2e "))
-    folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it.
-    # A port of its own: stacks that start at the same moment all find the default one free.
-    port = {"SLUICE_API_PORT": str(free_ports(1)[0])}
     server = {"url": office.url, "headers": {"Authorization": f"Bearer {KEY}"}}
     behind = {
         "SLUICE_OLLAMA_URL": wire.url,
         "SLUICE_MCP_SERVERS": json.dumps({"office": server}),
     }
-    stack = LiveStack(folder / "스루스 home", SETTINGS | port | behind)
-    try:
-        stack.wait_until_ready()
+    with temporary_stack("sluice e2e ", SETTINGS | behind, home="스루스 home") as stack:
         yield stack
-    finally:
-        stack.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

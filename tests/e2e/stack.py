@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,14 +22,45 @@ import psycopg
 from redis import Redis
 
 from cli.stack.launch import launch_argv
+from cli.stack.ports import free_ports
 from cli.stack.stackfile import PartReport, PartState, Stack, StackState, find_stack
 from shared.vector_stores import store_of_urls
 from sluice import Client, Retries
 from tests.e2e.processes import BackgroundCommand, CompletedCommand, until
 from workers.ingest import reader_child
 
+QUICK = {
+    # There is no hub here: a model is on this machine, or there is none.
+    "HF_HUB_OFFLINE": "1",
+    "SLUICE_STEP_LEASE_S": "3",
+    "SLUICE_RETRY_BASE_S": "0.2",
+    "SLUICE_RETRY_CAP_S": "1",
+    "SLUICE_WORKER_HEARTBEAT_S": "2",
+}
+"""Settings with which a stack recovers soon from what was killed."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHROMA = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+
+
+@contextmanager
+def temporary_stack(
+    prefix: str, settings: Mapping[str, str], *, home: str = "home"
+) -> Iterator["LiveStack"]:
+    """A stack that is ready, in a new folder; at the end it is stopped, and the folder removed.
+    Others may lay what they need beside `home`, its folder in that one."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        folder.chmod(0o755)  # PostgreSQL's own user must reach its part of it.
+        # A port of its own: stacks that start at the same moment all find the default one free.
+        port = {"SLUICE_API_PORT": str(free_ports(1)[0])}
+        stack = LiveStack(folder / home, {**port, **settings})
+        try:
+            stack.wait_until_ready()
+            yield stack
+        finally:
+            stack.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _forks(process: psutil.Process) -> list[psutil.Process]:

@@ -12,9 +12,7 @@ a run ended with other documents, vectors or answers than the one in peace.
 
 import argparse
 import random
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,17 +21,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from cli.stack.ports import free_ports
 from shared.config import DEFAULT_EMBEDDING_MODEL
 from sluice import Client, Hit, Job, NotFound, Retries
 from tests.e2e import second_model
 from tests.e2e.processes import until
-from tests.e2e.stack import LiveStack
+from tests.e2e.stack import QUICK, LiveStack, temporary_stack
 
 SECOND_MODEL: Final = "switch/minilm-pca"
 DIMENSION: Final = 128
@@ -587,22 +583,14 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=6, help="how often something is killed")
     parser.add_argument("--calm-s", type=float, default=30, help="before and after each switch")
     given = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="sluice-switch-"))
-    home.chmod(0o755)
     settings = {
-        "HF_HUB_OFFLINE": "1",
+        **QUICK,
         "SLUICE_WORKER_CONCURRENCY": "2",
-        "SLUICE_STEP_LEASE_S": "3",
-        "SLUICE_RETRY_BASE_S": "0.2",
-        "SLUICE_RETRY_CAP_S": "1",
-        "SLUICE_WORKER_HEARTBEAT_S": "2",
         "SLUICE_EMBED_STEP_CHUNKS": "32",
         "SLUICE_MAX_ATTEMPTS": "10",  # each kill costs those an attempt that run
-        "SLUICE_API_PORT": str(free_ports(1)[0]),
     }
-    stack, failed = LiveStack(home / "home", settings), 0
-    try:
-        stack.wait_until_ready()
+    failed = 0
+    with temporary_stack("sluice-switch-", settings) as stack:
         corpus = Corpus.of(given.documents, questions=given.questions)
         prepare(stack)
         peace: Outcome | None = None
@@ -622,9 +610,6 @@ def main() -> int:
             print(report(name, outcome, len(corpus.texts)), flush=True)
             with stack.client() as client:
                 client.delete_collection(name)
-    finally:
-        stack.stop()
-        shutil.rmtree(home, ignore_errors=True)
     return 1 if failed else 0
 
 

@@ -12,19 +12,16 @@ folder, or where a document was touched whose file is the same.
 import argparse
 import hashlib
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from cli.stack.ports import free_ports
 from sluice import SyncReport
 from tests.e2e.processes import until
-from tests.e2e.stack import LiveStack
+from tests.e2e.stack import QUICK, LiveStack, temporary_stack
 
 CHANGED, REMOVED, ADDED = 10, 5, 5
 KILLS_OF_THE_COMMAND = 4
@@ -183,19 +180,8 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="sluice-sync-"))
-    home.chmod(0o755)
-    settings = {
-        "HF_HUB_OFFLINE": "1",
-        "SLUICE_STEP_LEASE_S": "3",
-        "SLUICE_RETRY_BASE_S": "0.2",
-        "SLUICE_RETRY_CAP_S": "1",
-        "SLUICE_WORKER_HEARTBEAT_S": "2",
-        "SLUICE_API_PORT": str(free_ports(1)[0]),
-    }
-    stack, failed = LiveStack(home / "home", settings), 0
-    try:
-        stack.wait_until_ready()
+    failed = 0
+    with temporary_stack("sluice-sync-", QUICK) as stack:
         for seed in (None, *range(arguments.seeds)):
             folder = Folder(
                 stack=stack,
@@ -240,9 +226,6 @@ def main() -> int:
                 f"{is_still}; killed: {', '.join(done) or 'nothing'}",
                 flush=True,
             )
-    finally:
-        stack.stop()
-        shutil.rmtree(home, ignore_errors=True)
     return 1 if failed else 0
 
 
