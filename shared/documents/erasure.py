@@ -1,4 +1,7 @@
-"""Erasure in the ledger: documents are hidden at once; rows are deleted after their vectors."""
+"""Erasure in the ledger: documents are hidden at once; rows are deleted after their vectors.
+
+Ids are given to statements as arrays: of parameters a statement takes no more than 65,535.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,25 +96,30 @@ def remove_empty(session: Session, document_ids: Sequence[UUID]) -> None:
     """Delete locked documents that still have no version."""
     session.execute(
         delete(Document).where(
-            Document.id.in_(document_ids), ~exists().where(Version.document_id == Document.id)
+            Document.id == func.any(list(document_ids)),
+            ~exists().where(Version.document_id == Document.id),
         )
     )
 
 
 def garbage_of_documents(session: Session, document_ids: Sequence[UUID]) -> list[GarbageVersion]:
     return garbage_where(
-        session, Version.state == VersionState.RETIRED, Version.document_id.in_(document_ids)
+        session,
+        Version.state == VersionState.RETIRED,
+        Version.document_id == func.any(list(document_ids)),
     )
 
 
 def unused(session: Session, candidates: Sequence[GarbageVersion]) -> list[GarbageVersion]:
     """The versions that no open item waits for, which would take its version for erased, and that
     no export reads."""
-    ids = session.scalars(
-        select(Version.id).where(
-            Version.id.in_([version.version_id for version in candidates]), ~_is_used()
+    ids = set(
+        session.scalars(
+            select(Version.id).where(
+                Version.id == func.any([version.version_id for version in candidates]), ~_is_used()
+            )
         )
-    ).all()
+    )
     return [version for version in candidates if version.version_id in ids]
 
 
@@ -161,12 +169,12 @@ def remove(session: Session, version_ids: Sequence[UUID]) -> int:
     lock_documents_of(session, version_ids)
     gone = session.execute(
         delete(Version)
-        .where(Version.id.in_(version_ids), Version.state == VersionState.RETIRED)
+        .where(Version.id == func.any(list(version_ids)), Version.state == VersionState.RETIRED)
         .returning(Version.document_id, Version.chunk_count)
     ).all()
     session.execute(
         delete(Document).where(
-            Document.id.in_({row.document_id for row in gone}),
+            Document.id == func.any(list({row.document_id for row in gone})),
             Document.live_version_id.is_(None),
             ~exists().where(Version.document_id == Document.id),
         )
@@ -200,29 +208,33 @@ def hide_documents(session: Session, document_ids: Sequence[UUID]) -> list[UUID]
     existing_ids = list(
         session.scalars(
             select(Document.id)
-            .where(Document.id.in_(document_ids))
+            .where(Document.id == func.any(list(document_ids)))
             .order_by(Document.id)
             .with_for_update()
         )
     )
     containers.reopen(session, existing_ids)
     live = select(Version.id).join(Document, Document.live_version_id == Version.id)
-    lexical.unpublish(session, session.scalars(live.where(Document.id.in_(existing_ids))).all())
+    lexical.unpublish(
+        session, session.scalars(live.where(Document.id == func.any(existing_ids))).all()
+    )
     session.execute(
         update(Document)
-        .where(Document.id.in_(existing_ids))
+        .where(Document.id == func.any(existing_ids))
         .values(live_version_id=None, erasing_at=func.coalesce(Document.erasing_at, func.now()))
     )
     session.execute(
         update(Version)
-        .where(Version.document_id.in_(existing_ids))
+        .where(Version.document_id == func.any(existing_ids))
         .values(state=VersionState.RETIRED.value)
     )
     return existing_ids
 
 
 def collections_of(session: Session, document_ids: Sequence[UUID]) -> list[UUID]:
-    collection_ids = select(Document.collection_id).where(Document.id.in_(document_ids)).distinct()
+    collection_ids = (
+        select(Document.collection_id).where(Document.id == func.any(list(document_ids))).distinct()
+    )
     return sorted(session.scalars(collection_ids))
 
 
@@ -240,7 +252,7 @@ def hide_collection(session: Session, name: str) -> UUID:
 
 
 def extent_of_documents(session: Session, document_ids: Sequence[UUID]) -> Extent:
-    return _extent(session, Document.id.in_(document_ids))
+    return _extent(session, Document.id == func.any(list(document_ids)))
 
 
 def extent_of_collection(session: Session, collection_id: UUID) -> Extent:
@@ -259,7 +271,7 @@ def _extent(session: Session, where: ColumnElement[bool]) -> Extent:
 
 def delete_documents(session: Session, document_ids: Sequence[UUID]) -> None:
     session.execute(text("SET LOCAL statement_timeout = 0"))
-    session.execute(delete(Document).where(Document.id.in_(document_ids)))
+    session.execute(delete(Document).where(Document.id == func.any(list(document_ids))))
 
 
 def delete_collection(session: Session, collection_id: UUID) -> None:

@@ -212,12 +212,13 @@ def retire_missing(
     session.flush()
     session.execute(
         update(Version)
-        .where(Version.document_id.in_(ids))
+        .where(Version.document_id == func.any(ids))
         .values(state=VersionState.RETIRED.value)
         .execution_options(synchronize_session=False)
     )
     garbage = {
-        version.version_id: version for version in garbage_where(session, Version.id.in_(live))
+        version.version_id: version
+        for version in garbage_where(session, Version.id == func.any(live))
     }
     return {
         document.source: garbage[version_id]
@@ -534,7 +535,11 @@ def lock_documents_of(session: Session, version_ids: Sequence[UUID]) -> None:
     """Lock the documents of these versions until the commit, in the order of their ids."""
     session.execute(
         select(Document.id)
-        .where(Document.id.in_(select(Version.document_id).where(Version.id.in_(version_ids))))
+        .where(
+            Document.id.in_(
+                select(Version.document_id).where(Version.id == func.any(list(version_ids)))
+            )
+        )
         .order_by(Document.id)
         .with_for_update()
     )
