@@ -231,6 +231,8 @@ class Collection(Base):
     erasing_at: Mapped[datetime | None]
     importing_job_id: Mapped[UUID | None]
     """The job that writes it, while it is not complete; it may be gone by retention."""
+    indexes_made: Mapped[int] = mapped_column(server_default=sql("0"))
+    """The highest number that one of its vector indexes has had; none has it again."""
 
     __table_args__ = (
         Index(

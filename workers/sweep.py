@@ -219,6 +219,7 @@ class Inspection:
         return 1
 
 
+INSPECTION = "inspection"
 LOCK = 0x51CE_5EEE  # any fixed number; each loop has one behind it
 RINGS = 1000
 """Messages that may wait; more than all workers take until the next sweep is of no use."""
@@ -496,7 +497,7 @@ class Sweeper:
             },
             Retention().parts,
             {"storage": delete_paths},
-            {"inspection": Inspection()},
+            {INSPECTION: Inspection()},
             {"lexical index": LexicalUpkeep()},
         ]
         watch = {"vector store": watch_store, "checks": submit_checks}
@@ -552,13 +553,14 @@ class Sweeper:
                 return False
             for name, part in loop.parts.items():
                 self._run_part(loop.process, name, part)
-            if loop is self._quick:
-                with loop.process.ledger.begin() as session:
+            with loop.process.ledger.begin() as session:
+                if loop is self._quick:
                     sweeps.note_sweep(session)
-                    if sweeps.have_faults(session):
-                        settings = loop.process.settings
-                        kept_s = 2 * (settings.retry_cap_s + settings.tidy_interval_s)
-                        sweeps.forget_faults(session, list(loop.parts), older_than_s=kept_s)
+                # The inspection, which takes long to meet a row again, forgets its own.
+                if INSPECTION not in loop.parts and sweeps.have_faults(session):
+                    settings = loop.process.settings
+                    kept_s = 2 * (settings.retry_cap_s + settings.tidy_interval_s)
+                    sweeps.forget_faults(session, list(loop.parts), older_than_s=kept_s)
         return True
 
     def _run_part(self, process: Process, name: str, part: SweepPart) -> None:

@@ -77,7 +77,7 @@ Names = Annotated[list[SourceName], Query(default_factory=list, max_length=100, 
 def put_collection(
     parts: PartsDep, name: NewName, spec: Annotated[CollectionSpec | None, Body()] = None
 ) -> Response:
-    """Make a collection: 201, or 200 if the same collection exists already. 400 if its embedding
+    """Make a collection: 201, or 200 if the same collection exists already. 422 if its embedding
     model is one of a server that is not set, or of a package that is not installed."""
     spec = spec or CollectionSpec()
     model = spec.embedding_model or parts.settings.embedding_model

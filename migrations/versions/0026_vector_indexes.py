@@ -59,7 +59,24 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Indexes that are not active are forgotten; their vectors stay in the store."""
+    """Indexes that are not active are forgotten; their vectors stay in the store.
+
+    Before, the vectors of a collection were in the store under its own name, where those of its
+    former model may be now: a collection that is elsewhere would be searched with both.
+    """
+    moved = op.get_bind().scalars(
+        sa.text("""
+            SELECT c.name FROM collections c
+            JOIN vector_indexes i ON i.collection_id = c.id AND i.state = 'active'
+            WHERE i.stored_name <> c.name AND c.erasing_at IS NULL ORDER BY c.name LIMIT 5
+        """)
+    ).all()  # fmt: skip
+    if moved:
+        raise RuntimeError(
+            "The version before looks for the vectors of a collection under its own name, and the "
+            f"rebuilt ones of {', '.join(moved)} have another one. Go back to the first ones "
+            "(`sluice collections rebuild NAME --rollback`), or export, erase and import them."
+        )
     op.add_column("collections", sa.Column("embedding_model", sa.Text(), nullable=True))
     op.add_column("collections", sa.Column("dimension", sa.Integer(), nullable=True))
     op.add_column("collections", sa.Column("distance", sa.Text(), nullable=True))

@@ -20,5 +20,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Collections that are not complete stay hidden: they can be erased."""
+    op.execute("UPDATE collections SET erasing_at = now() WHERE importing_job_id IS NOT NULL")
     op.drop_index("ix_collections_importing_job_id", "collections")
     op.drop_column("collections", "importing_job_id")

@@ -23,7 +23,16 @@ from sqlalchemy.orm import Session
 
 from shared.bounds import shown
 from shared.errors import Conflict, NotFound, Unavailable
-from shared.tables import Document, Job, VectorIndex, VectorIndexVersion, Version, new_id
+from shared.models.embedding_models import canonical
+from shared.tables import (
+    Collection,
+    Document,
+    Job,
+    VectorIndex,
+    VectorIndexVersion,
+    Version,
+    new_id,
+)
 from shared.vocabulary import OPEN, State
 
 
@@ -63,10 +72,13 @@ def add(
     distance: str,
     state: IndexState,
 ) -> VectorIndex:
-    """Add an index to the collection with that name. In the store it has the same name, so that
-    other programs find it; if another index has that name, `NAME.2` and so on.
+    """Add an index to the collection with that name. In the store the first one has the same name,
+    so that other programs find it, and later ones `NAME.2` and so on. The collection must be held
+    alone.
 
-    `dimension` None: it is set once the model is loaded.
+    A name that an index of the collection has had is not given again: a process that stood still
+    may yet write vectors of another model to it. `dimension` None: it is set once the model is
+    loaded.
     """
     values = {
         "id": new_id(),
@@ -76,7 +88,8 @@ def add(
         "distance": distance,
         "state": state.value,
     }
-    for n in count(1):
+    made = session.scalar(select(Collection.indexes_made).where(Collection.id == collection_id))
+    for n in count((made or 0) + 1):
         stored_name = name if n == 1 else f"{name}.{n}"
         index = session.scalars(
             insert(VectorIndex)
@@ -85,6 +98,12 @@ def add(
             .returning(VectorIndex)
         ).first()
         if index is not None:
+            session.execute(
+                update(Collection)
+                .where(Collection.id == collection_id)
+                .values(indexes_made=n)
+                .execution_options(synchronize_session=False)
+            )
             return index
     raise AssertionError
 
@@ -131,13 +150,15 @@ def is_in_use(session: Session, place: IndexPlace) -> bool:
     )
 
 
-def next_index(session: Session, after: str, *, inclusive: bool) -> VectorIndex | None:
+def next_index(
+    session: Session, after: str, *where: ColumnElement[bool], inclusive: bool
+) -> VectorIndex | None:
     """The first index after that name in the store, or the one with that name if `inclusive`, in
     the order of the database. None after the last one."""
     name = VectorIndex.stored_name
     return session.scalar(
         select(VectorIndex)
-        .where(name >= after if inclusive else name > after)
+        .where(name >= after if inclusive else name > after, *where)
         .order_by(name)
         .limit(1)
     )
@@ -260,12 +281,14 @@ def begin(
     distance: str,
 ) -> VectorIndex:
     """The index that a job builds: the one that it has begun, one that another job left unfinished,
-    or a new one. Raises Conflict while another job builds one. The collection must be held."""
+    or a new one. Raises Conflict while another job builds one. The collection must be held
+    alone."""
     _lock(session, collection_id, shared=False)
     index = building(session, collection_id)
     if index is not None and index.job_id != job_id:
         _require_ended(session, index)
-        if index.embedding_model != embedding_model or index.distance != distance:
+        is_same = canonical(index.embedding_model) == canonical(embedding_model)
+        if not is_same or index.distance != distance:
             _give_up(session, VectorIndex.id == index.id)
             index = None
         else:
@@ -341,10 +364,11 @@ def building(session: Session, collection_id: UUID) -> VectorIndex | None:
 
 
 def building_models(session: Session, *, limit: int) -> Sequence[str]:
-    """The models of indexes that are being built, those of the oldest first."""
+    """The models of indexes that jobs build at present, those of the oldest first."""
     return session.scalars(
         select(VectorIndex.embedding_model)
-        .where(VectorIndex.state == IndexState.BUILDING)
+        .join(Job, Job.id == VectorIndex.job_id)
+        .where(VectorIndex.state == IndexState.BUILDING, Job.state.in_(OPEN))
         .group_by(VectorIndex.embedding_model)
         .order_by(func.min(VectorIndex.created_at))
         .limit(limit)
@@ -369,39 +393,71 @@ class Lack:
     end: int
 
 
+# Documents one after the other, each looked up by indexes: OFFSET keeps the planner from joining
+# whole tables, which for a limit of rows it did in quadratic time where its statistics were old.
 _LACKS: Final = text("""
-    SELECT d.id AS document_id, v.id AS version_id, lower(r.lack) AS first, upper(r.lack) AS behind
-    FROM documents d
-    JOIN versions v ON v.document_id = d.id AND v.state IN ('live', 'pending')
-    LEFT JOIN vector_index_versions i ON i.index_id = :index_id AND i.version_id = v.id
-    CROSS JOIN LATERAL unnest(v.embedded - coalesce(i.embedded, '{}'::int4multirange)) r (lack)
-    WHERE d.collection_id = :collection_id AND d.id > :after
-    ORDER BY d.id, v.id, r.lack LIMIT :limit
+    SELECT d.id AS document_id, l.version_id, l.first, l.behind
+    FROM (
+        SELECT id FROM documents
+        WHERE collection_id = :collection_id AND id > :after AND id <= :until ORDER BY id OFFSET 0
+    ) d
+    CROSS JOIN LATERAL (
+        SELECT v.id AS version_id, lower(r.lack) AS first, upper(r.lack) AS behind
+        FROM versions v
+        CROSS JOIN LATERAL unnest(v.embedded - coalesce((
+            SELECT i.embedded FROM vector_index_versions i
+            WHERE i.index_id = :index_id AND i.version_id = v.id
+        ), '{}'::int4multirange)) r (lack)
+        WHERE v.document_id = d.id AND v.state IN ('live', 'pending')
+        OFFSET 0
+    ) l
+    ORDER BY d.id, l.version_id, l.first LIMIT :limit
 """)
 _NO_ID: Final = UUID(int=0)
+_LAST_ID: Final = UUID(int=2**128 - 1)
+DOCUMENTS_AT_ONCE: Final = 20_000
+"""How many documents one statement looks at, at most: it ends within the timeout of statements,
+however large the collection is."""
 
 
 def lacks(session: Session, index: VectorIndex, *, after: UUID | None, limit: int) -> list[Lack]:
     """What an index lacks compared with the active one, in documents after `after`, by document."""
-    rows = session.execute(
-        _LACKS,
-        {
-            "index_id": index.id,
-            "collection_id": index.collection_id,
-            "after": after or _NO_ID,
-            "limit": limit,
-        },
-    )
-    return [
-        Lack(
-            document_id=row.document_id, version_id=row.version_id, first=row.first, end=row.behind
+    found: list[Lack] = []
+    after = after or _NO_ID
+    while after != _LAST_ID and len(found) < limit:
+        until = session.scalar(
+            select(Document.id)
+            .where(Document.collection_id == index.collection_id, Document.id > after)
+            .order_by(Document.id)
+            .offset(DOCUMENTS_AT_ONCE - 1)
+            .limit(1)
         )
-        for row in rows
-    ]
+        rows = session.execute(
+            _LACKS,
+            {
+                "index_id": index.id,
+                "collection_id": index.collection_id,
+                "after": after,
+                "until": until or _LAST_ID,
+                "limit": limit - len(found),
+            },
+        )
+        found += [
+            Lack(
+                document_id=row.document_id,
+                version_id=row.version_id,
+                first=row.first,
+                end=row.behind,
+            )
+            for row in rows
+        ]
+        after = until or _LAST_ID
+    return found
 
 
 def count_lacking(session: Session, index: VectorIndex) -> int:
     """The number of chunks whose vectors an index lacks, compared with the active one."""
+    session.execute(text("SET LOCAL statement_timeout = 0"))
     count_ = session.scalar(
         text("""
             SELECT coalesce(sum(upper(r.lack) - lower(r.lack)), 0)
@@ -481,6 +537,32 @@ _NOTED: Final = """
     CROSS JOIN LATERAL (SELECT CASE WHEN x.state = 'active' THEN v.embedded
         ELSE coalesce(i.embedded, '{}'::int4multirange) END AS embedded) n
 """
+# Of the same meaning as _NOTED; as _LACKS, for a limit of rows.
+_NOTED_PARTS: Final = text("""
+    SELECT d.id AS document_id, p.version_id, p.first, p.behind
+    FROM (
+        SELECT id FROM documents
+        WHERE collection_id = (SELECT collection_id FROM vector_indexes WHERE id = :index_id)
+            AND id >= :document_id
+        ORDER BY id OFFSET 0
+    ) d
+    CROSS JOIN LATERAL (
+        SELECT v.id AS version_id, lower(r.part) AS first, upper(r.part) AS behind
+        FROM versions v
+        CROSS JOIN LATERAL unnest(
+            CASE WHEN (SELECT state FROM vector_indexes WHERE id = :index_id) = 'active'
+                THEN v.embedded
+            ELSE coalesce((
+                SELECT i.embedded FROM vector_index_versions i
+                WHERE i.index_id = :index_id AND i.version_id = v.id
+            ), '{}'::int4multirange) END * int4multirange(int4range(
+                CASE WHEN v.id = :version_id THEN :ordinal ELSE 0 END, NULL))) r (part)
+        WHERE v.document_id = d.id AND v.state IN ('live', 'pending')
+            AND (d.id, v.id) >= (:document_id, :version_id)
+        OFFSET 0
+    ) p
+    ORDER BY d.id, p.version_id, p.first LIMIT :limit
+""")
 Position = tuple[UUID, UUID, int]
 """Document, version and ordinal of the next chunk."""
 _START: Final[Position] = (_NO_ID, _NO_ID, 0)
@@ -498,16 +580,7 @@ def noted(
     The order is that of documents, versions and ordinals."""
     document_id, version_id, ordinal = position or _START
     rows = session.execute(
-        text(f"""
-            SELECT d.id AS document_id, v.id AS version_id,
-                lower(r.part) AS first, upper(r.part) AS behind
-            {_NOTED}
-            CROSS JOIN LATERAL unnest(n.embedded * int4multirange(int4range(
-                CASE WHEN v.id = :version_id THEN :ordinal ELSE 0 END, NULL))) r (part)
-            WHERE x.id = :index_id AND d.id >= :document_id
-                AND (d.id, v.id) >= (:document_id, :version_id)
-            ORDER BY d.id, v.id, r.part LIMIT :limit
-        """),
+        _NOTED_PARTS,
         {
             "index_id": index_id,
             "document_id": document_id,
@@ -535,6 +608,7 @@ def noted(
 
 def count_noted(session: Session, index_id: UUID) -> int:
     """How many chunks are noted to be in an index."""
+    session.execute(text("SET LOCAL statement_timeout = 0"))
     count_ = session.scalar(
         text(f"""
             SELECT coalesce(sum(upper(r.part) - lower(r.part)), 0)
@@ -600,13 +674,19 @@ def to_check(session: Session, collection_id: UUID) -> list[UUID]:
     """The active index of a collection, then those that one can go back to."""
     rows = session.execute(
         select(VectorIndex.id, VectorIndex.state)
-        .where(
-            VectorIndex.collection_id == collection_id,
-            or_(VectorIndex.state == IndexState.ACTIVE, is_kept()),
-        )
+        .where(VectorIndex.collection_id == collection_id, _is_to_check())
         .order_by(VectorIndex.state, VectorIndex.id)
     )
     return [row.id for row in rows]
+
+
+def find_to_check(session: Session, index_id: UUID) -> VectorIndex | None:
+    """The index if it is still one of `to_check`: no job builds on it, and it is not dropped."""
+    return session.scalar(select(VectorIndex).where(VectorIndex.id == index_id, _is_to_check()))
+
+
+def _is_to_check() -> ColumnElement[bool]:
+    return or_(VectorIndex.state == IndexState.ACTIVE, is_kept())
 
 
 def find(session: Session, index_id: UUID) -> VectorIndex | None:
@@ -663,7 +743,7 @@ def switch(session: Session, index_id: UUID, *, keep_s: float) -> VectorIndex | 
         return None
     old = active(session, index.collection_id)
     values = {"new": index.id, "old": old.id, "collection_id": index.collection_id}
-    if old.embedding_model != index.embedding_model:
+    if not is_same_model(old, index):
         session.execute(
             text("""
                 INSERT INTO vector_index_versions (index_id, version_id, embedded)
@@ -682,6 +762,10 @@ def switch(session: Session, index_id: UUID, *, keep_s: float) -> VectorIndex | 
     index.state, index.kept_until = IndexState.ACTIVE.value, None
     session.flush()
     return index
+
+
+def is_same_model(one: VectorIndex, other: VectorIndex) -> bool:
+    return canonical(one.embedding_model) == canonical(other.embedding_model)
 
 
 def retire_unfinished(session: Session, *, keep_s: float) -> None:

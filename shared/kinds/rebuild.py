@@ -13,9 +13,12 @@ from pydantic import Field, model_validator
 from sqlalchemy.orm import Session
 
 from shared.bounds import CollectionName, ModelName
+from shared.config import Settings
 from shared.documents import collections, indexes
 from shared.kinds.eval import JudgedQuery
 from shared.kinds.kind import Kind, StepType
+from shared.models import embedding_models
+from shared.models.embedding_models import canonical
 from shared.vocabulary import KeyScope, Lane, Queue, Shape
 
 STEP = "rebuild"
@@ -95,11 +98,20 @@ def _require_index_before(session: Session, inputs: Sequence[Mapping[str, Any]])
 
 
 def _note_model(session: Session, inputs: Sequence[dict[str, Any]]) -> None:
-    """Notes the model of those that name none."""
+    """Notes the model: that of the collection where none is named. References of the same model get
+    one form, as those of collections."""
     for input_ in inputs:
-        if input_.get("model") is None and not input_.get("rollback"):
+        if input_.get("rollback"):
+            continue
+        if input_.get("model") is None:
             _, index = collections.get_with_index(session, input_["collection"])
             input_["model"] = index.embedding_model
+        input_["model"] = canonical(input_["model"])
+
+
+def _check(job_input: RebuildInput, settings: Settings) -> None:
+    if job_input.model is not None:
+        embedding_models.check(job_input.model, settings, where="model")
 
 
 REBUILD = Kind(
@@ -110,6 +122,7 @@ REBUILD = Kind(
     result=RebuildResult,
     steps=[StepType(name=STEP, queue=Queue.EMBED, handler="workers.ingest.rebuild:REBUILD")],
     example={"collection": "handbook", "model": "intfloat/multilingual-e5-small"},
+    check=_check,
     require=_require_index_before,
     resolve=_note_model,
     lane=Lane.BULK,

@@ -129,6 +129,8 @@ class TestIndexes:
         assert (waited.status_code, waited.headers["Preference-Applied"]) == (202, "wait=0")
         problem(api.post("/v1/collections/none/rebuild"), 404)
         problem(api.post(f"{path}/rebuild", json={"models": "a"}), 422)
+        nobodys = problem(api.post(f"{path}/rebuild", json={"model": "openai/a"}), 422)
+        assert "SLUICE_OPENAI" in nobodys["detail"]
 
         rollback = f"{path}/rollback"
         refused = problem(api.post(rollback), 409)
@@ -185,12 +187,13 @@ def put_index(ledger: Ledger, name: str, state: IndexState, **fields: Any) -> No
         index = indexes.add(
             session,
             collection.id,
-            name,
+            collection.name,
             embedding_model="other",
             dimension=3,
             distance="cosine",
             state=state,
         )
+        assert index.stored_name == name
         for field, value in fields.items():
             setattr(index, field, value)
         if state is IndexState.RETIRED:

@@ -17,7 +17,7 @@ from sqlalchemy import select, text, update
 
 from shared.config import Settings
 from shared.database.transaction import Ledger
-from shared.documents import collections, indexes, versions
+from shared.documents import collections, erasure, indexes, lexical, versions
 from shared.documents.documents import chunk_id, parse_chunk_id
 from shared.documents.indexes import IndexState
 from shared.kinds import registry as kinds
@@ -46,7 +46,7 @@ from tests.integration.job_runner import (
     make_process,
     submit,
 )
-from tests.integration.sweeps import sweep
+from tests.integration.sweeps import change, sweep
 from tests.servers import Server, start_chroma
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
@@ -389,6 +389,48 @@ def test_killed_at_any_moment_it_goes_on(process: Process, seed: int) -> None:
     assert job.result["checked"] == len(live_chunk_ids(process, collection))
     assert faults(check(process, collection, sample=ALL, delete_foreign=True)) == {}
     stores_agree(process, collection)
+
+
+@on_chroma
+def test_what_was_deleted_is_counted_though_the_worker_is_lost_then(process: Process) -> None:
+    """And an index that is dropped meanwhile is no loss."""
+    collection = new_collection(process)
+    ingest(process, collection, TEXTS)
+    damage(process, collection)
+    job_id = start(process, collection)
+    pages_read = count()
+
+    class Killed(BaseException):
+        pass
+
+    def kill_behind_the_first() -> None:
+        if next(pages_read) == 1:
+            raise Killed
+
+    with Meanwhile(process, ("id_page",), kill_behind_the_first), pytest.raises(Killed):
+        drain(process)
+    lose_workers(process)
+    drain(process)
+    result = job_of(process, job_id).result
+    assert isinstance(result, dict)
+    assert (result["surplus"], result["missing"]) == (2, 2)
+
+    with process.ledger.read() as session:
+        old = index_of(process, collection)
+        assert indexes.find_to_check(session, old.id) is not None
+    change(process, "UPDATE vector_indexes SET state = 'retired', kept_until = now()")
+    with process.ledger.read() as session:
+        assert indexes.find_to_check(session, old.id) is None
+
+
+@on_chroma
+def test_there_may_be_more_versions_than_a_statement_has_parameters(process: Process) -> None:
+    ids = [new_id() for _ in range(2**16)]
+    with process.ledger.begin() as session:
+        assert lexical.live_among(session, ids) == set()
+        assert erasure.hide_documents(session, ids) == []
+        assert erasure.garbage_of_documents(session, ids) == []
+        assert erasure.remove(session, ids) == 0
 
 
 @on_chroma

@@ -2,6 +2,7 @@
 
 from unicodedata import normalize
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -129,6 +130,7 @@ def test_every_collection_has_the_index_that_it_was_itself(settings: Settings) -
 
     columns = "i.embedding_model, i.dimension, i.distance, i.stored_name, i.state, i.tuning"
     query = f"SELECT {columns} FROM vector_indexes i JOIN collections c ON c.id = i.collection_id"
+    numbers = text("SELECT indexes_made FROM collections ORDER BY name")
     rows = [
         ("m", None, "ip", "plain", "active", None),
         ("m", 384, "ip", "출입", "active", {"mean": 0.5}),
@@ -144,9 +146,37 @@ def test_every_collection_has_the_index_that_it_was_itself(settings: Settings) -
             """)
         )
 
+    command.downgrade(migration_config(url), "0030")
+    upgrade(url)
+    with engine.begin() as connection:
+        assert connection.scalars(numbers).all() == [2, 2]
+        switched = text("UPDATE vector_indexes SET stored_name = :now WHERE stored_name = :before")
+        connection.execute(switched, {"before": "출입", "now": "출입.9"})
+        half = {"id": new_id()}
+        connection.execute(
+            text("INSERT INTO collections (id, name, importing_job_id) VALUES (:id, 'half', :id)"),
+            half,
+        )
+        connection.execute(
+            text("""
+                INSERT INTO vector_indexes
+                    (id, collection_id, embedding_model, distance, stored_name, state)
+                VALUES (:id, :id, 'm', 'ip', 'half', 'active')
+            """),
+            half,
+        )
+
+    with pytest.raises(RuntimeError, match=r"출입 have another one.*--rollback"):
+        command.downgrade(migration_config(url), "0025")
+
+    with engine.begin() as connection:
+        connection.execute(switched, {"before": "출입.9", "now": "출입"})
     command.downgrade(migration_config(url), "0025")
 
     with engine.begin() as connection:
+        # Half a collection stays hidden.
+        hidden = text("DELETE FROM collections WHERE name = 'half' AND erasing_at IS NOT NULL")
+        assert connection.execute(hidden).rowcount == 1
         old = connection.execute(
             text("SELECT embedding_model, dimension, distance, tuning FROM collections")
         )

@@ -9,18 +9,21 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from sqlalchemy import func, select, update
 
 from shared.config import DEFAULT_EMBEDDING_MODEL, Settings
 from shared.documents import collections, indexes
 from shared.documents.indexes import IndexPlace, IndexState
+from shared.errors import Permanent
 from shared.kinds import registry as kinds
 from shared.kinds.rebuild import RebuildInput
 from shared.kinds.search import SearchOptions, SearchType
 from shared.tables import Document, Step, VectorIndex, Version
 from shared.vocabulary import OPEN, Queue, State
 from tests.integration import toy_embedder
+from tests.integration.erasures import erase
 from tests.integration.ingestion import (
     CATS,
     TRAINS,
@@ -43,6 +46,7 @@ from tests.integration.job_runner import (
     make_process,
     submit,
 )
+from tests.integration.sweeps import change
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import Handlers, run_next
@@ -56,6 +60,7 @@ from workers.retrieval.embed import (
     make_embedders,
 )
 from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 from workers.rounds import Round
 
 OTHER = "toy/letters"
@@ -133,6 +138,10 @@ def test_another_model_takes_over(process: Process) -> None:
     assert not result["comparison"]["are_judged"]
     assert result["rollback_until"] is not None
     agrees(process, collection)
+    assert (
+        job_of(process, start(process, collection, model="hf/all-MiniLM-L6-v2")).input["model"]
+        == DEFAULT_EMBEDDING_MODEL
+    )  # in the one form that all its references have
     kept = indexes_of(process, collection)
     assert kept[IndexState.ACTIVE].stored_name == f"{collection}.2"
     assert kept[IndexState.RETIRED].stored_name == collection
@@ -198,6 +207,12 @@ def test_an_empty_collection_changes_its_model(process: Process) -> None:
     ingest(process, collection, {"cats": CATS})
     agrees(process, collection)
 
+    # Both indexes give the same answer to what nothing answers.
+    erase(process, document_ids=[document_id(process, collection, "cats")])
+    judged = {"query": "cats", "relevant": ["cats"]}
+    result = rebuild(process, collection, queries=[judged], min_overlap=1)
+    assert (result["comparison"]["overlap"], result["comparison"]["recall"]) == (1, 0)
+
 
 def test_judged_queries_are_asked_of_both(process: Process) -> None:
     collection = new_collection(process)
@@ -223,6 +238,8 @@ def test_below_a_bound_nothing_changes_and_what_was_built_is_used_again(process:
     assert "recall@10" in str(job.error)
     assert indexes_of(process, collection)[IndexState.ACTIVE].dimension == 384
     built = indexes_of(process, collection)[IndexState.BUILDING]
+    with process.ledger.read() as session:  # nobody loads its model ahead any more
+        assert indexes.building_models(session, limit=9) == []
     store_of(process).delete(built.stored_name, sorted(stored_ids(process, built))[:2])  # lost
 
     rebuild(process, collection)
@@ -322,7 +339,10 @@ def test_an_index_is_dropped_after_its_time(process: Process) -> None:
     agrees(process, collection)
 
 
-def test_what_a_cancelled_job_has_built_is_dropped(process: Process) -> None:
+def test_what_a_cancelled_job_has_built_is_dropped_and_its_name_is_not_used_again(
+    process: Process,
+) -> None:
+    """What a worker that stood still writes there yet are vectors of another model."""
     collection = new_collection(process)
     ingest(process, collection, {"cats": CATS, "long": pages("Tea", 30)})
     job_id = start(process, collection, model=OTHER)
@@ -336,6 +356,56 @@ def test_what_a_cancelled_job_has_built_is_dropped(process: Process) -> None:
     assert set(indexes_of(process, collection)) == {IndexState.ACTIVE}
     assert stored_ids(process, built) == set()
     assert indexes_of(process, collection)[IndexState.ACTIVE].dimension == 384
+    rebuild(process, collection)
+    assert built.stored_name == f"{collection}.2"
+    assert indexes_of(process, collection)[IndexState.ACTIVE].stored_name == f"{collection}.3"
+
+
+def test_what_another_program_has_in_the_store_stays(process: Process) -> None:
+    """A name that an index is to have, or has had in another store, may be taken there."""
+    collection = new_collection(process)
+    ingest(process, collection, {"cats": CATS})
+    taken = f"{collection}.2"
+    store = store_of(process)
+    store.drop(collection)
+    entry = VectorEntry(id="of another program", text="theirs", metadata={"by": "others"})
+    for name in (taken, collection):
+        store.make(name, "cosine")
+        store.upsert(name, [entry], np.eye(1, 9, dtype=np.float32))
+    for last in ("retired", "erased"):
+        job_id = start(process, collection, model="openai/nobody")  # ends before it is made
+        drain(process)
+        assert job_of(process, job_id).state == State.FAILED
+        if last == "retired":
+            change(process, f"DELETE FROM jobs WHERE id = '{job_id}'")
+            sweep(process)
+            assert set(indexes_of(process, collection)) == {IndexState.ACTIVE}
+            change(process, "UPDATE collections SET indexes_made = 1")
+        else:
+            erase(process, collection=collection)
+        for name in (taken, collection):
+            assert store.id_page(name, limit=9, offset=0) == [entry.id]
+    store.drop(taken), store.drop(collection)
+
+
+def test_a_collection_gets_another_model_because_its_own_is_gone(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = new_collection(process)
+    ingest(process, collection, {"cats": CATS, "trains": TRAINS})
+    rebuild(process, collection)
+    monkeypatch.setitem(EMBEDDERS, "toy", f"{__name__}:load_nothing")
+    process.hold(make_embedders, Embedders(process.settings))
+
+    result = rebuild(process, collection, model=DEFAULT_EMBEDDING_MODEL)
+
+    assert result["comparison"]["overlap"] is None
+    assert result["comparison"]["recall_before"] is None
+    agrees(process, collection)
+
+
+def load_nothing(name: str, *_: Any) -> Embedder:
+    raise Permanent(f"There is no model {name}.")
 
 
 def test_erasing_during_a_rebuild_leaves_nothing_in_either_index(process: Process) -> None:

@@ -7,15 +7,24 @@ from threading import Event
 from uuid import UUID
 
 import httpx
+import numpy as np
 import pytest
 from sqlalchemy import select, text
 
 from shared.config import Settings
+from shared.documents.documents import chunk_id
 from shared.jobs import jobs, sweeps
 from shared.kinds import registry as kinds
-from shared.tables import SweepFault
+from shared.tables import SweepFault, VectorIndex, new_id
 from shared.vocabulary import Queue
-from tests.integration.ingestion import load_all, new_collection, order, stores_agree
+from tests.integration.ingestion import (
+    ingest,
+    load_all,
+    new_collection,
+    order,
+    stores_agree,
+    vector_ids,
+)
 from tests.integration.job_runner import (
     PATIENCE_S,
     cancel,
@@ -30,8 +39,9 @@ from tests.integration.sweeps import change, sweep
 from tests.waits import until
 from workers.app import CPU_QUEUES, GENERATE_QUEUES, failure_handlers, handlers_of
 from workers.attempts.process import Process
-from workers.ingest.erasure import Garbage
+from workers.ingest.erasure import Garbage, StrayVectors, drop_indexes
 from workers.retrieval.servers import store_of
+from workers.retrieval.store import VectorEntry
 from workers.rounds import Round
 from workers.sweep import TABLES, Sweeper, end_overdue, take_back
 
@@ -284,6 +294,45 @@ def test_an_age_that_is_too_great_is_not_ready(process: Process, api: httpx.Clie
 
     assert not check["ok"]
     assert "last ran 9" in check["detail"]
+
+
+def test_an_index_whose_server_is_gone_stops_no_other(process: Process, settings: Settings) -> None:
+    """Neither the drop of others, nor the look for stray vectors behind it."""
+    names = sorted(new_collection(process) for _ in range(3))
+    ingest(process, names[2], {"cats": "Cats sleep."})
+    gone = f"(SELECT id FROM collections WHERE name = '{names[0]}')"
+    change(
+        process,
+        f"""UPDATE vector_indexes SET server = 'chroma://gone:1', state = 'retired',
+            kept_until = now() WHERE collection_id = {gone}""",
+    )
+    change(
+        process,
+        f"""UPDATE vector_indexes SET state = 'retired', kept_until = now()
+            WHERE stored_name = '{names[1]}'""",
+    )
+    stray = chunk_id(new_id(), 0)
+    vector = np.eye(1, 384, dtype=np.float32)
+    store_of(process).upsert(names[2], [VectorEntry(id=stray, text="", metadata={"a": 1})], vector)
+    slow = make_process(settings, sweep_limit_rows=1, retry_base_s=3600, retry_cap_s=3600)
+    strays = StrayVectors()
+    for _ in range(4):
+        drop_indexes(round_of(slow, "vector indexes"))
+        strays(round_of(slow, "stray vectors"))
+
+    with process.ledger.read() as session:
+        left = session.scalars(select(VectorIndex.stored_name)).all()
+        (fault,) = {fault.message for fault in sweeps.faults(session, limit=100) if fault.item}
+    assert sorted(left) == [names[0], names[2]]
+    assert "SLUICE_VECTORS_URL does not name" in fault
+    assert stray not in vector_ids(slow, names[2])
+
+    # It is forgotten, and what was noted of it after some time.
+    change(process, f"DELETE FROM vector_indexes WHERE stored_name = '{names[0]}'")
+    change(process, "UPDATE sweep_faults SET last_at = now() - interval '1 day'")
+    sweep(process)
+    assert faults(process) == {}
+    slow.close()
 
 
 def test_a_large_version_is_collected_over_several_rounds(process: Process) -> None:

@@ -32,7 +32,7 @@ from shared.kinds.rebuild import REBUILD, RebuildInput
 from shared.tables import Chunk, Collection, Job, VectorIndex
 from shared.vocabulary import OPEN, Lane, Queue
 from workers.attempts.context import Context, Done, Handler
-from workers.ingest.erasure import Leftovers, StoredPage
+from workers.ingest.erasure import PAGE_IDS, Leftovers, StoredPage
 from workers.ingest.index_vectors import (
     ChunkKey,
     StepTime,
@@ -50,7 +50,6 @@ from workers.servers.pulls import on_demand
 
 UNIT = "chunks"
 PAGE_CHUNKS: Final = 500
-PAGE_IDS: Final = 1000
 LARGE_SHARE: Final = 0.1
 """Where more of the chunks are embedded again, pages are as small as steps of ingestion."""
 MIN_COSINE: Final = 0.98
@@ -141,8 +140,7 @@ class _Check:
     def _index(self, id_: UUID) -> VectorIndex | None:
         """None if it is not to be checked any more: a job builds on it, or it is dropped."""
         with self._process.ledger.read() as session:
-            index = indexes.find(session, id_)
-        return None if index is None or index.state == IndexState.BUILDING else index
+            return indexes.find_to_check(session, id_)
 
     def _next(self) -> Done:
         step = NewStep(name=STEP, queue=Queue.EMBED, payload=self._payload())
@@ -159,10 +157,12 @@ class _Check:
             had_faults = self._compare_page(index)
             if had_faults or self._time.is_over:
                 return False
-        while self._look_at_page(index):
-            if self._time.is_over:
+        while True:
+            count, has_deleted = self._look_at_page(index)
+            if count == 0:
+                return True
+            if has_deleted or self._time.is_over:
                 return False
-        return True
 
     # What the ledger notes
 
@@ -250,8 +250,9 @@ class _Check:
 
     # What the store has
 
-    def _look_at_page(self, index: VectorIndex) -> bool:
-        """Ask the ledger of the next ids of the store; False at the end.
+    def _look_at_page(self, index: VectorIndex) -> tuple[int, bool]:
+        """Ask the ledger of the next ids of the store; returns how many there were, and whether
+        some of them were deleted.
 
         Who writes meanwhile may move ids from one page to another: what is missed so is found by
         the next check, or by the sweeper, which goes through all stores all the time.
@@ -259,14 +260,15 @@ class _Check:
         self._context.check()
         page = StoredPage.read(self._process, index, limit=PAGE_IDS, offset=self._offset)
         to_delete = [*page.surplus, *(page.foreign if self._input.delete_foreign else ())]
-        if to_delete and not self._input.dry_run:
+        has_deleted = bool(to_delete) and not self._input.dry_run
+        if has_deleted:
             store_of(self._process).delete(index.stored_name, to_delete)
             self._mended += len(page.surplus)
             self._offset -= len(to_delete)
         self._count("surplus", page.surplus)
         self._count("foreign", page.foreign)
         self._offset += page.count
-        return page.count > 0
+        return page.count, has_deleted
 
     # Lost indexes
 
@@ -274,8 +276,8 @@ class _Check:
         """Count all chunks of an index as missing. Raises NotFound if the collection was erased."""
         with self._process.ledger.begin() as session:
             collections.get(session, self._input.collection)
-            index = indexes.find(session, index_id)
-            if index is None or index.state == IndexState.BUILDING:
+            index = indexes.find_to_check(session, index_id)
+            if index is None:
                 return
             count = indexes.count_noted(session, index_id)
             is_kept = index.state == IndexState.RETIRED

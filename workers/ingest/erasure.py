@@ -4,7 +4,10 @@ import logging
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
 from uuid import UUID
+
+from sqlalchemy import ColumnElement
 
 from shared.database.transaction import Transaction
 from shared.documents import erasure, indexes, lexical, remote, versions
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 AT_ONCE_CHUNKS = 5000
 """Larger replaced versions are left to the sweeper."""
 LIMIT = 10_000
+PAGE_IDS = 1000
 SLICE_CHUNKS = 500
 ROWS_AT_ONCE = 5000
 
@@ -108,15 +112,22 @@ class StrayVectors:
 
     def __call__(self, round_: Round) -> None:
         left, begun_anew = round_.limit_rows, False
+        fine = ~_is_left_alone(round_)
         while left > 0 and round_.goes_on:
             with round_.process.ledger.read() as session:
-                index = indexes.next_index(session, self._name, inclusive=self._offset > 0)
+                index = indexes.next_index(session, self._name, fine, inclusive=self._offset > 0)
             if index is None:
                 if begun_anew:
                     return
                 self._name, self._offset, begun_anew = "", 0, True
                 continue
-            left -= max(1, self._look(round_.process, index, left))
+            try:
+                left -= max(1, self._look(round_.process, index, left))
+            except Exception as error:
+                # The next one is looked at all the same, now or in the next round.
+                self._name, self._offset = index.stored_name, 0
+                left -= 1
+                _blame(round_, index, error)
 
     def _look(self, process: Process, index: VectorIndex, limit: int) -> int:
         name = index.stored_name
@@ -200,7 +211,27 @@ def drop_unless_in_ledger(process: Process, place: IndexPlace) -> None:
     with process.ledger.read() as session:
         if indexes.is_in_use(session, place):
             return
-    store_of(process).drop(place.stored_name)
+    _drop(process, place.stored_name)
+
+
+def is_of_others(process: Process, stored_name: str) -> bool:
+    """Whether a collection of the store is another program's: it has vectors, and none of a
+    chunk. So it may be where an index was never filled, or was filled in another store."""
+    count = 0
+    while ids := store_of(process).id_page(stored_name, limit=PAGE_IDS, offset=count):
+        if any(parse_chunk_id(id_) is not None for id_ in ids):
+            return False
+        count += len(ids)
+    return count > 0
+
+
+def _drop(process: Process, stored_name: str) -> int:
+    """Drop a collection of the store unless it is another program's. Returns how many vectors it
+    had."""
+    if is_of_others(process, stored_name):
+        log.warning("the collection %s stays in the store: Sluice has not filled it", stored_name)
+        return 0
+    return store_of(process).drop(stored_name)
 
 
 # The `erase` step: documents or a whole collection are deleted from the ledger, the store and the
@@ -269,7 +300,7 @@ def _erase_collection(context: Context, name: str) -> Done:
         collection_id = erasure.hide_collection(session, name)
         extent = erasure.extent_of_collection(session, collection_id)
         places = indexes.places_of(session, [collection_id]).get(collection_id, [])
-    vectors = sum(store_of(process).drop(place.stored_name) for place in places)
+    vectors = sum(_drop(process, place.stored_name) for place in places)
 
     def record(transaction: Transaction) -> None:
         erasure.delete_collection(transaction, collection_id)
@@ -341,21 +372,35 @@ def drop_indexes(round_: Round) -> None:
     process = round_.process
     with process.ledger.begin() as session:
         indexes.retire_unfinished(session, keep_s=process.settings.retired_index_keep_s)
-        due = indexes.due(session, limit=round_.limit_rows)
+        due = indexes.due(session, ~_is_left_alone(round_), limit=round_.limit_rows)
     for index in due:
         if not round_.goes_on:
             return
         try:
             drop_index(process, index)
         except Exception as error:
-            round_.blame(Item(kind="vector index", id=index.id), error)
+            _blame(round_, index, error)
 
 
 def drop_index(process: Process, index: VectorIndex) -> None:
     """Drop an index: its vectors first, its row last."""
-    store_of(process).drop(index.stored_name)
+    _drop(process, index.stored_name)
     with process.ledger.begin() as session:
         indexes.remove(session, index.id)
+
+
+_INDEX: Final = "vector index"
+
+
+def _is_left_alone(round_: Round) -> ColumnElement[bool]:
+    return sweeps.is_left_alone(round_.part, _INDEX, VectorIndex.id)
+
+
+def _blame(round_: Round, index: VectorIndex, error: Exception) -> None:
+    """Note that an index cannot be handled. Raises Unavailable: that is no fault of an index."""
+    if isinstance(error, Unavailable):
+        raise error
+    round_.blame(Item(kind=_INDEX, id=index.id), error)
 
 
 # Documents of earlier jobs that a site or a folder no longer has

@@ -8,6 +8,7 @@ cursor. Chunks that the ledger notes as embedded are not embedded again, whateve
 killed.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -16,19 +17,20 @@ import numpy as np
 
 from shared.bounds import shown
 from shared.documents import checks, collections, documents, indexes
-from shared.documents.documents import ChunkView, parse_chunk_id
+from shared.documents.documents import ChunkView
 from shared.documents.indexes import IndexPlace, Lack, Position
 from shared.documents.versions import ChunkRange
-from shared.errors import Cancelled, NotFound, Permanent
+from shared.errors import Cancelled, ConfigurationError, InvalidInput, NotFound, Permanent
 from shared.jobs import jobs, steps
 from shared.jobs.steps import NewStep
 from shared.kinds.eval import JudgedQuery
 from shared.kinds.rebuild import STEP, IndexComparison, RebuildInput, RebuildResult
 from shared.kinds.search import Hit
+from shared.models.embedding_models import canonical
 from shared.tables import Collection, VectorIndex
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
-from workers.ingest.erasure import drop_unless_in_ledger
+from workers.ingest.erasure import drop_unless_in_ledger, is_of_others
 from workers.ingest.index_vectors import (
     StepTime,
     compare,
@@ -51,6 +53,8 @@ from workers.retrieval.tuning import (
 )
 from workers.servers.pulls import on_demand
 
+log = logging.getLogger(__name__)
+
 UNIT = "chunks"
 CLOSING_CHUNKS: Final = 1000
 """A pass that embeds no more than this is the last one before ingestion waits."""
@@ -59,8 +63,6 @@ PASSES: Final = 4
 SEARCHES_END_S: Final = 600.0
 """How long an index stays that no rollback needs: searches that have begun still read it."""
 LACKS_AT_ONCE: Final = 500
-OWN_IDS: Final = 100
-"""So many ids tell whether a collection of the store is one that Sluice has made."""
 
 
 def rebuild(context: Context) -> Done:
@@ -70,7 +72,7 @@ def rebuild(context: Context) -> Done:
         collection, active = collections.get_with_index(session, input_.collection)
         if active.job_id == claim.job_id:  # an earlier attempt has completed it
             return _done(context, collection, active, claim.payload)
-        collections.hold(session, collection.id)
+        collections.hold(session, collection.id, alone=True)
         if input_.rollback:
             index = indexes.begin_rollback(session, collection.id, claim.job_id)
         else:
@@ -79,7 +81,7 @@ def rebuild(context: Context) -> Done:
                 collection.id,
                 collection.name,
                 claim.job_id,
-                embedding_model=input_.model or active.embedding_model,
+                embedding_model=canonical(input_.model or active.embedding_model),
                 distance=active.distance,
             )
     work = _Rebuild(context, input_, collection, active, index)
@@ -90,7 +92,7 @@ def rebuild(context: Context) -> Done:
             collections.get(session, input_.collection)  # it may have been erased
         raise Permanent(
             f"The store has lost the new vectors of {input_.collection!r} while they were made. "
-            "Cancel this job and rebuild the collection again."
+            "Rebuild the collection again."
         ) from error
 
 
@@ -174,8 +176,8 @@ class _Rebuild:
         store, name = store_of(self._process), self._place.stored_name
         with self._process.ledger.read() as session:
             is_begun = indexes.has_notes(session, self._index.id)
-        if not is_begun and (ids := store.id_page(name, limit=OWN_IDS, offset=0)):
-            if any(parse_chunk_id(id_) is None for id_ in ids):
+        if not is_begun:
+            if is_of_others(self._process, name):
                 raise Permanent(
                     f"The store has a collection {name!r} already, which Sluice has not made. "
                     "Rename or delete it there, and rebuild the collection again."
@@ -277,11 +279,8 @@ class _Rebuild:
         before = self._best(self._active, queries, k)
         overlap = None
         if before is not None:
-            shares = [
-                len(_ids(new) & _ids(old)) / max(len(new), len(old), 1)
-                for new, old in zip(rows, before, strict=True)
-            ]
-            overlap = round(float(np.mean(shares)), 4)
+            pairs = zip(rows, before, strict=True)
+            overlap = round(float(np.mean([_overlap(new, old) for new, old in pairs])), 4)
         return IndexComparison(
             queries=len(queries),
             are_judged=bool(self._input.queries),
@@ -315,18 +314,21 @@ class _Rebuild:
     def _best(
         self, index: VectorIndex, queries: Sequence[str], k: int
     ) -> list[list[ChunkView]] | None:
-        """The best live chunks for each query; None if the store cannot be asked for the index any
-        more."""
-        embedder = embedders_of(self._process).get(index.embedding_model, check=self._context.check)
-        vectors = embedder.encode_queries(queries, between=self._context.check)
-        if index.id != self._index.id and index.dimension != embedder.dimension:
-            return None
+        """The best live chunks for each query; None if the old index cannot be asked any more: the
+        store has lost it, or its model is gone, which may be why the collection gets another."""
+        check = self._context.check
+        is_new = index.id == self._index.id
         try:
+            embedder = embedders_of(self._process).get(index.embedding_model, check=check)
+            vectors = embedder.encode_queries(queries, between=check)
+            if not is_new and index.dimension != embedder.dimension:
+                return None
             rows = store_of(self._process).query(index.stored_name, vectors, limit=k, where=None)
-        except Permanent:
-            if index.id == self._index.id:
+        except (Permanent, InvalidInput, ConfigurationError) as error:
+            if is_new:
                 raise
-            return None  # it is lost, damaged, or of another dimension than was noted
+            log.info("%s is not compared with: %s", index.stored_name, error)
+            return None
         ids = list(dict.fromkeys(match.id for row in rows for match in row))
         with self._process.ledger.read() as session:
             live = documents.live_chunks(session, self._collection.id, ids)
@@ -360,8 +362,8 @@ class _Rebuild:
     def _close(self, payload: Mapping[str, Any]) -> Done:
         """Let ingestion wait, fill the rest, and make the index active."""
         settings, collection_id = self._process.settings, self._collection.id
-        is_other = self._active.embedding_model != self._index.embedding_model
-        keep_s = settings.retired_index_keep_s if is_other else SEARCHES_END_S
+        is_same = indexes.is_same_model(self._active, self._index)
+        keep_s = SEARCHES_END_S if is_same else settings.retired_index_keep_s
         while True:
             self._context.check()
             with self._process.ledger.begin() as session:
@@ -385,8 +387,10 @@ class _Rebuild:
                 return _done(self._context, self._collection, index, payload)
 
 
-def _ids(row: Sequence[ChunkView]) -> set[str]:
-    return {chunk.id for chunk in row}
+def _overlap(one: Sequence[ChunkView], other: Sequence[ChunkView]) -> float:
+    """The share of chunks that two answers have in common; 1 of two that are empty."""
+    ids, other_ids = {chunk.id for chunk in one}, {chunk.id for chunk in other}
+    return len(ids & other_ids) / max(len(ids), len(other_ids)) if ids or other_ids else 1.0
 
 
 def _hit(chunk: ChunkView) -> Hit:

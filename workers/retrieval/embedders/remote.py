@@ -138,7 +138,8 @@ class RemoteEmbedder(ABC):
             raise Permanent(
                 f"{self.server.info} now answers with vectors of {vectors.shape[1]} dimensions for "
                 f"{self.name}, which had {self.dimension}: the model behind the name has changed. "
-                "Put it back, or ingest into a new collection."
+                "Put it back, or make the vectors of the collection anew: `sluice collections "
+                "rebuild NAME`."
             )
         return vectors
 
