@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from langchain_core.embeddings import Embeddings
 from langchain_milvus import Milvus as LangChainMilvus
 from milvus_lite.server_manager import server_manager_instance
+from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
 from shared.bounds import METADATA_LIMIT_BYTES
 from shared.config import Settings
@@ -335,25 +337,93 @@ def hold_connections(server: socket.socket, ended: threading.Event) -> None:
         connection.close()
 
 
-def refuse(request: bytes, context: grpc.ServicerContext) -> None:
-    del request
-    context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")
+SERVICE = "milvus.proto.milvus.MilvusService"
+Answer = Callable[[bytes, grpc.ServicerContext], bytes | None]
 
 
-def test_a_server_that_refuses_the_token() -> None:
+@contextmanager
+def served(calls: dict[str, Answer]) -> Iterator[str]:
+    """A server that answers these calls alone, by their names; its address."""
+    handlers = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()}
     with ThreadPoolExecutor(2) as threads:
-        connect = {"Connect": grpc.unary_unary_rpc_method_handler(refuse)}
-        service = "milvus.proto.milvus.MilvusService"
         server = grpc.server(
-            threads, handlers=[grpc.method_handlers_generic_handler(service, connect)]
+            threads, handlers=[grpc.method_handlers_generic_handler(SERVICE, handlers)]
         )
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        store = store_at(f"someone:secret-token@127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+def connect(request: bytes, context: grpc.ServicerContext) -> bytes:
+    del request, context
+    answer: bytes = milvus_pb2.ConnectResponse().SerializeToString()
+    return answer
+
+
+def test_a_server_that_refuses_the_token() -> None:
+    def refuse(request: bytes, context: grpc.ServicerContext) -> None:
+        del request
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")
+
+    with served({"Connect": refuse}) as address:
+        store = store_at(f"someone:secret-token@{address}")
         with pytest.raises(Permanent, match="auth check failure") as error:
             store.make("a", "cosine")
         assert "secret-token" not in str(error.value)
-        server.stop(None).wait()
+
+
+def test_which_errors_of_a_server_pass() -> None:
+    """What is used up now may be free later, as with the other stores."""
+    status = common_pb2.Status()
+
+    def describe(request: bytes, context: grpc.ServicerContext) -> bytes:
+        del request, context
+        answer: bytes = milvus_pb2.DescribeCollectionResponse(status=status).SerializeToString()
+        return answer
+
+    with served({"Connect": connect, "DescribeCollection": describe}) as address:
+        store = store_at(address)
+        for code, kind in ((3, Unavailable), (7, Unavailable), (9, Unavailable), (1102, Permanent)):
+            status.code, status.reason = code, f"reason {code}"
+            with pytest.raises(kind, match=f"reason {code}"):
+                store.make("a", "cosine")
+        store.close()
+
+
+def test_the_index_of_vectors_is_made_last() -> None:
+    """Whoever finds it takes the collection for ready."""
+    indexed: list[str] = []
+
+    def describe(request: bytes, context: grpc.ServicerContext) -> bytes:
+        del context
+        name = milvus_pb2.DescribeCollectionRequest.FromString(request).collection_name
+        status = common_pb2.Status(code=0 if name == "a" else 100)
+        answer: bytes = milvus_pb2.DescribeCollectionResponse(status=status).SerializeToString()
+        return answer
+
+    def describe_index(request: bytes, context: grpc.ServicerContext) -> bytes:
+        del request, context
+        status = common_pb2.Status(code=700)
+        answer: bytes = milvus_pb2.DescribeIndexResponse(status=status).SerializeToString()
+        return answer
+
+    def create_index(request: bytes, context: grpc.ServicerContext) -> bytes:
+        del context
+        indexed.append(milvus_pb2.CreateIndexRequest.FromString(request).field_name)
+        answer: bytes = common_pb2.Status(code=1100, reason="no more").SerializeToString()
+        return answer
+
+    calls = {
+        "Connect": connect, "DescribeCollection": describe, "DescribeIndex": describe_index,
+        "CreateIndex": create_index,
+    }  # fmt: skip
+    with served(calls) as address:
+        store = store_at(address)
+        with pytest.raises(Permanent, match="no more"):
+            store.query("a", along(0), limit=1, where=None)
+        store.close()
+    assert indexed == [milvus.TERMS]
 
 
 def test_a_file_that_another_process_has_open(tmp_path: Path) -> None:

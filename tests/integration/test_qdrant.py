@@ -1,5 +1,6 @@
 """The vector store Qdrant: its local mode, and a server with Qdrant's engine (tests/wire)."""
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ from tests.wire.qdrant_server import served_qdrant
 from workers.attempts.process import Process
 from workers.retrieval.servers import store_of
 from workers.retrieval.store import VectorStore
+from workers.retrieval.stores import qdrant as qdrant_store
 from workers.retrieval.stores.qdrant import CATALOG, Qdrant, stored_name
 
 KEY = "a-key-that-nobody-sees"
@@ -181,9 +183,11 @@ def test_new_keys_get_a_payload_index_of_the_type_of_their_value(server: Wire) -
     store, name = qdrant(url_of(server)), f"test-{uuid4().hex[:12]}"
     store.make(name, "cosine")
     store.upsert(
-        name, [entry("a", {"n": 1, "is_new": True}), entry("b", {"a.b": ["x"]})], along(0, 1)
+        name,
+        [entry("a", {"n": 1, "is_new": True}), entry("b", {"a.b": ["x"], "สี": "x"})],
+        along(0, 1),
     )
-    store.upsert(name, [entry("c", {"n": "text", "new": 0.5})], along(1))
+    store.upsert(name, [entry("c", {"n": "text", "new": 0.5, "สี": "y"})], along(1))
     made = {
         body["field_name"]: body["field_schema"]
         for body in server.bodies(f"/collections/{name}/index")
@@ -196,11 +200,54 @@ def test_new_keys_get_a_payload_index_of_the_type_of_their_value(server: Wire) -
         "metadata.n": "float",
         "metadata.is_new": "bool",
         'metadata."a.b"': "keyword",
+        'metadata."สี"': "keyword",  # which Qdrant writes without the quotation marks
         "metadata.new": "float",
     }
     paths = [body["field_name"] for body in server.bodies(f"/collections/{name}/index")]
     assert len(paths) == len(set(paths))
     store.drop(name)
+    store.close()
+
+
+# Requests
+
+
+def bodies(server: Wire, name: str, path: str) -> list[dict[str, Any]]:
+    return server.bodies(f"/collections/{name}{path}")
+
+
+def test_pages_in_a_row_do_not_begin_at_the_first_point(server: Wire) -> None:
+    store, name = qdrant(url_of(server)), f"test-{uuid4().hex[:12]}"
+    store.make(name, "cosine")
+    store.upsert(name, [entry(f"id-{n}") for n in range(30)], along(*[0] * 30))
+    ids = [id_ for offset in (0, 10, 20) for id_ in store.id_page(name, limit=10, offset=offset)]
+    assert sorted(ids) == sorted(f"id-{n}" for n in range(30))
+    assert len(bodies(server, name, "/points/scroll")) == 3
+    assert bodies(server, name, "/points/query") == []
+    for limit, offset in ((7, 23), (9, 5), (9, 5), (9, 14), (9, 30), (40, 0)):
+        assert store.id_page(name, limit=limit, offset=offset) == ids[offset : offset + limit]
+    # What another process deletes between two pages shifts none behind it.
+    assert store.id_page(name, limit=10, offset=0) == ids[:10]
+    other = qdrant(url_of(server))
+    other.delete(name, ids[8:10])
+    assert store.id_page(name, limit=10, offset=10) == ids[10:20]
+    for one in (store, other):
+        one.close()
+
+
+def test_many_queries_with_large_filters_are_several_requests(
+    server: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qdrant_store, "BATCH_BYTES", 20_000)
+    store, name = qdrant(url_of(server)), f"test-{uuid4().hex[:12]}"
+    store.make(name, "cosine")
+    store.upsert(name, [entry("a"), entry("b"), entry("c")], along(0, 1, 0))
+    ids = ["a", "b", *(f"never-{n}" for n in range(150))]
+    rows = store.query(name, along(*(n % 2 for n in range(9))), limit=1, where=None, ids=ids)
+    assert [match.id for (match,) in rows] == ["ab"[n % 2] for n in range(9)]
+    sizes = [len(json.dumps(body)) for body in bodies(server, name, "/points/query/batch")]
+    assert len(sizes) > 1
+    assert max(sizes) <= 20_000
     store.close()
 
 

@@ -150,8 +150,18 @@ def test_ollama_cuts_nothing_that_was_not_warned_of() -> None:
         assert cuts == {"short": False, "word ": True}
         dense = "a b c d e f g h i j k l"  # more tokens for the server than by the estimate
         assert embedder.overlong([dense], between=lambda: None) == {}
-        with pytest.raises(Permanent, match="exceeds the context length"):
+        with pytest.raises(Permanent, match=r"exceeds the context length\. .* chunk_size"):
             embedder.encode([dense], between=lambda: None)
+
+
+def test_ollama_models_for_english_have_more_tokens_for_hangul() -> None:
+    with remote("ollama") as server:
+        server.wire.models["english"] = {"tokenizer": "bert"}
+        for model, sizes in ((MODEL, [5, 3]), ("english", [11, 3])):
+            with loaded(server, model, remote_window_tokens=10) as embedder:
+                texts = ["고양이", "cat"]
+                assert embedder.sizes(texts, is_query=False, between=lambda: None) == sizes
+                assert (0 in embedder.overlong(texts, between=lambda: None)) is (sizes[0] > 10)
 
 
 @pytest.fixture

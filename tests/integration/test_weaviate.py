@@ -220,6 +220,10 @@ def test_no_request_is_larger_than_a_small_server_takes(
     sizes = [len(one["objects"]) for one in wire.requests("BatchObjects")]
     assert sum(sizes) == 20
     assert max(sizes) == 8
+    # Nor is an answer.
+    assert all(store.compare("docs", entries).values())
+    asked = [one["limit"] for one in wire.requests("Search")]
+    assert (sum(asked), max(asked)) == (20, 8)
 
 
 def test_one_chunk_twice_in_one_call_is_there_once_and_the_last_counts(store: Weaviate) -> None:
@@ -234,6 +238,7 @@ def test_results_are_asked_for_in_pages_that_the_server_allows(
 ) -> None:
     monkeypatch.setattr(weaviate_store, "RESULTS_LIMIT", 50)
     monkeypatch.setattr(weaviate_store, "BATCH_IDS", 50)
+    monkeypatch.setattr(weaviate_store, "VECTORS_AT_ONCE", 50)
     wire.maximum_results = 50
     store.make("docs", "cosine")
     ids = [f"id-{n}" for n in range(230)]

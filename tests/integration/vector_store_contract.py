@@ -205,6 +205,10 @@ class SmallStoreContract:
         with pytest.raises(MissingCollection):
             store.query(name, along(0), limit=1, where=None)
         with pytest.raises(MissingCollection):
+            store.query(name, along(0), limit=1, where=None, ids=[])
+        with pytest.raises(MissingCollection):
+            store.query(name, along(0), limit=1, where=reads({"n": {"$in": []}}))
+        with pytest.raises(MissingCollection):
             store.vectors(name, ["a"])
         assert store.delete(name, ["a"]) == 0
         assert store.id_page(name, limit=1, offset=0) == []

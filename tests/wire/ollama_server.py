@@ -166,6 +166,7 @@ def make_app(wire: Wire) -> Starlette:
                 "model_info": {
                     "general.architecture": "llama",
                     "llama.context_length": CONTEXT_LENGTH,
+                    "tokenizer.ggml.model": wire.models[body["model"]].get("tokenizer", "gpt2"),
                 },
                 "capabilities": ["completion", "tools"],
             }

@@ -75,6 +75,8 @@ class Collection:
 
     def info(self) -> dict[str, Any]:
         count = self.shard.count(edge.CountRequest())
+        # The engine has its own way to write paths, and no type for booleans.
+        types = {path.replace('"', ""): type_.value for path, type_ in self.schema.items()}
         return {
             "status": "green",
             "optimizer_status": "ok",
@@ -82,8 +84,8 @@ class Collection:
             "segments_count": 1,
             "config": _EMPTY_CONFIG,
             "payload_schema": {
-                path: {"data_type": type_.value, "points": count}
-                for path, type_ in self.schema.items()
+                path: {"data_type": types[path.replace('"', "")], "points": count}
+                for path in self.shard.info().payload_schema
             },
         }
 
@@ -157,6 +159,19 @@ class Server:
             {"id": str(one.id), "payload": _client_value(one.payload), "vector": one.vector}
             for one in records
         ]
+
+    def scroll(self, name: str, body: Any) -> dict[str, Any]:
+        request = _read(models.ScrollRequest, body)
+        assert request.filter is None
+        records, following = self.of(name).shard.scroll(
+            edge.ScrollRequest(
+                offset=request.offset,
+                limit=request.limit,
+                with_payload=_payload(request.with_payload),
+            )
+        )
+        points = [{"id": str(one.id), "payload": _client_value(one.payload)} for one in records]
+        return {"points": points, "next_page_offset": following and str(following)}
 
     def query(self, name: str, body: Any) -> dict[str, Any]:
         request = _read(models.QueryRequest, body)
@@ -310,6 +325,7 @@ def make_app(wire: Wire, server: Server) -> Starlette:
             route("/points", server.retrieve, "POST"),
             route("/points/delete", server.delete_points, "POST"),
             route("/points/count", server.count, "POST"),
+            route("/points/scroll", server.scroll, "POST"),
             route("/points/query", server.query, "POST"),
             route("/points/query/batch", server.batch, "POST"),
         ],

@@ -7,7 +7,7 @@ implementations.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,6 +54,50 @@ def batches(
         size += size_bytes
     if batch:
         yield [entries[one] for one in batch], vectors[batch]
+
+
+COLLECTIONS_KEPT = 256
+"""Of so many collections the end of the last page of ids is kept."""
+
+
+class IdPages:
+    """Pages of ids by their offset, of servers that list what follows a position: who reads one
+    page after the other continues where the last one ended. Any other offset is reached from the
+    beginning."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, tuple[int, str]] = {}
+        """Name -> how many ids were read, and the position of the last."""
+
+    def page(
+        self,
+        name: str,
+        *,
+        limit: int,
+        offset: int,
+        after: Callable[[str, int], Sequence[tuple[str, str]]],
+    ) -> list[str]:
+        """`after` has a position, "" at the beginning, and a number; it returns at most so many
+        pairs of a position and an id that follow, none at the end only."""
+        read, position = self._ends.pop(name, (0, ""))
+        if read > offset:
+            read, position = 0, ""
+        ids: list[str] = []
+        while read < offset + limit:
+            goal = offset if read < offset else offset + limit
+            pairs = after(position, goal - read)
+            if not pairs:
+                return ids
+            if read >= offset:
+                ids += [id_ for _, id_ in pairs]
+            read, position = read + len(pairs), pairs[-1][0]
+        if len(self._ends) >= COLLECTIONS_KEPT:
+            del self._ends[next(iter(self._ends))]
+        self._ends[name] = (read, position)
+        return ids
+
+    def forget(self, name: str) -> None:
+        self._ends.pop(name, None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

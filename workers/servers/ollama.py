@@ -1,7 +1,7 @@
 """An Ollama server, through the `ollama` client."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -10,9 +10,16 @@ import ollama
 
 from shared.addresses import server_options
 from shared.config import Settings
-from shared.errors import Retryable, SluiceError
+from shared.errors import Permanent, Retryable, SluiceError
 from shared.models.providers import OLLAMA, OLLAMA_SERVER
-from workers.outbound import RemoteServer, broken_off, refused, unreachable, without_credentials
+from workers.outbound import (
+    RemoteServer,
+    as_sentence,
+    broken_off,
+    refused,
+    unreachable,
+    without_credentials,
+)
 from workers.servers.server import ModelMissing, Server
 
 P = TypeVar("P")
@@ -65,6 +72,12 @@ class OllamaServer(Server):
         if isinstance(error, _StatusError):
             if error.status == 404 and isinstance(error.model, str):
                 return missing(info, error.model)
+            if error.status == 400 and "context length" in error.message:
+                return Permanent(
+                    f"{info} answered 400: {as_sentence(error.message)} A text has more tokens "
+                    "than were estimated: divide it (ingestion: a smaller chunk_size of the "
+                    "splitter), or choose a model that reads more."
+                )
             return refused(info, error.status, error.message, error.retry_after)
         if isinstance(error, httpx.TransportError | ConnectionError):
             why = _why(error, self.settings)
@@ -107,9 +120,13 @@ def _why(error: Exception, settings: Settings) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 
-async def trained_window(client: ollama.AsyncClient, name: str) -> int | None:
-    """`model_info` has it under the name of the architecture, such as `llama.context_length`."""
-    info = (await client.show(name)).modelinfo or {}
+async def model_info(client: ollama.AsyncClient, name: str) -> Mapping[str, Any]:
+    """What the file of a model says of it."""
+    return (await client.show(name)).modelinfo or {}
+
+
+def trained_window(info: Mapping[str, Any]) -> int | None:
+    """`info` has it under the name of the architecture, such as `llama.context_length`."""
     lengths = [value for key, value in info.items() if key.endswith(".context_length")]
     return lengths[0] if lengths and isinstance(lengths[0], int) else None
 

@@ -27,7 +27,7 @@ from workers.generation.backends.interface import (
     ToolCall,
 )
 from workers.generation.backends.remote import RemoteGenerator, Reply, tokens_left
-from workers.servers.ollama import OllamaServer, closable, trained_window
+from workers.servers.ollama import OllamaServer, closable, model_info, trained_window
 
 # The shapes of Ollama's protocol: how requests are sent, and what the parts of answers mean.
 
@@ -154,7 +154,7 @@ class OllamaGenerator(RemoteGenerator):
     async def window(self) -> int:
         if self._window is None:
             limit = self._ollama.settings.remote_window_tokens
-            own = await trained_window(self._ollama.client, self._name)
+            own = trained_window(await model_info(self._ollama.client, self._name))
             self._window = limit if own is None else min(own, limit)
         return self._window
 

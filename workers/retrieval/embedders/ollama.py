@@ -7,8 +7,8 @@ longer texts; it is told not to, except for texts that `overlong` has reported.
 from collections.abc import Callable, Sequence
 
 from shared.config import Settings
-from workers.retrieval.embedders.remote import RemoteEmbedder, tokens_of
-from workers.servers.ollama import OllamaServer, trained_window
+from workers.retrieval.embedders.remote import RemoteEmbedder
+from workers.servers.ollama import OllamaServer, model_info, trained_window
 
 
 class OllamaEmbedder(RemoteEmbedder):
@@ -18,12 +18,15 @@ class OllamaEmbedder(RemoteEmbedder):
 
     async def learn_window(self) -> int:
         limit = self._ollama.settings.remote_window_tokens
-        own = await trained_window(self._ollama.client, self.model)
+        info = await model_info(self._ollama.client, self.model)
+        # WordPiece, which most models for English have.
+        self.spells_out = info.get("tokenizer.ggml.model") == "bert"
+        own = trained_window(info)
         return limit if own is None else min(own, limit)
 
     async def ask(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
         window = self.window or self._ollama.settings.remote_window_tokens
-        is_long = [tokens_of(text) > window for text in texts]
+        is_long = [self.tokens_of(text) > window for text in texts]
         vectors: list[Sequence[float]] = [()] * len(texts)
         for truncate in sorted(set(is_long)):
             chosen = [n for n in range(len(texts)) if is_long[n] == truncate]

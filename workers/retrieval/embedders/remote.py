@@ -34,6 +34,9 @@ class RemoteEmbedder(ABC):
     matryoshka: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the names of models whose vectors can be shortened."""
     tokenizer = None
+    spells_out = False
+    """Whether the tokenizer takes other scripts apart, as those of models for English do: a Hangul
+    syllable, three bytes in UTF-8, has up to three tokens."""
 
     def __init__(self, reference: str, settings: Settings, server: Server) -> None:
         self.name = reference
@@ -66,11 +69,20 @@ class RemoteEmbedder(ABC):
         [vector] = self._checked(self.server.call(first(), check=check), 1)
         self.dimension = len(vector)
 
+    def tokens_of(self, text: str) -> int:
+        """An estimate of the tokens of a text, rather too high: four characters of English are a
+        token, and each character of other scripts, or each of its bytes (`spells_out`)."""
+        if not text:
+            return 0
+        plain = sum(char.isascii() for char in text)
+        others = (len(text.encode()) if self.spells_out else len(text)) - plain
+        return others + plain // ASCII_CHARS_A_TOKEN + TOKENS_AROUND_A_TEXT
+
     @property
     def readable(self) -> int | None:
         if self.window is None:
             return None
-        return max(1, self.window - tokens_of(self._prompts.passage))
+        return max(1, self.window - self.tokens_of(self._prompts.passage))
 
     @property
     def passage_prompt(self) -> str:
@@ -86,8 +98,8 @@ class RemoteEmbedder(ABC):
         self, texts: Sequence[str], *, is_query: bool, between: Callable[[], None]
     ) -> list[int]:
         between()
-        prompt = tokens_of(self._prompts.query if is_query else self._prompts.passage)
-        return [tokens_of(text) + prompt for text in texts]
+        prompt = self.tokens_of(self._prompts.query if is_query else self._prompts.passage)
+        return [self.tokens_of(text) + prompt for text in texts]
 
     def overlong(self, texts: Sequence[str], *, between: Callable[[], None]) -> dict[int, int]:
         return self._overlong(self.sizes(texts, is_query=False, between=between))
@@ -113,7 +125,7 @@ class RemoteEmbedder(ABC):
         if not texts:
             return vectors
         between()
-        sizes = [tokens_of(text) + tokens_of(prompt) for text in texts]
+        sizes = [self.tokens_of(text) + self.tokens_of(prompt) for text in texts]
         batches = list(batches_of(sizes, lambda: self._tokens_limit, row_limit=self._texts_limit))
         prompted = [prompt + plain_letters(text) for text in texts]
         answers = self.server.call(
@@ -160,12 +172,3 @@ class RemoteEmbedder(ABC):
                 "several lengths, or not finite. Check that the model makes embeddings."
             )
         return vectors
-
-
-def tokens_of(text: str) -> int:
-    """An estimate of the tokens of a text, rather too high: four characters of English are a token,
-    and each character of other scripts."""
-    if not text:
-        return 0
-    plain = sum(char.isascii() for char in text)
-    return len(text) - plain + plain // ASCII_CHARS_A_TOKEN + TOKENS_AROUND_A_TEXT

@@ -1,4 +1,4 @@
-"""The vector store Milvus, version 2.4 or newer: a server, Zilliz Cloud, or Milvus Lite.
+"""The vector store Milvus, version 2.4.15 or newer: a server, Zilliz Cloud, or Milvus Lite.
 
 `milvus://host:19530` is a server, `milvus+https://host` one with TLS. A token stands where a
 password does (`milvus://:TOKEN@host`), or there are both `user:password`; `/NAME` behind the host
@@ -51,7 +51,15 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, is_same
+from workers.retrieval.store import (
+    COLLECTIONS_KEPT,
+    REBUILD,
+    IdPages,
+    Match,
+    MissingCollection,
+    VectorEntry,
+    is_same,
+)
 
 
 @contextmanager
@@ -88,11 +96,13 @@ PREFIX: Final = "sluice:"
 BATCH: Final = 500
 BATCH_BYTES: Final = 16 * 2**20
 """The size of one message; a server accepts 64 MiB by default."""
+COMPARED_AT_ONCE: Final = 200
+"""A chunk has at most 270 KB beside its vector, and Milvus refuses answers of more than 100 MiB
+(`quotaAndLimits.limits.maxOutputSize`)."""
 RESULTS: Final = 16_384
 """The most results that Milvus returns at once; an iterator returns more."""
 ANSWERS: Final = 200_000
 """The most results of all queries of one request."""
-COLLECTIONS_KEPT: Final = 256
 TEXT_BYTES: Final = 65_535
 METADATA_BYTES: Final = 65_000
 """Of the metadata of a chunk as JSON. Milvus accepts 65,536, including what its client adds."""
@@ -131,8 +141,7 @@ class Milvus:
         self._connect_timeout_s = settings.connect_timeout_s
         self._metrics: dict[str, str] = {}
         """Name -> the distance of the index, for collections that have been opened."""
-        self._pages: dict[str, tuple[int, str]] = {}
-        """How many ids of a collection have been listed, and the last of them."""
+        self._pages = IdPages()
 
     @cached_property
     def _client(self) -> MilvusClient:
@@ -234,11 +243,12 @@ class Milvus:
 
     def _index(self, stored: str, metric: str) -> None:
         index = self._client.prepare_index_params()
+        if self._url.host:  # Milvus Lite has no index of lists, and compares each chunk
+            index.add_index(TERMS, index_name=TERMS, index_type="INVERTED")
+        # As the last: where it is there, all are.
         index.add_index(
             VECTOR, index_name=VECTOR, index_type="HNSW", metric_type=metric, params=_INDEX
         )
-        if self._url.host:  # Milvus Lite has no index of lists, and compares each chunk
-            index.add_index(TERMS, index_name=TERMS, index_type="INVERTED")
         self._client.create_index(stored, index, timeout=self._timeout_s)
 
     def _has(self, stored: str) -> bool:
@@ -281,7 +291,7 @@ class Milvus:
 
     def _forget(self, name: str) -> None:
         self._metrics.pop(name, None)
-        self._pages.pop(name, None)
+        self._pages.forget(name)
 
     def _read(self, name: str, read: Callable[[str, str], T], nothing: T) -> T:
         """Call `read` with the collection's name and distance; returns `nothing` if it has no
@@ -437,7 +447,7 @@ class Milvus:
         def read(stored: str, metric: str) -> dict[str, bool]:
             del metric
             same: dict[str, bool] = {}
-            for batch in _batches(list(written)):
+            for batch in _batches(list(written), COMPARED_AT_ONCE):
                 for row in self._rows(stored, _is_one_of(batch), ID, TEXT, TERMS, _DYNAMIC):
                     same[row[ID]] = is_same(_flat(row), written[row[ID]])
             return same
@@ -466,17 +476,12 @@ class Milvus:
 
         def read(stored: str, metric: str) -> list[str]:
             del metric
-            # Consecutive pages: each continues after the last id of the one before.
-            listed, last = self._pages.get(name, (0, ""))
-            if listed > offset or not last:
-                listed, last = 0, ""
-            ids = self._ids(stored, behind=last, limit=offset - listed + limit)
-            page = ids[offset - listed :]
-            if page:
-                self._pages[name] = (offset + len(page), page[-1])
-                if len(self._pages) > COLLECTIONS_KEPT:
-                    del self._pages[next(iter(self._pages))]
-            return page
+
+            def after(position: str, count: int) -> list[tuple[str, str]]:
+                ids = self._ids(stored, behind=position, limit=min(count, RESULTS))
+                return [(id_, id_) for id_ in ids]
+
+            return self._pages.page(name, limit=limit, offset=offset, after=after)
 
         try:
             return self._read(name, read, nothing)
@@ -484,11 +489,11 @@ class Milvus:
             return []
 
     def _ids(self, stored: str, *, behind: str, limit: int) -> list[str]:
-        """The first ids after this one, in their order."""
+        """The first ids after this one, in their order; at most RESULTS."""
         iterator = self._client.query_iterator(
             stored,
             filter=f"{ID} > {_literal(behind)}" if behind else "",
-            batch_size=min(limit, RESULTS),
+            batch_size=limit,
             limit=limit,
             output_fields=[ID],
             consistency_level="Strong",
@@ -551,17 +556,17 @@ def _match(metric: str, hit: Mapping[str, Any]) -> Match:
     return Match(id=str(hit[ID]), score=1 - distance / 2 if metric == "L2" else distance)
 
 
-def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(ids), BATCH):
-        yield ids[first : first + BATCH]
+def _batches(ids: Sequence[str], limit: int = BATCH) -> Iterator[Sequence[str]]:
+    for first in range(0, len(ids), limit):
+        yield ids[first : first + limit]
 
 
 # Error codes of Milvus (pkg/util/merr in its source). An error without a class counts as one of the
-# server, so that it is tried again.
+# server, so that it is tried again; so do memory, disk or a quota that are used up (3, 7, 9).
 _NO_COLLECTION = 100
 _REFUSALS = frozenset(
     {
-        *(6, 7, 9, 10),  # also Milvus Lite's "illegal argument"; disk or quota used up
+        *(6, 10),  # also Milvus Lite's "illegal argument"
         *(_NO_COLLECTION, 101, 102, 105, 107),
         *(700, 701, 702, 800, 801, 802),  # indexes, databases
         *(1100, 1101, 1102, 1400, 1401),  # parameters, privileges

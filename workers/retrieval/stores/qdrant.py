@@ -54,7 +54,16 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, batches, is_same
+from workers.retrieval.store import (
+    NUMBER_BYTES,
+    REBUILD,
+    IdPages,
+    Match,
+    MissingCollection,
+    VectorEntry,
+    batches,
+    is_same,
+)
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 T = TypeVar("T")
@@ -63,6 +72,9 @@ API_KEY = "SLUICE_QDRANT_API_KEY"
 BATCH = 200
 BATCH_BYTES = 16 * 2**20
 """Of one request. A server takes 32 MiB unless it is told otherwise."""
+REQUEST_BYTES = 200
+"""Of a query, beside its vector and its filter."""
+IDS_AT_ONCE = 1000
 CATALOG = "_sluice_collections"
 """No collection of Sluice has a name that begins with `_`."""
 TEXT, METADATA, CHUNK_ID, LISTS = "page_content", "metadata", "chunk_id", "lists"
@@ -101,6 +113,7 @@ class Qdrant:
             )
         self._timeout_s = settings.request_timeout_s
         self._timeout = httpx.Timeout(self._timeout_s, connect=settings.connect_timeout_s)
+        self._pages = IdPages()
         self._is_local = not self._url.host
         # Local mode is a Python object that only one thread may use at a time.
         self._lock: AbstractContextManager[Any] = (
@@ -196,26 +209,38 @@ class Qdrant:
         must: list[models.Condition] = [] if translated.where is None else [translated.where]
         if ids is not None:
             must.append(models.HasIdCondition(has_id=[_point_id(id_) for id_ in ids]))
+        filter_ = models.Filter(must=must) if must else None
         # Local mode compares with all vectors.
         params = None if self._is_local else models.SearchParams(hnsw_ef=max(EF_SEARCH, limit))
-        requests = [
-            models.QueryRequest(
-                query=vector.tolist(),
-                filter=models.Filter(must=must) if must else None,
-                params=params,
-                limit=limit,
-                with_payload=[CHUNK_ID],
-            )
-            for vector in vectors
-        ]
+        # Each query has a filter of its own.
+        size_bytes = NUMBER_BYTES * vectors.shape[1] + REQUEST_BYTES
+        if filter_ is not None:
+            size_bytes += len(filter_.model_dump_json().encode())
+        at_once = min(max(1, BATCH_BYTES // size_bytes), BATCH)
+        rows: list[list[Match]] = []
         try:
-            answers = self._ask(
-                name, lambda client: client.query_batch_points(stored_name(name), requests)
-            )
+            for first in range(0, len(vectors), at_once):
+                requests = [
+                    models.QueryRequest(
+                        query=vector.tolist(),
+                        filter=filter_,
+                        params=params,
+                        limit=limit,
+                        with_payload=[CHUNK_ID],
+                    )
+                    for vector in vectors[first : first + at_once]
+                ]
+                rows += self._rows(name, requests)
         except MissingCollection:
             if self._is_made(name):
                 return [[] for _ in vectors]
             raise
+        return rows
+
+    def _rows(self, name: str, requests: Sequence[models.QueryRequest]) -> list[list[Match]]:
+        answers = self._ask(
+            name, lambda client: client.query_batch_points(stored_name(name), requests)
+        )
         return [
             [Match(id=_chunk_id(point), score=point.score) for point in answer.points]
             for answer in answers
@@ -276,14 +301,25 @@ class Qdrant:
         return count
 
     def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
-        def ask(client: QdrantClient) -> models.QueryResponse:
-            # Without a query, the points come in the order of their ids.
-            return client.query_points(
-                stored_name(name), limit=limit, offset=offset, with_payload=[CHUNK_ID]
+        # Not by `query_points`: with several shards that may leave points out, and an offset costs
+        # as much as all points before it.
+        def after(position: str, count: int) -> list[tuple[str, str]]:
+            # A page begins with the point at `offset`, if it is still there.
+            count = min(count, IDS_AT_ONCE)
+            records, _ = self._ask(
+                name,
+                lambda client: client.scroll(
+                    stored_name(name),
+                    limit=count + 1 if position else count,
+                    offset=position or None,
+                    with_payload=[CHUNK_ID],
+                ),
             )
+            pairs = [(str(record.id), _chunk_id(record)) for record in records]
+            return [pair for pair in pairs if pair[0] != position][:count]
 
         try:
-            return [_chunk_id(point) for point in self._ask(name, ask).points]
+            return self._pages.page(name, limit=limit, offset=offset, after=after)
         except MissingCollection:
             return []
 
@@ -320,9 +356,10 @@ class Qdrant:
             raise self._missing(name)
 
     def _indexed(self, name: str) -> set[str]:
-        """The paths in the payload that have an index. Raises MissingCollection."""
+        """The paths in the payload that have an index, as `_plain_path` has them. Raises
+        MissingCollection."""
         info = self._ask(name, lambda client: client.get_collection(stored_name(name)))
-        return set(info.payload_schema)
+        return set(map(_plain_path, info.payload_schema))
 
     def _index(self, name: str, entries: Sequence[VectorEntry], indexed: set[str]) -> None:
         """Give the keys of the metadata that are new an index of the type of their first value.
@@ -336,7 +373,7 @@ class Qdrant:
             for path, value in _values({**entry.own, **_normal(entry.metadata)}):
                 first.setdefault(path, value)
         room = INDEXES_LIMIT - len(indexed)
-        new = [(path, value) for path, value in first.items() if path not in indexed]
+        new = [pair for pair in first.items() if _plain_path(pair[0]) not in indexed]
         for path, value in new[: max(0, room)]:
             self._add_index(name, path, _index_type(value))
 
@@ -438,7 +475,7 @@ def _point_id(id_: str) -> str:
     return str(uuid5(_IDS, id_))
 
 
-def _chunk_id(point: models.ScoredPoint) -> str:
+def _chunk_id(point: models.ScoredPoint | models.Record) -> str:
     """A point that another program wrote has no chunk id; its own is no id of ours either."""
     return str((point.payload or {}).get(CHUNK_ID, point.id))
 
@@ -481,8 +518,14 @@ def _key(key: str) -> str:
     return key
 
 
+def _plain_path(path: str) -> str:
+    """The same for a path of ours and for what Qdrant makes of it: it writes keys of letters
+    without quotation marks, by another Unicode than Python's."""
+    return path.replace('"', "")
+
+
 def _path(key: str) -> str:
-    """The path of a key of `metadata`, as Qdrant itself writes it."""
+    """The path of a key of `metadata`."""
     plain = key and all(sign.isalnum() or sign in "_-" for sign in key)
     return f"{METADATA}.{key}" if plain else f'{METADATA}."{key}"'
 

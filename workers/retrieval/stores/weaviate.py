@@ -67,7 +67,14 @@ from shared.filters import (
 )
 from shared.vector_stores import VECTORS_URL, StoreUrl
 from workers.models.devices import Vectors
-from workers.retrieval.store import REBUILD, Match, MissingCollection, VectorEntry, is_same
+from workers.retrieval.store import (
+    REBUILD,
+    IdPages,
+    Match,
+    MissingCollection,
+    VectorEntry,
+    is_same,
+)
 from workers.retrieval.stores.timed_transport import TimedTransport
 
 API_KEY = "SLUICE_WEAVIATE_API_KEY"
@@ -78,11 +85,12 @@ BATCH_OBJECTS = 200
 BATCH_LIMIT_BYTES = 8 * 2**20
 """Below 10 MiB, which may be the limit of a small server (GRPC_MAX_MESSAGE_SIZE)."""
 BATCH_IDS = 500
+VECTORS_AT_ONCE = 100
+"""So many of 16,384 dimensions, the most that Sluice has, are less than BATCH_LIMIT_BYTES."""
 RESULTS_LIMIT = 10_000
 """The most results of one request (QUERY_MAXIMUM_RESULTS of Weaviate)."""
 PARALLEL_QUERIES = 8
 RECONNECT_LIMIT_MS = 2000
-CURSORS_KEPT = 256
 
 # OPERATOR_NOT, by its number in Weaviate's published base.proto: the client below 4.17 does not
 # know it, and those above refuse the protobuf that Sluice has.
@@ -138,14 +146,6 @@ def _grpc_address(url: StoreUrl) -> str:
     return address
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cursor:
-    """The object `after` which `id_page` continues at `offset`."""
-
-    offset: int
-    after: str
-
-
 class Weaviate:
     """A `VectorStore` on a Weaviate server.
 
@@ -167,7 +167,7 @@ class Weaviate:
                 "ASCII characters; copy it again."
             )
         self._authorization = f"Bearer {key}" if key else None
-        self._cursors: dict[str, _Cursor] = {}
+        self._pages = IdPages()
 
     # Connections
 
@@ -333,6 +333,10 @@ class Weaviate:
             f"property `terms` or the distance `cosine`. Delete it in Weaviate. {REBUILD}"
         )
 
+    def _require(self, name: str) -> None:
+        if self._class(name) is None:
+            raise self._missing(name)
+
     def drop(self, name: str) -> int:
         request = AggregateRequest(collection=stored_name(name), objects_count=True)
         try:
@@ -343,7 +347,7 @@ class Weaviate:
         except MissingCollection:
             return 0
         self._request("DELETE", f"/schema/{stored_name(name)}")
-        self._cursors.pop(name, None)
+        self._pages.forget(name)
         if self._class(name) is not None:
             raise Unavailable(f"Weaviate still has the collection {name!r}.")
         return reply.single_result.objects_count
@@ -352,9 +356,8 @@ class Weaviate:
 
     def upsert(self, name: str, entries: Sequence[VectorEntry], vectors: Vectors) -> None:
         # Weaviate would make a missing class, with guessed types (AUTOSCHEMA_ENABLED).
-        if self._class(name) is None:
-            raise self._missing(name)
-        self._cursors.pop(name, None)
+        self._require(name)
+        self._pages.forget(name)
         write = self._method("BatchObjects", BatchObjectsReply)
         last = {entry.id: number for number, entry in enumerate(entries)}
         class_name = stored_name(name)
@@ -380,7 +383,8 @@ class Weaviate:
     ) -> list[list[Match]]:
         condition = _ALL if where is None else _translate(where.root)
         rows: list[list[Match]] = [[] for _ in vectors]
-        if condition.is_nothing:
+        if condition.is_nothing or (ids is not None and not ids):
+            self._require(name)
             return rows
         filters = [condition.filters]
         if ids is not None:
@@ -427,25 +431,28 @@ class Weaviate:
 
     def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
         vectors: dict[str, Vectors] = {}
-        for batch in _id_batches(ids):
+        for batch in _id_batches(ids, VECTORS_AT_ONCE):
             for result in self._with_ids(name, batch, MetadataRequest(vector=True)):
                 vector = np.frombuffer(result.metadata.vector_bytes, dtype="<f4")
                 vectors[_chunk_id(result)] = vector.astype(np.float32)
-        if not ids and self._class(name) is None:
-            raise self._missing(name)
+        if not ids:
+            self._require(name)
         return vectors
 
     def compare(self, name: str, entries: Sequence[VectorEntry]) -> dict[str, bool]:
-        by_id = {entry.id: entry for entry in entries}
         names = [str(one["name"]) for one in _PROPERTIES]
+        class_name, no_vector = stored_name(name), np.empty(0, dtype=np.float32)
+        by_id = {entry.id: entry for entry in entries}
         same: dict[str, bool] = {}
-        for batch in _id_batches(list(by_id)):
-            for result in self._with_ids(name, batch, MetadataRequest(uuid=True), properties=names):
-                entry = by_id[_chunk_id(result)]
-                written = {**_properties(entry), "terms": _sorted_terms(entry)}
-                same[entry.id] = is_same(_values(result), written)
-        if not by_id and self._class(name) is None:
-            raise self._missing(name)
+        # An answer has as many bytes as what was written.
+        for batch in _batches(_object(class_name, entry, no_vector) for entry in by_id.values()):
+            written = {values["chunk_id"]: values for values in map(_written_values, batch)}
+            metadata = MetadataRequest(uuid=True)
+            for result in self._with_ids(name, list(written), metadata, properties=names):
+                id_ = _chunk_id(result)
+                same[id_] = is_same(_values(result), written[id_])
+        if not by_id:
+            self._require(name)
         return same
 
     def _with_ids(
@@ -471,7 +478,7 @@ class Weaviate:
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         delete = self._method("BatchDelete", BatchDeleteReply)
-        self._cursors.pop(name, None)
+        self._pages.forget(name)
         deleted = 0
         level = ConsistencyLevel.CONSISTENCY_LEVEL_ALL
         try:
@@ -491,28 +498,15 @@ class Weaviate:
         return deleted
 
     def id_page(self, name: str, *, limit: int, offset: int) -> list[str]:
-        """Consecutive pages are read one after another. Any other `offset` is reached from the
-        first chunk, because Weaviate has no offset beyond QUERY_MAXIMUM_RESULTS."""
-        cursor = self._cursors.pop(name, None)
-        if cursor is None or cursor.offset != offset:
-            cursor = _Cursor(offset=0, after=_BEFORE_ALL)
-        ids: list[str] = []
-        at, after = cursor.offset, cursor.after
-        while at < offset + limit:
-            goal = offset if at < offset else offset + limit
-            try:
-                results = self._after(name, after, min(goal - at, RESULTS_LIMIT))
-            except MissingCollection:
-                return []
-            if not results:
-                return ids
-            if at >= offset:
-                ids += map(_chunk_id, results)
-            at, after = at + len(results), results[-1].metadata.id
-        if len(self._cursors) >= CURSORS_KEPT:
-            self._cursors.clear()
-        self._cursors[name] = _Cursor(offset=at, after=after)
-        return ids
+        # Weaviate has no offset beyond QUERY_MAXIMUM_RESULTS.
+        def after(position: str, count: int) -> list[tuple[str, str]]:
+            results = self._after(name, position or _BEFORE_ALL, min(count, RESULTS_LIMIT))
+            return [(result.metadata.id, _chunk_id(result)) for result in results]
+
+        try:
+            return self._pages.page(name, limit=limit, offset=offset, after=after)
+        except MissingCollection:
+            return []
 
     def _after(self, name: str, after: str, limit: int) -> list[SearchResult]:
         """The objects that follow one, in the order of their UUIDs."""
@@ -577,6 +571,12 @@ def _properties(entry: VectorEntry) -> dict[str, Any]:
     }
 
 
+def _written_values(written: BatchObject) -> dict[str, Any]:
+    """The properties of an object that is written."""
+    (terms,) = written.properties.text_array_properties
+    return {**written.properties.non_ref_properties, terms.prop_name: list(terms.values)}
+
+
 def _values(result: SearchResult) -> dict[str, Any]:
     """The properties of an object that was read, those aside that it lacks."""
     values: dict[str, Any] = {}
@@ -605,10 +605,10 @@ def _batches(objects: Iterable[BatchObject]) -> Iterator[list[BatchObject]]:
         yield batch
 
 
-def _id_batches(ids: Sequence[str]) -> Iterator[list[str]]:
-    unique = list(dict.fromkeys(ids))
-    for first in range(0, len(unique), BATCH_IDS):
-        yield unique[first : first + BATCH_IDS]
+def _id_batches(ids: Sequence[str], limit: int | None = None) -> Iterator[list[str]]:
+    unique, limit = list(dict.fromkeys(ids)), limit or BATCH_IDS
+    for first in range(0, len(unique), limit):
+        yield unique[first : first + limit]
 
 
 def _bytes(vector: Vectors) -> bytes:
