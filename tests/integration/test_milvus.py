@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -342,7 +342,7 @@ Answer = Callable[[bytes, grpc.ServicerContext], bytes | None]
 
 
 @contextmanager
-def served(calls: dict[str, Answer]) -> Iterator[str]:
+def served(calls: Mapping[str, Answer]) -> Iterator[str]:
     """A server that answers these calls alone, by their names; its address."""
     handlers = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()}
     with ThreadPoolExecutor(2) as threads:

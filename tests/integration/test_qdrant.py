@@ -37,7 +37,7 @@ from tests.wire.behaviour import Behaviour, Wire
 from tests.wire.qdrant_server import served_qdrant
 from workers.attempts.process import Process
 from workers.retrieval.servers import store_of
-from workers.retrieval.store import VectorStore
+from workers.retrieval.store import MissingCollection, VectorStore
 from workers.retrieval.stores import qdrant as qdrant_store
 from workers.retrieval.stores.qdrant import CATALOG, Qdrant, stored_name
 
@@ -301,6 +301,32 @@ def test_points_of_another_program_do_no_harm(server: Wire) -> None:
     assert store.delete(name, [other]) == 0
     assert store.drop(name) == 2
     client.close()
+    store.close()
+
+
+def test_a_collection_that_was_lost_is_not_taken_for_an_empty_one(server: Wire) -> None:
+    """As where it was deleted in Qdrant, or is not in the backup, while the catalog is there."""
+    store, name = qdrant(url_of(server)), f"test-{uuid4().hex[:12]}"
+    store.make(name, "cosine")
+    store.upsert(name, [entry("a")], along(0))
+    store.make(name, "cosine")
+    assert list(store.vectors(name, ["a"])) == ["a"]
+    client = QdrantClient(url=server.url, check_compatibility=False)
+    client.delete_collection(name)
+    client.close()
+    calls: list[Callable[[], object]] = [
+        lambda: store.query(name, along(0), limit=1, where=None),
+        lambda: store.vectors(name, ["a"]),
+        lambda: store.compare(name, [entry("a")]),
+        lambda: store.upsert(name, [entry("b")], along(1)),
+    ]
+    for call in calls:
+        with pytest.raises(MissingCollection, match="collections rebuild"):
+            call()
+    store.make(name, "cosine")
+    assert store.vectors(name, ["a"]) == {}
+    store.upsert(name, [entry("b")], along(1))
+    assert store.drop(name) == 1
     store.close()
 
 

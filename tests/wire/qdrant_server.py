@@ -126,6 +126,14 @@ class Server:
         ]
         return self._update(name, edge.UpdateOperation.upsert_points(points))
 
+    def set_payload(self, name: str, body: Any) -> dict[str, Any]:
+        request = _read(models.SetPayload, body)
+        assert request.filter is not None
+        operation = edge.UpdateOperation.set_payload_by_filter(
+            engine_filter(request.filter), _engine_value(request.payload)
+        )
+        return self._update(name, operation)
+
     def delete_points(self, name: str, body: Any) -> dict[str, Any]:
         selector = _read(models.PointIdsList, body)
         return self._update(name, edge.UpdateOperation.delete_points(selector.points))
@@ -323,6 +331,7 @@ def make_app(wire: Wire, server: Server) -> Starlette:
             route("/index", server.index, "PUT"),
             route("/points", server.upsert, "PUT"),
             route("/points", server.retrieve, "POST"),
+            route("/points/payload", server.set_payload, "POST"),
             route("/points/delete", server.delete_points, "POST"),
             route("/points/count", server.count, "POST"),
             route("/points/scroll", server.scroll, "POST"),

@@ -13,7 +13,8 @@ that `langchain-qdrant` reads, and what Sluice needs beside it:
 
 A Qdrant collection cannot be made without the dimension of its vectors, which Sluice knows when the
 first ones are there. So `make` writes the name into the collection `CATALOG`, and the first
-`upsert` makes the collection itself. Its distance is always Cosine, the default of
+`upsert` makes the collection itself, and notes the dimension there: a collection that has one and
+is not there was lost. Its distance is always Cosine, the default of
 `langchain-qdrant`: vectors of length 1 have the same order in all three, and scores are cosine
 similarities as they are.
 
@@ -77,6 +78,7 @@ REQUEST_BYTES = 200
 IDS_AT_ONCE = 1000
 CATALOG = "_sluice_collections"
 """No collection of Sluice has a name that begins with `_`."""
+DIMENSION = "dimension"
 TEXT, METADATA, CHUNK_ID, LISTS = "page_content", "metadata", "chunk_id", "lists"
 INDEXES_LIMIT = 100
 """At most this many keys of a collection have a payload index; filters on others are slower."""
@@ -161,9 +163,11 @@ class Qdrant:
 
     def make(self, name: str, distance: str) -> None:
         del distance
-        record = models.PointStruct(
-            id=_point_id(name), vector={}, payload={"name": name, "collection": stored_name(name)}
-        )
+        entry = self._entry(name)
+        if entry is not None and (DIMENSION not in entry or self._exists(name)):
+            return
+        payload = {"name": name, "collection": stored_name(name)}
+        record = models.PointStruct(id=_point_id(name), vector={}, payload=payload)
         try:
             self._write(name, CATALOG, [record])
         except MissingCollection:
@@ -183,12 +187,13 @@ class Qdrant:
                 stored,
                 models.VectorParams(size=vectors.shape[1], distance=models.Distance.COSINE),
             )
+            self._note_dimension(name, vectors.shape[1])
             schema, is_new = set(), True
         self._index(name, entries, schema)
         limits = {"limit": BATCH, "limit_bytes": BATCH_BYTES}
         for batch in batches(entries, vectors, **limits):
             self._write(name, stored, [_point(*pair) for pair in zip(*batch, strict=True)])
-        if is_new and not self._is_made(name):
+        if is_new and self._entry(name) is None:
             # It was dropped between the two looks into the catalog: nothing may be left of it.
             self._ask(name, lambda client: client.delete_collection(stored))
             raise self._missing(name)
@@ -343,16 +348,30 @@ class Qdrant:
             if not self._ask(stored, lambda client: client.collection_exists(stored)):
                 raise
 
-    def _is_made(self, name: str) -> bool:
-        """Whether `make` has noted the collection and `drop` has not yet taken it back."""
+    def _entry(self, name: str) -> dict[str, Any] | None:
+        """What the catalog has of a collection: from `make` until `drop`."""
         try:
-            return bool(self._ask(name, lambda client: client.retrieve(CATALOG, [_point_id(name)])))
+            records = self._ask(name, lambda client: client.retrieve(CATALOG, [_point_id(name)]))
         except MissingCollection:
-            return False
+            return None
+        return (records[0].payload or {}) if records else None
+
+    def _is_made(self, name: str) -> bool:
+        """Whether a collection that is not there was made, and has no vectors yet."""
+        entry = self._entry(name)
+        return entry is not None and DIMENSION not in entry
+
+    def _note_dimension(self, name: str, dimension: int) -> None:
+        # By a filter: an id that was just dropped would be an error.
+        own = models.Filter(must=[models.HasIdCondition(has_id=[_point_id(name)])])
+        noted = {DIMENSION: dimension}
+        self._ask(name, lambda client: client.set_payload(CATALOG, noted, own, wait=True))
+
+    def _exists(self, name: str) -> bool:
+        return self._ask(name, lambda client: client.collection_exists(stored_name(name)))
 
     def _require(self, name: str) -> None:
-        there = self._ask(name, lambda client: client.collection_exists(stored_name(name)))
-        if not there and not self._is_made(name):
+        if not self._exists(name) and not self._is_made(name):
             raise self._missing(name)
 
     def _indexed(self, name: str) -> set[str]:

@@ -392,38 +392,28 @@ class Weaviate:
                 _joined(Filters.OPERATOR_AND, [_with_ids(batch), condition.filters])
                 for batch in _id_batches(ids)
             ]
-        requests = [
-            (
-                row,
-                SearchRequest(
-                    collection=stored_name(name),
-                    limit=min(limit, RESULTS_LIMIT),
-                    filters=filter_,
-                    near_vector=NearVector(vector_bytes=_bytes(vector)),
-                    metadata=MetadataRequest(distance=True),
-                    properties=PropertiesRequest(non_ref_properties=["chunk_id"]),
-                    consistency_level=ConsistencyLevel.CONSISTENCY_LEVEL_ONE,
-                    uses_127_api=True,
-                ),
-            )
+        queries = [
+            (row, vector, filter_)
             for row, vector in zip(rows, vectors, strict=True)
             for filter_ in filters
         ]
         search = self._method("Search", SearchReply)
-        for first in range(0, len(requests), PARALLEL_QUERIES):
-            batch = requests[first : first + PARALLEL_QUERIES]
+        for first in range(0, len(queries), PARALLEL_QUERIES):
+            batch = queries[first : first + PARALLEL_QUERIES]
             with self._translated(name):
-                calls = [search.future(request, **self._limits) for _, request in batch]
+                calls = [
+                    search.future(_nearest(name, vector, filter_, limit), **self._limits)
+                    for _, vector, filter_ in batch
+                ]
                 try:
-                    for (row, _), call in zip(batch, calls, strict=True):
+                    for (row, *_), call in zip(batch, calls, strict=True):
                         row += map(_match, call.result().results)
+                        if len(filters) > 1:
+                            row.sort(key=lambda match: -match.score)
+                            del row[limit:]
                 finally:
                     for call in calls:
                         call.cancel()
-        if len(filters) > 1:
-            for row in rows:
-                row.sort(key=lambda match: -match.score)
-                del row[limit:]
         return rows
 
     def is_exact(self, where: MetadataFilter) -> bool:
@@ -569,6 +559,19 @@ def _properties(entry: VectorEntry) -> dict[str, Any]:
         "text": entry.text,
         "metadata": json.dumps(entry.metadata, ensure_ascii=False),
     }
+
+
+def _nearest(name: str, vector: Vectors, filters: Filters | None, limit: int) -> SearchRequest:
+    return SearchRequest(
+        collection=stored_name(name),
+        limit=min(limit, RESULTS_LIMIT),
+        filters=filters,
+        near_vector=NearVector(vector_bytes=_bytes(vector)),
+        metadata=MetadataRequest(distance=True),
+        properties=PropertiesRequest(non_ref_properties=["chunk_id"]),
+        consistency_level=ConsistencyLevel.CONSISTENCY_LEVEL_ONE,
+        uses_127_api=True,
+    )
 
 
 def _written_values(written: BatchObject) -> dict[str, Any]:
