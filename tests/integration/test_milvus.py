@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -338,13 +338,20 @@ def hold_connections(server: socket.socket, ended: threading.Event) -> None:
 
 
 SERVICE = "milvus.proto.milvus.MilvusService"
-Answer = Callable[[bytes, grpc.ServicerContext], bytes | None]
 
 
 @contextmanager
-def served(calls: Mapping[str, Answer]) -> Iterator[str]:
-    """A server that answers these calls alone, by their names; its address."""
-    handlers = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()}
+def served(**calls: Callable[[Any, grpc.ServicerContext], Any]) -> Iterator[str]:
+    """A server that answers these calls alone, by their names, and `Connect`; its address."""
+    calls = {"Connect": lambda *_: milvus_pb2.ConnectResponse(), **calls}
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            call,
+            request_deserializer=getattr(milvus_pb2, f"{name}Request").FromString,
+            response_serializer=lambda answer: answer.SerializeToString(),
+        )
+        for name, call in calls.items()
+    }
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(
             threads, handlers=[grpc.method_handlers_generic_handler(SERVICE, handlers)]
@@ -355,18 +362,19 @@ def served(calls: Mapping[str, Answer]) -> Iterator[str]:
         server.stop(None).wait()
 
 
-def connect(request: bytes, context: grpc.ServicerContext) -> bytes:
-    del request, context
-    answer: bytes = milvus_pb2.ConnectResponse().SerializeToString()
-    return answer
+def describe(request: Any, context: grpc.ServicerContext) -> Any:
+    """The only collection is `a`."""
+    del context
+    status = common_pb2.Status(code=0 if request.collection_name == "a" else 100)
+    return milvus_pb2.DescribeCollectionResponse(status=status)
 
 
 def test_a_server_that_refuses_the_token() -> None:
-    def refuse(request: bytes, context: grpc.ServicerContext) -> None:
+    def refuse(request: Any, context: grpc.ServicerContext) -> None:
         del request
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")
 
-    with served({"Connect": refuse}) as address:
+    with served(Connect=refuse) as address:
         store = store_at(f"someone:secret-token@{address}")
         with pytest.raises(Permanent, match="auth check failure") as error:
             store.make("a", "cosine")
@@ -376,13 +384,8 @@ def test_a_server_that_refuses_the_token() -> None:
 def test_which_errors_of_a_server_pass() -> None:
     """What is used up now may be free later, as with the other stores."""
     status = common_pb2.Status()
-
-    def describe(request: bytes, context: grpc.ServicerContext) -> bytes:
-        del request, context
-        answer: bytes = milvus_pb2.DescribeCollectionResponse(status=status).SerializeToString()
-        return answer
-
-    with served({"Connect": connect, "DescribeCollection": describe}) as address:
+    answer = milvus_pb2.DescribeCollectionResponse
+    with served(DescribeCollection=lambda *_: answer(status=status)) as address:
         store = store_at(address)
         for code, kind in ((3, Unavailable), (7, Unavailable), (9, Unavailable), (1102, Permanent)):
             status.code, status.reason = code, f"reason {code}"
@@ -395,35 +398,44 @@ def test_the_index_of_vectors_is_made_last() -> None:
     """Whoever finds it takes the collection for ready."""
     indexed: list[str] = []
 
-    def describe(request: bytes, context: grpc.ServicerContext) -> bytes:
+    def create_index(request: Any, context: grpc.ServicerContext) -> Any:
         del context
-        name = milvus_pb2.DescribeCollectionRequest.FromString(request).collection_name
-        status = common_pb2.Status(code=0 if name == "a" else 100)
-        answer: bytes = milvus_pb2.DescribeCollectionResponse(status=status).SerializeToString()
-        return answer
+        indexed.append(request.field_name)
+        return common_pb2.Status(code=1100, reason="no more")
 
-    def describe_index(request: bytes, context: grpc.ServicerContext) -> bytes:
-        del request, context
-        status = common_pb2.Status(code=700)
-        answer: bytes = milvus_pb2.DescribeIndexResponse(status=status).SerializeToString()
-        return answer
-
-    def create_index(request: bytes, context: grpc.ServicerContext) -> bytes:
-        del context
-        indexed.append(milvus_pb2.CreateIndexRequest.FromString(request).field_name)
-        answer: bytes = common_pb2.Status(code=1100, reason="no more").SerializeToString()
-        return answer
-
-    calls = {
-        "Connect": connect, "DescribeCollection": describe, "DescribeIndex": describe_index,
-        "CreateIndex": create_index,
-    }  # fmt: skip
-    with served(calls) as address:
+    none = milvus_pb2.DescribeIndexResponse(status=common_pb2.Status(code=700))
+    calls = {"DescribeCollection": describe, "CreateIndex": create_index}
+    with served(DescribeIndex=lambda *_: none, **calls) as address:
         store = store_at(address)
         with pytest.raises(Permanent, match="no more"):
             store.query("a", along(0), limit=1, where=None)
         store.close()
     assert indexed == [milvus.TERMS]
+
+
+def test_a_collection_that_does_not_fit_into_memory_can_be_dropped() -> None:
+    dropped: list[str] = []
+
+    def drop(request: Any, context: grpc.ServicerContext) -> Any:
+        del context
+        dropped.append(request.collection_name)
+        return common_pb2.Status()
+
+    metric = common_pb2.KeyValuePair(key="metric_type", value="COSINE")
+    index = milvus_pb2.IndexDescription(params=[metric])
+    count = common_pb2.KeyValuePair(key="row_count", value="7")
+    answers = {
+        "DescribeIndex": milvus_pb2.DescribeIndexResponse(index_descriptions=[index]),
+        "GetLoadState": milvus_pb2.GetLoadStateResponse(state=common_pb2.LoadStateNotLoad),
+        "LoadCollection": common_pb2.Status(code=3, reason="no memory"),
+        "GetCollectionStatistics": milvus_pb2.GetCollectionStatisticsResponse(stats=[count]),
+    }
+    calls = {name: lambda *_, answer=answer: answer for name, answer in answers.items()}
+    with served(DescribeCollection=describe, DropCollection=drop, **calls) as address:
+        store = store_at(address)
+        assert store.drop("a") == 7
+        store.close()
+    assert dropped == ["a"]
 
 
 def test_a_file_that_another_process_has_open(tmp_path: Path) -> None:

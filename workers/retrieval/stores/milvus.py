@@ -208,14 +208,20 @@ class Milvus:
         return count
 
     def _count(self, name: str, stored: str) -> int:
-        self._metric(name)  # it has to be loaded
-        (row,) = self._client.query(
-            stored,
-            output_fields=["count(*)"],
-            consistency_level="Strong",
-            timeout=self._timeout_s,
-        )
-        return int(row["count(*)"])
+        """How many chunks a collection has; about how many, if it cannot be loaded: what is dropped
+        to make room in the memory of Milvus may be what does not fit into it."""
+        try:
+            self._metric(name)
+            (row,) = self._client.query(
+                stored,
+                output_fields=["count(*)"],
+                consistency_level="Strong",
+                timeout=self._timeout_s,
+            )
+            return int(row["count(*)"])
+        except MilvusException:
+            stats = self._client.get_collection_stats(stored, timeout=self._timeout_s)
+            return int(stats.get("row_count", 0))
 
     def _create(self, stored: str, metric: str, *, dimension: int) -> None:
         """Make a collection with its index, and load it. Another process may do the same

@@ -513,7 +513,7 @@ def _point(entry: VectorEntry, vector: Vectors) -> models.PointStruct:
 
 def _payload(entry: VectorEntry) -> dict[str, Any]:
     metadata = {**entry.own, **_normal(entry.metadata)}
-    lists = [key for key, value in metadata.items() if isinstance(value, list)]
+    lists = sorted(key for key, value in metadata.items() if isinstance(value, list))
     return {
         TEXT: entry.text,
         METADATA: metadata,

@@ -557,7 +557,7 @@ def _properties(entry: VectorEntry) -> dict[str, Any]:
         **entry.own,
         "chunk_id": entry.id,
         "text": entry.text,
-        "metadata": json.dumps(entry.metadata, ensure_ascii=False),
+        "metadata": json.dumps(entry.metadata, ensure_ascii=False, sort_keys=True),
     }
 
 
