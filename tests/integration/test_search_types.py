@@ -1,5 +1,6 @@
 """The types of a search, and what else it can be asked for."""
 
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -10,9 +11,11 @@ from shared.kinds.search import SearchInput, SearchOptions
 from tests.integration.ingestion import hits_of, ingest, ingest_files, new_collection, search
 from tests.integration.job_runner import drain, job_of, submit
 from workers.attempts.process import Process
-from workers.retrieval.search import marginal_relevance
+from workers.models.devices import Vectors
+from workers.retrieval import search as searching
+from workers.retrieval.search import SearchRequest, marginal_relevance
 from workers.retrieval.servers import store_of
-from workers.retrieval.store import VectorEntry
+from workers.retrieval.store import Match, VectorEntry
 
 TEXTS = {
     "cats": "Cats sleep for most of the day.",
@@ -74,7 +77,9 @@ def test_mmr_is_that_of_langchain(share: float) -> None:
     assert ours == maximal_marginal_relevance(query, list(passages), lambda_mult=share, k=12)
 
 
-def test_several_queries_have_their_hits_in_their_order(process: Process, collection: str) -> None:
+def test_several_queries_have_their_hits_in_their_order(
+    process: Process, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queries = [QUERY, "When does the train leave?", "What is bread made of?"]
     input_ = SearchInput(collection=collection, queries=queries, k=1).model_dump(mode="json")
     job_id = submit(process, kinds.SEARCH, input_)
@@ -88,6 +93,28 @@ def test_several_queries_have_their_hits_in_their_order(process: Process, collec
     for result in results:
         (alone,) = search(process, collection, result["query"], k=1)
         assert result["hits"][0]["chunk_id"] == alone.chunk_id
+
+    monkeypatch.setattr(searching, "QUERIES_AT_ONCE", 2)
+    sizes: list[int] = []
+    store = store_of(process)
+    ask = store.query
+
+    def noting(name: str, vectors: Vectors, **options: Any) -> list[list[Match]]:
+        sizes.append(len(vectors))
+        return ask(name, vectors, **options)
+
+    monkeypatch.setattr(store, "query", noting)
+    queries = [*queries[1:], "trains " + " ".join(f"word{n}" for n in range(1100))]
+    for type_ in ("similarity", "mmr", "lexical", "hybrid"):
+        options = SearchOptions(type=type_)
+        request = SearchRequest(collections=[collection], queries=queries, k=1, options=options)
+        answer = searching.search(process, request)
+        assert [hits[0].source for hits in answer.hits[:2]] == ["trains", "bread"], type_
+        assert len(answer.hits) == 3
+        is_cut = [warning for warning in answer.warnings if "parts of words" in warning]
+        assert all("The query 3 has" in warning for warning in is_cut)
+        assert bool(is_cut) == (type_ in ("lexical", "hybrid"))
+    assert max(sizes) == 2
 
 
 def test_several_collections_are_one_list(process: Process, collection: str) -> None:

@@ -79,11 +79,13 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
         site.socket = tls.wrap_socket(site.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield site
-    site.is_over.set()
-    site.shutdown()
-    site.server_close()
-    thread.join()
+    try:
+        yield site
+    finally:  # else a test that fails keeps the process from its end
+        site.is_over.set()
+        site.shutdown()
+        site.server_close()
+        thread.join()
 
 
 def get(url: str, stop: threading.Event | None = None, **changes: Any) -> FetchedPage:

@@ -1,6 +1,6 @@
 """Search: the passages of collections that answer queries.
 
-All queries of a request are embedded in one batch, and one request to the store looks for all of
+All queries of a request are embedded in one batch, and one request to the store looks for many of
 them. The results are looked up in Postgres: only passages that are live there are hits.
 """
 
@@ -51,6 +51,8 @@ WIDEN_FACTOR = 4
 TEXTS_AT_ONCE = 25
 """Up to this many passages are read with their texts when they are checked to be live. Of more
 passages, most are not among the best, and the texts of the best are read at the end."""
+QUERIES_AT_ONCE = 100
+"""So many queries are answered together. Of each, the vectors of some hundred passages are held."""
 MATCHES_AT_ONCE = 100_000
 """If many queries are asked again for more, so many results of all of them are held at once."""
 MATCHING_CHUNKS = 10_000
@@ -211,23 +213,30 @@ class CollectionSearch:
         """The candidates of each query, best first."""
         if self._dimension is None:
             return [[] for _ in self._request.queries]  # nothing was ingested yet
+        find = self._finder(count)
+        rows: list[list[Candidate]] = []
+        for first in range(0, len(self._request.queries), QUERIES_AT_ONCE):
+            self._check()
+            self._is_live, self._chunks = {}, {}  # passages may have been erased since
+            rows += self._read(find(slice(first, first + QUERIES_AT_ONCE)), count)
+        return rows
+
+    def _finder(self, count: int) -> Callable[[slice], list[list[_ScoredId]]]:
+        """What finds the best passages for a part of the queries, all of which are embedded
+        here."""
         type_ = self._options.type
         if type_ is SearchType.LEXICAL:
-            return self._read(self._matches(self._lexical(count), count), count)
+            return lambda part: self._matches(self._lexical(part, count), count)
         if self._request.vector is None:
             embedder = self._embedder()
             vectors = embedder.encode_queries(self._request.queries, between=self._check)
             if type_ is SearchType.HYBRID:
-                return self._read(self._hybrid(embedder, vectors, count), count)
+                return lambda part: self._hybrid(embedder, part, vectors[part], count)
         else:
             vectors = self._unit_vector(self._request.vector)
         if type_ is SearchType.MMR:
-            return self._read(self._diverse(vectors, count), count)
-        nearest = self._nearest(vectors, self._query(vectors, count), count)
-        threshold = self._options.score_threshold
-        if threshold is not None:
-            nearest = [[one for one in row if one.score >= threshold] for row in nearest]
-        return self._read(nearest, count)
+            return lambda part: self._diverse(vectors[part], count)
+        return lambda part: self._similar(vectors[part], count)
 
     def _unit_vector(self, vector: Sequence[float]) -> Vectors:
         """The vector of the request, scaled to length 1, as an array of one row."""
@@ -270,14 +279,16 @@ class CollectionSearch:
 
     # Both halves
 
-    def _hybrid(self, embedder: Embedder, vectors: Vectors, count: int) -> list[list[_ScoredId]]:
+    def _hybrid(
+        self, embedder: Embedder, part: slice, vectors: Vectors, count: int
+    ) -> list[list[_ScoredId]]:
         """The best of each half, scored by both."""
         pool = max(count, HYBRID_POOL)
         # The store is asked in a second thread, so that it and Postgres work at the same time.
         executor = self._process.held(_store_thread, ThreadPoolExecutor.shutdown)
         store_rows = executor.submit(self._query, vectors, pool)
         try:
-            results = self._lexical(pool)
+            results = self._lexical(part, pool)
         finally:
             wait([store_rows])
         rows = store_rows.result()
@@ -296,7 +307,7 @@ class CollectionSearch:
         )
         coverage = coverage_by(embedder.tokenizer)
         for query, row, result, similarities in zip(
-            self._request.queries, united, results, cosines, strict=True
+            self._request.queries[part], united, results, cosines, strict=True
         ):
             lexical = result.score_in_context([one.id for one in row])
             fused = fuse(
@@ -346,19 +357,18 @@ class CollectionSearch:
 
     # The lexical half
 
-    def _lexical(self, limit: int) -> list[LexicalResult]:
-        results = lexical_of(self._process).search_many(
-            self._id, self._request.queries, limit=limit
-        )
+    def _lexical(self, part: slice, limit: int) -> list[LexicalResult]:
+        queries = self._request.queries
+        results = lexical_of(self._process).search_many(self._id, queries[part], limit=limit)
         if results[0].unindexed:
             self.warnings.append(
                 f"{results[0].unindexed:,} documents or more of {self._name} are not in the index "
                 "of words yet: they were ingested by an older version, and come in one by one. "
                 "Search again later."
             )
-        for n, result in enumerate(results):
+        for number, result in enumerate(results, part.start + 1):
             if result.terms_left_out:
-                which = f" {n + 1:,}" if len(results) > 1 else ""
+                which = f" {number:,}" if len(queries) > 1 else ""
                 self.warnings.append(
                     f"The {self._request.noun}{which} has {result.query_terms:,} different words "
                     f"and parts of words, of which the first "
@@ -460,6 +470,13 @@ class CollectionSearch:
                 f"reads the first {embedder.window:,}: what it says after these had no part in the "
                 "search. Shorten it."
             )
+
+    def _similar(self, vectors: Vectors, count: int) -> list[list[_ScoredId]]:
+        nearest = self._nearest(vectors, self._query(vectors, count), count)
+        threshold = self._options.score_threshold
+        if threshold is None:
+            return nearest
+        return [[one for one in row if one.score >= threshold] for row in nearest]
 
     def _nearest(
         self, vectors: Vectors, rows: Sequence[Sequence[Match]], count: int
