@@ -442,21 +442,18 @@ def documents_of(session: Session, version_ids: Iterable[UUID]) -> dict[UUID, Ve
     return {v: VersionDocument(document_id=d, source=name, chunk_count=n) for v, d, name, n in rows}
 
 
-def unembedded(session: Session, parts: Iterable[ChunkRange]) -> list[Chunk]:
+_LACKING: Final = text("""
+    SELECT p.n FROM unnest(CAST(:ids AS uuid[]), CAST(:firsts AS int[]), CAST(:ends AS int[]))
+        WITH ORDINALITY p (id, first, behind, n)
+    JOIN versions v ON v.id = p.id
+    WHERE v.state = 'pending' AND NOT v.embedded @> int4range(p.first, p.behind)
+""")
+
+
+def unembedded(session: Session, parts: Sequence[ChunkRange]) -> list[Chunk]:
     """The chunks of these parts that have no vectors yet and whose version is pending."""
-    chunks: list[Chunk] = []
-    for part in parts:
-        lacks_vectors = session.scalar(
-            text("""
-                SELECT state = 'pending' AND NOT embedded @> int4range(:first, :end)
-                FROM versions WHERE id = :id
-            """),
-            {"id": part.version_id, "first": part.first, "end": part.end},
-        )
-        if not lacks_vectors:
-            continue
-        chunks += chunks_of(session, part)
-    return chunks
+    lacking = set(session.scalars(_LACKING, _arrays(parts)))
+    return chunks_in(session, [part for n, part in enumerate(parts, 1) if n in lacking])
 
 
 def chunks_of(session: Session, part: ChunkRange) -> Sequence[Chunk]:
@@ -480,18 +477,21 @@ _CHUNKS_IN: Final = text("""
 
 def chunks_in(session: Session, parts: Sequence[ChunkRange]) -> list[Chunk]:
     """The chunks of all parts, read by one statement; versions in the order of the parts."""
-    chunks = session.scalars(
-        select(Chunk).from_statement(_CHUNKS_IN),
-        {
-            "ids": [part.version_id for part in parts],
-            "firsts": [part.first for part in parts],
-            "ends": [part.end for part in parts],
-        },
-    )
+    if not parts:
+        return []
+    chunks = session.scalars(select(Chunk).from_statement(_CHUNKS_IN), _arrays(parts))
     places: dict[UUID, int] = {}
     for part in parts:
         places.setdefault(part.version_id, len(places))
     return sorted(chunks, key=lambda chunk: (places[chunk.version_id], chunk.ordinal))
+
+
+def _arrays(parts: Sequence[ChunkRange]) -> dict[str, Any]:
+    return {
+        "ids": [part.version_id for part in parts],
+        "firsts": [part.first for part in parts],
+        "ends": [part.end for part in parts],
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
