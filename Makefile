@@ -15,13 +15,13 @@ _ := $(shell "$(BIN)/python" -c "" 2>/dev/null && [ "`cat $(MADE) 2>/dev/null`" 
 	|| rm -f $(MADE) $(LOCAL) $(DEV))
 
 .NOTPARALLEL:
-.PHONY: help demo test test-unit test-models test-integration test-gpu test-e2e check fuzz up lint bench venv
+.PHONY: help demo test test-unit test-costs test-models test-integration test-gpu test-e2e check fuzz up lint bench venv
 
 help:
 	@echo "make demo    start everything, ingest examples/documents, ask two questions, stop"
 	@echo "make up      start everything on this machine and keep it running"
 	@echo "make check   style, types, import contracts and the unit tests, in less than a minute"
-	@echo "make test    run all tests; test-unit, test-models, test-integration, test-gpu, test-e2e: one tier"
+	@echo "make test    run all tests; test-unit, test-costs, test-models, test-integration, test-gpu, test-e2e: one tier"
 	@echo "make fuzz    look for documents and requests that are neither taken nor refused as they should be"
 	@echo "make lint    check style, types and import contracts"
 	@echo "make bench   measure ingestion, submission, generation and tasks"
@@ -46,11 +46,14 @@ TWO := --processes 2
 STACKS := --processes 3
 
 test: $(DEV)
-	$(TESTS) tests/unit tests/integration tests/models tests/gpu $(FOUR)
+	$(TESTS) tests/unit tests/costs tests/integration tests/models tests/gpu $(FOUR)
 	$(TESTS) tests/e2e $(STACKS)
 
 test-unit: $(DEV)
 	$(TESTS) tests/unit $(TWO)
+
+test-costs: $(DEV)
+	$(TESTS) tests/costs $(TWO)
 
 test-models: $(DEV)
 	$(TESTS) tests/models $(FOUR)
