@@ -599,7 +599,7 @@ class BundleSettings(RoleSettings):
     bundle_step_s: PositiveFloat = 5
     bundle_keep_s: Annotated[float, Field(gt=0, le=3_000_000_000)] = 86_400
     bundle_limit_chunks: Annotated[int, Field(gt=0, le=2**50)] = 20_000_000
-    bundle_part_limit_mib: Annotated[int, Field(gt=0, le=2**20)] = 256
+    bundle_part_limit_mib: Annotated[int, Field(gt=0, le=2**20)] = 64
 
 
 class EvalSettings(RoleSettings):

@@ -304,6 +304,16 @@ def append(session: Session, file_id: UUID, *parts: Part) -> None:
         raise TooLarge(f"File {file_id} has more than {PARTS_LIMIT:,} parts; write larger ones.")
 
 
+def expire_at(session: Session, file_id: UUID, moment: datetime) -> None:
+    """Let a file be forgotten then."""
+    session.execute(
+        update(File)
+        .where(File.id == file_id)
+        .values(expires_at=moment)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def replace_parts(session: Session, file_id: UUID, part: Part, *, sha256: str) -> None:
     """Let one part stand for all that there were: the file is whole, until it grows again. The
     others may be deleted once this is committed. Raises NotFound."""
@@ -330,9 +340,13 @@ def read(storage: Storage, file: File) -> bytes:
     return storage.read(file.path) if file.parts is None else b"".join(blocks(storage, file))
 
 
+def find(session: Session, file_id: UUID) -> File | None:
+    return session.get(File, file_id)
+
+
 def get(session: Session, file_id: UUID) -> File:
     """Raises NotFound."""
-    file = session.get(File, file_id)
+    file = find(session, file_id)
     if file is None:
         raise NotFound(f"There is no file {file_id}; upload it with `POST /v1/files`.")
     return file

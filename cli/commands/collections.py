@@ -1,7 +1,6 @@
 """`sluice collections`: list, make, show, rebuild, check, adopt, move and delete collections."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,8 @@ from cli.options import ListByDefault, complete_collections, confirm, with_clien
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting, watch_job
 from cli.values import key_values
-from sluice import (
-    Client,
-    ClientJob,
-    Collection,
-    InvalidInput,
-    Job,
-    SluiceError,
-    SourceError,
-    State,
-)
+from sluice import Client, ClientJob, Collection, Job, SourceError, State
+from sluice.bundles import require_folder
 
 
 @click.group(cls=ListByDefault)
@@ -251,8 +242,7 @@ def export_collection(client: Client, *, name: str, file: Path, as_json: bool) -
     Example:
       sluice collections export rules-ko rules-ko.zip
     """
-    if not file.parent.is_dir():  # it would be noticed when all has been exported
-        raise InvalidInput(f"There is no folder {file.parent} for {file.name}. Make it first.")
+    require_folder(file)
     job = client.submit_untyped("export", {"collection": name})
     ended = _followed(client, job, as_json)
     if ended.state != State.SUCCEEDED:
@@ -288,12 +278,9 @@ def import_collection(client: Client, *, file: Path, name: str | None, as_json: 
     with waiting(f"Uploading {file}"):
         job = client.import_collection(file, name, wait=False)
     ended = _followed(client, job, as_json)
-    if ended.state != State.SUCCEEDED:
-        return _print_end(ended, as_json)
-    for file_id in sorted({*(job.input or {}).get("file_ids", ())}):
-        with suppress(SluiceError):  # a file that stays does no harm
-            client.delete_file(file_id)
-    if as_json:
+    if ended.state == State.SUCCEEDED:
+        client.delete_slices(ended)
+    if ended.state != State.SUCCEEDED or as_json:
         return _print_end(ended, as_json)
     result = ended.result or {}
     print_text(

@@ -5,7 +5,9 @@ running it again.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+import os
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -14,12 +16,21 @@ import httpx
 from sluice.calls import Calls, segment
 from sluice.errors import ConnectionBroken, InvalidInput
 from sluice.ingest import Advance
+from sluice.shapes import State
 
 SLICE_BYTES: Final = 16 * 2**20
 """Half of what a server takes at once, unless SLUICE_MAX_FILE_BYTES says otherwise."""
 _SLICES_LIMIT: Final = 10_000
 _SILENCE_S: Final = 60.0
 _UNIT: Final = "bytes"
+
+
+def require_folder(path: str | Path) -> None:
+    """Raises InvalidInput where no file can be made at this path: before an export, not behind
+    it."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InvalidInput(f"{folder} is no folder in which files can be made. Name another path.")
 
 
 async def download(
@@ -34,6 +45,7 @@ async def download(
     target = Path(path)
     stored = await calls.file(file_id)
     part = target.with_name(f"{target.name}.part")
+    again = f"The server still has it: GET /v1/files/{file_id}/content."
     size = 0
     try:
         with part.open("wb") as stream:
@@ -49,13 +61,13 @@ async def download(
                     )
         if size != stored.size_bytes:
             raise ConnectionBroken(
-                f"{target}: {size:,} of {stored.size_bytes:,} bytes have come. Try again."
+                f"{target}: {size:,} of {stored.size_bytes:,} bytes have come. {again}"
             )
         part.replace(target)
     except httpx.TransportError as error:
-        raise ConnectionBroken(
-            f"The download to {target} broke off: {error}. Try again."
-        ) from error
+        raise ConnectionBroken(f"The download to {target} broke off: {error}. {again}") from error
+    except OSError as error:
+        raise InvalidInput(f"{target} cannot be written: {error}. {again}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -73,15 +85,18 @@ async def upload_slices(
         raise InvalidInput(f"{path} has {total:,} bytes, and so is no bundle that can be sent.")
     with Path(path).open("rb") as stream:
         hashes = await calls.transport.in_thread(_hashes, stream)
-        stored = {file.sha256: file.id for file in await calls.files_by_hash(sorted(set(hashes)))}
+        # By name, too: what a user has stored for other ends is not deleted with a bundle.
+        files = await calls.files_by_hash(sorted(set(hashes)))
+        stored = {(file.sha256, file.name): file.id for file in files}
         ids: list[str] = []
         stream.seek(0)
         for n, digest in enumerate(hashes):
             data = await calls.transport.in_thread(stream.read, SLICE_BYTES)
-            if digest not in stored:
-                upload = await calls.upload(data, name=f"{name}.{n:04d}", timeout_s=timeout_s)
-                stored[digest] = upload.id
-            ids.append(stored[digest])
+            slice_name = unicodedata.normalize("NFC", f"{name}.{n:04d}")
+            file_id = stored.get((digest, slice_name))
+            if file_id is None:
+                file_id = (await calls.upload(data, name=slice_name, timeout_s=timeout_s)).id
+            ids.append(file_id)
             done = min(total, (n + 1) * SLICE_BYTES)
             on_advance(Advance(phase="upload", done=done, total=total, unit=_UNIT))
     return ids
@@ -94,3 +109,15 @@ def _hashes(stream: IO[bytes]) -> list[str]:
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
     while block := stream.read(SLICE_BYTES):
         yield block
+
+
+async def unused_slices(calls: Calls[Any], ids: Sequence[str]) -> list[str]:
+    """Those of the uploads that no open import needs: two of one bundle share them."""
+    unused = dict.fromkeys(ids)
+    for state in (State.QUEUED, State.RUNNING):
+        async for listed in calls.jobs(kind="import", state=state):
+            job = await calls.job(listed.id) if listed.truncated else listed
+            if not job.ended:
+                for id_ in (job.input or {}).get("file_ids", ()):
+                    unused.pop(id_, None)
+    return list(unused)

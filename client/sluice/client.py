@@ -26,7 +26,12 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    suppress,
+)
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import TracebackType
@@ -34,9 +39,9 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar,
 
 import httpx
 
-from sluice.bundles import download, upload_slices
+from sluice.bundles import download, require_folder, unused_slices, upload_slices
 from sluice.calls import Calls, J, segment, silent
-from sluice.errors import ApiError, ConnectionFailed, InvalidInput, WaitTimeout
+from sluice.errors import ApiError, ConnectionFailed, InvalidInput, SluiceError, WaitTimeout
 from sluice.ingest import (
     PARALLEL_UPLOADS,
     Advance,
@@ -476,6 +481,7 @@ class Tasks(Calls[J], Generic[J]):
         Returns the `export` job. The server keeps the bundle for a day (SLUICE_BUNDLE_KEEP_S);
         `download` gets it again. `timeout_s` is for the job.
         """
+        require_folder(path)
         job = await self.submit_untyped("export", {"collection": name})
         on_submit(job)
         job = (await self.wait(job.id, timeout_s=timeout_s)).require_success()
@@ -509,8 +515,15 @@ class Tasks(Calls[J], Generic[J]):
         if not wait:
             return job
         job = (await self.wait(job.id, timeout_s=timeout_s)).require_success()
-        await self._delete_files(sorted(set(ids)))
+        await self.delete_slices(job)
         return job
+
+    async def delete_slices(self, job: Job) -> None:
+        """Delete the uploads of an `import` job that has ended, but for those that another import
+        needs. Errors are ignored: a file that stays does no harm."""
+        with suppress(SluiceError):
+            input_ = (await self.job(job.id)).input or {}
+            await self._delete_files(await unused_slices(self, input_.get("file_ids", ())))
 
     async def download(
         self,
@@ -801,6 +814,7 @@ class Client:
     delete_file = _blocking(Tasks.delete_file)
     download = _blocking(Tasks.download)
     upload_slices = _blocking(Tasks.upload_slices)
+    delete_slices = _blocking(Tasks.delete_slices)
     files_by_hash = _blocking(Tasks.files_by_hash)
     attached = _blocking_block(Tasks.attached)
     models = _blocking(Tasks.models)

@@ -3,7 +3,7 @@
 Ids are given to statements as arrays: of parameters a statement takes no more than 65,535.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -15,7 +15,7 @@ from shared.documents import containers, lexical
 from shared.documents.versions import GarbageVersion, VersionState, garbage_where, lock_documents_of
 from shared.errors import NotFound
 from shared.kinds.bundle import EXPORT
-from shared.tables import Chunk, Collection, Document, IngestItem, Job, Version
+from shared.tables import Chunk, Collection, Document, IngestItem, Job, VectorIndex, Version
 from shared.vocabulary import OPEN, State
 
 # Garbage: versions that readers no longer see, until their vectors and rows are deleted.
@@ -123,6 +123,18 @@ def unused(session: Session, candidates: Sequence[GarbageVersion]) -> list[Garba
     return [version for version in candidates if version.version_id in ids]
 
 
+def with_readers(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
+    """The versions among these whose vectors are read, or will be: those that are live or may
+    become live, and those that an export reads."""
+    rows = session.scalars(
+        select(Version.id).where(
+            Version.id.in_(list(version_ids)),
+            or_(Version.state != VersionState.RETIRED, _is_exported()),
+        )
+    )
+    return set(rows)
+
+
 def _is_used() -> ColumnElement[bool]:
     by_item = exists().where(
         IngestItem.version_id == Version.id,
@@ -130,18 +142,33 @@ def _is_used() -> ColumnElement[bool]:
         Job.id == IngestItem.job_id,
         Job.state.in_(OPEN),
     )
-    # Versions that were live when an export began are exported, unless their document was erased.
-    by_export = exists().where(
+    return or_(by_item, _is_exported())
+
+
+def _is_exported() -> ColumnElement[bool]:
+    """Whether an export may read a version: it was live when the export began, and its document was
+    not erased."""
+    return exists().where(
         Document.id == Version.document_id,
         Document.erasing_at.is_(None),
         Collection.id == Document.collection_id,
+        _has_export(),
+    )
+
+
+def is_exported_index() -> ColumnElement[bool]:
+    """Whether an export may read an index."""
+    return exists().where(Collection.id == VectorIndex.collection_id, _has_export())
+
+
+def _has_export() -> ColumnElement[bool]:
+    return and_(
         Collection.erasing_at.is_(None),
         Job.collection == Collection.name,
         Job.batch_id.is_(None),
         Job.kind == EXPORT.name,
         Job.state == State.RUNNING,
     )
-    return or_(by_item, by_export)
 
 
 def remove_chunks(session: Session, version_id: UUID, *, up_to: int) -> int:

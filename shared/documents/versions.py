@@ -413,16 +413,6 @@ def _hold_pending(session: Session, version_id: UUID) -> bool:
     return held is not None
 
 
-def live_or_pending(session: Session, version_ids: Iterable[UUID]) -> set[UUID]:
-    """The versions among these that are live or may become live."""
-    rows = session.scalars(
-        select(Version.id).where(
-            Version.id.in_(list(version_ids)), Version.state != VersionState.RETIRED
-        )
-    )
-    return set(rows)
-
-
 @dataclass(frozen=True, kw_only=True)
 class VersionDocument:
     """The document of a version, and the number of the version's chunks."""

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
@@ -17,17 +18,19 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from cli.main import run
 from shared import files
 from shared.config import Settings
 from shared.documents import collections
+from shared.documents.indexes import IndexState
+from shared.documents.versions import ChunkRange
 from shared.errors import Conflict, NotFound, SluiceError
 from shared.kinds import registry as kinds
 from shared.kinds.bundle import ExportResult
 from shared.kinds.search import SearchOptions, SearchType
-from shared.tables import Collection, VectorIndex
+from shared.tables import Collection, Document, File, Job, VectorIndex, Version
 from shared.vocabulary import Queue, State
 from sluice import Client, bundles
 from tests.integration.ingestion import (
@@ -36,11 +39,13 @@ from tests.integration.ingestion import (
     document_id,
     hits_of,
     ingest,
+    live_chunk_ids,
     live_texts,
     new_collection,
     pages,
     stores_agree,
     upload,
+    vector_ids,
 )
 from tests.integration.job_runner import (
     cancel,
@@ -55,7 +60,9 @@ from tests.integration.sweeps import sweep
 from workers.attempts.context import Context, Done, Handler
 from workers.attempts.process import Process
 from workers.attempts.runner import run_next
+from workers.ingest.index_vectors import write_vectors
 from workers.ingest.transfer import exports
+from workers.retrieval.stores.pgvector import LEDGER
 
 QUERIES = ["When does the train leave?", "How long do cats sleep?", "Tea page 7"]
 TEXTS = {"cats": CATS, "trains": TRAINS, "tea": pages("Tea", 30), "zebra": "Nobody reads this."}
@@ -175,17 +182,16 @@ def test_a_collection_is_the_same_in_another_store(
         assert len(rows) == len(entries[f"chunks/{n:06d}.jsonl"].splitlines())
     assert counted == {"documents": 4, "chunks": manifest["chunks"]}
 
-    url = SecretStr(f"faiss://{tmp_path}")
-    other = make_process(settings, chroma_url=None, vectors_url=url)
-    try:
-        names: tuple[str | None, ...] = ("elsewhere", None)
-        for given in names:
-            if given is None:  # as it is called in the bundle: once that is free
-                with process.ledger.begin() as session, pytest.raises(Conflict, match="--as"):
-                    kinds.IMPORT.find_collection(session, collection)
-                erased = submit(process, kinds.ERASE, {"collection": collection})
-                drain(process)
-                assert job_of(process, erased).state == State.SUCCEEDED
+    stores: list[tuple[str, str | None]] = [(f"faiss://{tmp_path}", "elsewhere"), (LEDGER, None)]
+    for url, given in stores:
+        if given is None:  # as it is called in the bundle: once that is free
+            with process.ledger.begin() as session, pytest.raises(Conflict, match="--as"):
+                kinds.IMPORT.find_collection(session, collection)
+            erased = submit(process, kinds.ERASE, {"collection": collection})
+            drain(process)
+            assert job_of(process, erased).state == State.SUCCEEDED
+        other = make_process(settings, chroma_url=None, vectors_url=SecretStr(url))
+        try:
             job_id = start_import(other, data, given)
             drain(other)
             job = job_of(other, job_id)
@@ -198,18 +204,30 @@ def test_a_collection_is_the_same_in_another_store(
             same(other, imported, before)
             stores_agree(other, imported)
             assert contents(export(other, imported)).keys() == entries.keys()
-        # It is a collection like any other.
-        ingest(other, "elsewhere", {"cats": "Cats purr."})
-        assert live_texts(other, "elsewhere")["cats"] == ["Cats purr."]
-        stores_agree(other, "elsewhere")
-    finally:
-        other.close()
+            # It is a collection like any other.
+            ingest(other, imported, {"cats": "Cats purr."})
+            assert live_texts(other, imported)["cats"] == ["Cats purr."]
+            stores_agree(other, imported)
+        finally:
+            other.close()
+
+    # One without documents, whose dimension nobody knows yet.
+    job_id = start_import(process, export(process, new_collection(process)), "empty")
+    drain(process)
+    assert job_of(process, job_id).state == State.SUCCEEDED, job_of(process, job_id).error
+    ingest(process, "empty", {"cats": "Cats purr."})
+    stores_agree(process, "empty")
 
 
 def test_an_export_is_of_one_moment(process: Process) -> None:
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
+    tea = document_id(process, collection, "tea")
+    with process.ledger.read() as session:
+        index = collections.get_with_index(session, collection)[1]
+        version = session.get_one(Version, session.get_one(Document, tea).live_version_id)
     calls = 0
+    ends: list[datetime] = []
     real = handlers()["export"].run
     assert real is not None
 
@@ -222,7 +240,23 @@ def test_an_export_is_of_one_moment(process: Process) -> None:
             late = document_id(process, collection, "zebra")
             submit(process, kinds.ERASE, {"document_ids": [str(late)]})
             drain(process)
+            # What a check does that has read the ledger before.
+            whole = ChunkRange(version_id=version.id, first=0, end=version.chunk_count)
+            write_vectors(context, index, [whole])
+            # A rebuild, whose time for the vectors before is over.
+            submit(process, kinds.REBUILD, {"collection": collection})
+            drain(process)
+            with process.ledger.begin() as session:
+                session.execute(
+                    update(VectorIndex)
+                    .where(VectorIndex.state == IndexState.RETIRED)
+                    .values(kept_until=func.now())
+                )
             sweep(process)
+            with process.ledger.read() as session:
+                file = session.scalars(select(File).where(File.parts.is_not(None))).one()
+            assert file.expires_at is not None
+            ends.append(file.expires_at)
         done = real(context)
         if calls == 3:
             lose_workers(process)  # what this attempt has written does not count
@@ -232,6 +266,7 @@ def test_an_export_is_of_one_moment(process: Process) -> None:
     drain(process, {**handlers(), "export": Handler(run=run)})
 
     entries = contents(bundle_of(process, job_id))
+    assert ExportResult.model_validate(job_of(process, job_id).result).expires_at > ends[0]
     documents = [
         json.loads(line)
         for name, data in sorted(entries.items())
@@ -248,8 +283,11 @@ def test_an_export_is_of_one_moment(process: Process) -> None:
     assert len(chunks) == sum(document["chunk_count"] for document in documents) > 30
     assert not {"Cats purr.", "A new one.", "Tea is green."} & set(chunks)
     assert calls > 5
-    sweep(process)
-    stores_agree(process, collection)  # what was kept for the export is collected
+    sweep(process)  # what was kept for the export is collected
+    assert vector_ids(process, collection) == set()
+    assert vector_ids(process, f"{collection}.2") == live_chunk_ids(process, collection)
+    with process.ledger.read() as session:
+        assert set(session.scalars(select(Version.state))) == {"live"}
 
 
 def test_an_import_goes_on_where_it_was_killed(process: Process) -> None:
@@ -331,7 +369,7 @@ def put(
     manifest["parts"][part][kind] = {"sha256": digest, "size_bytes": len(content)}
 
 
-def test_a_bad_bundle_leaves_nothing(process: Process) -> None:
+def test_a_bad_bundle_leaves_nothing(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     data = export(process, collection)
@@ -392,6 +430,10 @@ def test_a_bad_bundle_leaves_nothing(process: Process) -> None:
     drain(small)
     small.close()
     assert "SLUICE_BUNDLE_LIMIT_CHUNKS" in (job_of(process, job_id).error or {})["message"]
+    monkeypatch.setattr(exports, "PARTS_LIMIT", 2)
+    job_id = start_export(process, collection)
+    drain(process)
+    assert "does not fit into one bundle" in (job_of(process, job_id).error or {})["message"]
     sweep(process)
     drain(process)
     assert names_of(process) == names
@@ -418,6 +460,10 @@ def test_the_command_line_moves_a_collection(
     monkeypatch.setattr(bundles, "SLICE_BYTES", 20_000)
     collection, file = new_collection(process), tmp_path / "bundle.zip"
     ingest(process, collection, TEXTS)
+    assert run(["collections", "export", collection, str(tmp_path / "no" / "b"), "--url", api_url])
+    assert "no folder" in capsys.readouterr().err
+    with process.ledger.read() as session:
+        assert session.scalar(select(func.count()).where(Job.kind == kinds.EXPORT.name)) == 0
     stop = Event()
 
     def work() -> None:
@@ -433,13 +479,37 @@ def test_the_command_line_moves_a_collection(
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
         command = ["collections", "import", str(file), "--url", api_url]
         assert run([*command, "--as", "moved"]) == 0
-        assert run(command) != 0  # there is one of that name
         with Client(api_url) as client:
             assert client.collection("moved").documents == len(TEXTS)
+        assert run([*command, "--as", "again", "--json"]) == 0
+        assert slices(process, file) == 0
+        assert run(command) != 0  # there is one of that name
     finally:
         stop.set()
         worker.join()
+    # Two imports of one bundle share the uploads, and who ends first does not delete them. What the
+    # user has stored under another name is not touched.
+    with Client(api_url) as client:
+        own = client.upload(file.read_bytes()[:20_000], name="own")
+        first, second = (client.import_collection(file, n, wait=False) for n in ("one", "two"))
+        assert first.input == (second.input or {}) | {"collection": "one"}
+        count = slices(process, file)
+        assert count == len((first.input or {})["file_ids"]) > 2
+        cancel(process, UUID(first.id))
+        client.delete_slices(first)
+        assert slices(process, file) == count
+        cancel(process, UUID(second.id))
+        client.delete_slices(second)
+        assert slices(process, file) == 0
+        assert client.file(own.id).name == "own"
     out, err = capsys.readouterr()
     assert f"Imported moved: {len(TEXTS)} documents" in out
     assert "--as NAME" in out + err
     same(process, "moved", answers(process, collection))
+
+
+def slices(process: Process, file: Path) -> int:
+    """How many uploads there are of a bundle."""
+    with process.ledger.read() as session:
+        of_file = File.name.like(f"{file.name}.%")
+        return session.scalar(select(func.count()).select_from(File).where(of_file)) or 0

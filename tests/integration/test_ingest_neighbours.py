@@ -119,7 +119,7 @@ def test_the_collector_waits_for_who_just_locks_a_document(
 
     with process.ledger.read() as session:
         assert made is not None
-        assert versions.live_or_pending(session, [made]) == {made}
+        assert erasure.with_readers(session, [made]) == {made}
 
 
 def _remove(process: Process, garbage: list[object]) -> None:

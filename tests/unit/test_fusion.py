@@ -153,6 +153,8 @@ def test_a_tuning_comes_back_from_json_as_it_was() -> None:
         {**SEEING.dump(), "std": float("nan")},
         {**SEEING.dump(), "std": "0.1"},
         {**SEEING.dump(), "more": 1},
+        {**SEEING.dump(), "coverage": -0.1},
+        {**SEEING.dump(), "lexical": 1e300},
         {"mean": 0.1},
     ],
 )

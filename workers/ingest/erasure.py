@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement
 
 from shared.database.transaction import Transaction
-from shared.documents import erasure, indexes, lexical, remote, versions
+from shared.documents import erasure, indexes, lexical, remote
 from shared.documents.documents import parse_chunk_id
 from shared.documents.indexes import IndexPlace
 from shared.documents.versions import ChunkRange, GarbageVersion
@@ -197,11 +197,11 @@ def delete_orphans(process: Process, place: IndexPlace, parts: Sequence[ChunkRan
     """Delete the vectors of those parts whose version is deleted or retired from an index.
 
     Also of retired versions: whoever deletes their rows may have looked for their vectors before
-    these were written.
+    these were written. Those that an export reads stay; they are deleted when it has ended.
     """
     with process.ledger.read() as session:
-        current = versions.live_or_pending(session, {part.version_id for part in parts})
-    ids = [id_ for part in parts if part.version_id not in current for id_ in part.chunk_ids()]
+        needed = erasure.with_readers(session, {part.version_id for part in parts})
+    ids = [id_ for part in parts if part.version_id not in needed for id_ in part.chunk_ids()]
     if ids:
         store_of(process).delete(place.stored_name, ids)
 
@@ -368,11 +368,13 @@ class Leftovers:
 
 def drop_indexes(round_: Round) -> None:
     """The part of the sweeper that drops indexes: retired ones after their time, and those whose
-    jobs have ended without making them active."""
+    jobs have ended without making them active. Not while the collection is exported, perhaps from
+    one of them."""
     process = round_.process
     with process.ledger.begin() as session:
         indexes.retire_unfinished(session, keep_s=process.settings.retired_index_keep_s)
-        due = indexes.due(session, ~_is_left_alone(round_), limit=round_.limit_rows)
+        is_due = (~_is_left_alone(round_), ~erasure.is_exported_index())
+        due = indexes.due(session, *is_due, limit=round_.limit_rows)
     for index in due:
         if not round_.goes_on:
             return

@@ -51,6 +51,14 @@ def unit(vectors: NDArray[FloatT]) -> NDArray[FloatT]:
     return scaled
 
 
+def lengths_of(vectors: Vectors) -> NDArray[np.float64]:
+    """Of each row; in 64 bits, in which squares of 32 neither overflow nor vanish."""
+    lengths: NDArray[np.float64] = np.sqrt(
+        np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    )
+    return lengths
+
+
 def require_finite(vectors: NDArray[FloatT], model: str) -> None:
     """Raises Permanent for vectors that no search could compare."""
     if not np.isfinite(vectors).all():

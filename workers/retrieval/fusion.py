@@ -45,6 +45,9 @@ NEARNESS_MOST = 0.995
 """Higher cosines give no more evidence: vectors of few dimensions may be as near by chance, and so
 may texts that the model cannot read."""
 
+TUNING_MOST = 2**40
+"""No number of a tuning is larger, and none but two is negative: scores would not be finite."""
+
 COVERAGE_LEAST = 0.1
 """Added to both sides where two coverages are divided, so that small ones differ little."""
 
@@ -77,12 +80,13 @@ class Tuning:
 
     @classmethod
     def load(cls, stored: Any) -> Self | None:
-        """The opposite of `dump`; None for anything else, for example of an older version. Such a
-        collection is measured again."""
+        """The opposite of `dump`; None for anything else, for example of an older version, and for
+        what no measurement gives, for a bundle may bring it. Such a collection is measured
+        again."""
         names = {field.name for field in fields(cls)}
         if not isinstance(stored, Mapping) or set(stored) != names:
             return None
-        if not all(_is_finite(stored[name]) for name in names):
+        if not all(_is_measured(name, stored[name]) for name in names):
             return None
         return cls(**stored)
 
@@ -172,5 +176,6 @@ def _beyond_chance(deviations: Floats, chance: float, highest: float) -> Floats:
     return rarity(np.maximum(deviations, least)) - rarity(least)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _is_measured(name: str, value: Any) -> bool:
+    least = -TUNING_MOST if name in ("mean", "chance") else 0
+    return isinstance(value, int | float) and least <= value <= TUNING_MOST

@@ -9,9 +9,11 @@ values are checked, and nothing is unpacked to a disk.
 import hashlib
 import io
 import json
+import math
 import re
+import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -20,22 +22,27 @@ import numpy as np
 from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter, ValidationError
 
 from shared.bounds import (
+    INT64_MAX,
+    METADATA_LIMIT_BYTES,
     CollectionName,
     Count,
     Line,
     ModelName,
     Natural,
     SourceName,
-    check_json,
+    cut,
     is_storable_text,
+    nfc,
+    nfc_metadata,
     shown,
 )
 from shared.config import BundleSettings
 from shared.documents.imports import DOCUMENTS_LIMIT, ImportedChunk, ImportedDocument
 from shared.errors import InvalidInput
+from shared.files import PARTS_LIMIT as OBJECTS_LIMIT
 from shared.files import Storage
 from shared.vocabulary import Shape
-from workers.models.devices import Vectors
+from workers.models.devices import Vectors, lengths_of
 
 T = TypeVar("T")
 
@@ -45,8 +52,16 @@ MANIFEST: Final = "manifest.json"
 CONTENT_TYPE: Final = "application/zip"
 PART_CHUNKS: Final = 2048
 PART_BYTES: Final = 8 * 2**20
-"""Of texts and metadata in one part, but for a single chunk that is larger."""
-_MANIFEST_LIMIT_BYTES: Final = 64 * 2**20
+"""Of texts, metadata and vectors in one part, but for a single chunk that is larger."""
+PARTS_LIMIT: Final = OBJECTS_LIMIT - 1
+"""Each is an object of the file of an export, which has one more for the end; and a step of an
+import."""
+PART_LIMIT_CHUNKS: Final = 8 * PART_CHUNKS
+"""Of a part that is read: one transaction writes them."""
+_MANIFEST_LIMIT_BYTES: Final = 16 * 2**20
+"""PARTS_LIMIT parts take 5 MiB."""
+_DIRECTORY_LIMIT_BYTES: Final = 8 * 2**20
+"""Of the list of entries, which zipfile reads as a whole; that of PARTS_LIMIT parts has 3 MiB."""
 _COMPRESSION: Final = 1
 """The fastest: a higher level saves a tenth of the text."""
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
@@ -67,25 +82,52 @@ def _storable(text: str) -> str:
     return text
 
 
-Storable = Annotated[str, AfterValidator(_storable)]
-StoredJson = Annotated[
-    dict[str, Any], AfterValidator(lambda value: check_json(value, limit_bytes=PART_BYTES))
-]
+def _flat(limit_bytes: int) -> AfterValidator:
+    """Metadata as ingestion writes them: no objects, no lists in lists. Longer than those of
+    requests, for documents add their own."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        for key, item in value.items():
+            items = item if isinstance(item, list) else [item]
+            if not is_storable_text(key) or not all(map(_is_single, items)):
+                raise ValueError(
+                    f"{shown(key)} must be a text, a number, true or false, or a list of these, "
+                    "without NUL characters, halves of surrogate pairs, or more than 64 bits"
+                )
+        if value and len(json.dumps(value, ensure_ascii=False).encode()) > limit_bytes:
+            raise ValueError(f"is larger than {limit_bytes:,} bytes as JSON")
+        return nfc_metadata(value)
+
+    return AfterValidator(check)
+
+
+def _is_single(value: Any) -> bool:
+    if isinstance(value, str):
+        return is_storable_text(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and -INT64_MAX - 1 <= value <= INT64_MAX
+
+
+# As ingestion, in Unicode's normal form C: other programs may have written the bundle.
+Storable = Annotated[str, AfterValidator(_storable), AfterValidator(nfc)]
+Name = Annotated[SourceName, AfterValidator(nfc)]
+FlatMetadata = Annotated[dict[str, Any], _flat(PART_BYTES)]
 
 
 class DocumentLine(Shape):
     """A line of `documents/…jsonl`."""
 
     number: Annotated[int, Field(ge=0, lt=DOCUMENTS_LIMIT)]
-    source: SourceName
+    source: Name
     chunk_count: Natural
     sha256: Sha256
     content_hash: Annotated[Line, Field(min_length=1)]
     size_bytes: Annotated[int, Field(ge=0, lt=2**63)]
-    metadata: StoredJson = Field(default_factory=dict)
-    attributes: StoredJson | None = None
-    source_id: SourceName | None = None
-    container: SourceName | None = None
+    metadata: FlatMetadata = Field(default_factory=dict)
+    attributes: FlatMetadata | None = None
+    source_id: Name | None = None
+    container: Name | None = None
     created_at: AwareDatetime
     updated_at: AwareDatetime
 
@@ -102,7 +144,7 @@ class ChunkLine(Shape):
     ordinal: Count
     start: Count
     text: Storable
-    metadata: StoredJson = Field(default_factory=dict)
+    metadata: FlatMetadata = Field(default_factory=dict)
 
     def chunk(self) -> ImportedChunk:
         return ImportedChunk(
@@ -131,9 +173,10 @@ class PartRecord(Shape):
 
 class CollectionRecord(Shape):
     name: CollectionName
-    display_name: Storable | None = None
-    metadata: StoredJson = Field(default_factory=dict)
-    expires_after_days: Natural | None = None
+    display_name: Annotated[Line, AfterValidator(nfc)] | None = None
+    metadata: Annotated[dict[str, Any], _flat(METADATA_LIMIT_BYTES)] = Field(default_factory=dict)
+    expires_after_days: Annotated[int, Field(ge=1, le=365)] | None = None
+    """The same bounds as in OpenAI's API, where it is set."""
 
 
 class Manifest(Shape):
@@ -146,10 +189,10 @@ class Manifest(Shape):
     embedding_model: ModelName
     dimension: Annotated[int, Field(ge=1, le=_DIMENSION_LIMIT)] | None
     distance: Literal["cosine", "ip", "l2"]
-    tuning: StoredJson | None = None
+    tuning: FlatMetadata | None = None
     documents: Annotated[int, Field(ge=0, lt=DOCUMENTS_LIMIT)]
     chunks: Annotated[int, Field(ge=0, lt=2**63)]
-    parts: list[PartRecord]
+    parts: Annotated[list[PartRecord], Field(fail_fast=True, max_length=PARTS_LIMIT)]
 
 
 _DOCUMENT_LINE: Final = TypeAdapter(DocumentLine)
@@ -278,13 +321,14 @@ def records_of(entries: Sequence[WrittenEntry]) -> list[PartRecord]:
 class StoredBundle(io.RawIOBase):
     """Objects of the storage, one behind the other, as one file to read."""
 
-    def __init__(self, storage: Storage, paths: Sequence[str]) -> None:
+    def __init__(self, storage: Storage, objects: Iterable[tuple[str, int]]) -> None:
+        """`objects`: paths with sizes in bytes."""
         self._storage = storage
         self._objects: list[tuple[int, str]] = []
         self._size = 0
-        for path in paths:
+        for path, size_bytes in objects:
             self._objects.append((self._size, path))
-            self._size += storage.size(path)
+            self._size += size_bytes
         self._position = 0
 
     def readable(self) -> bool:
@@ -321,6 +365,20 @@ class StoredBundle(io.RawIOBase):
         return count
 
 
+class _BoundedReader(io.BufferedReader):
+    """A file of which nobody reads more at once than `limit_bytes`: how much zipfile reads, the
+    archive says."""
+
+    def __init__(self, stream: io.RawIOBase, limit_bytes: int) -> None:
+        super().__init__(stream, _BUFFER_BYTES)
+        self.limit_bytes = limit_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.limit_bytes:
+            raise BadZipFile(f"{size:,} bytes at once; at most {self.limit_bytes:,} are read")
+        return super().read(size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BundlePart:
     """A part that has been checked by itself. `vectors` has the shape (chunks, dimension), values
@@ -337,6 +395,12 @@ _BROKEN: Final = (
 )
 
 
+_DAMAGE: Final = (
+    BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, OverflowError, struct.error,
+)  # fmt: skip
+"""What zipfile raises."""
+
+
 class Bundle:
     """A bundle to read. Every call raises InvalidInput for what is wrong with it, with
     the name of the entry."""
@@ -344,10 +408,13 @@ class Bundle:
     def __init__(self, stream: io.RawIOBase, settings: BundleSettings) -> None:
         self._limit_bytes = settings.bundle_part_limit_mib * 2**20
         self._limit_chunks = settings.bundle_limit_chunks
+        reader = _BoundedReader(stream, _DIRECTORY_LIMIT_BYTES)
         try:
-            self._archive = ZipFile(io.BufferedReader(stream, _BUFFER_BYTES))
-        except (BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
+            self._archive = ZipFile(reader)
+        except _DAMAGE as error:
             raise InvalidInput(_BROKEN.format(f"it is no whole ZIP archive ({error})")) from error
+        # What is packed may be a little larger than before.
+        reader.limit_bytes = 2 * max(self._limit_bytes, _MANIFEST_LIMIT_BYTES)
         self._infos = self._read_infos()
         self.manifest = self._read_manifest()
         self._require_entries()
@@ -421,22 +488,19 @@ class Bundle:
         """Part `number`, checked by itself."""
         record = self.manifest.parts[number]
         names = {kind: entry_name(kind, number) for kind in _ENTRIES}
-        data = {
-            kind: self._checked_data(name, getattr(record, kind)) for kind, name in names.items()
-        }
-        documents = [
-            _parsed(_DOCUMENT_LINE, line, where)
-            for where, line in _json_lines(data["documents"], names["documents"])
-        ]
+        documents = self.documents(number)
+        data = self._checked_data(names["chunks"], record.chunks)
         chunks = [
             _parsed(_CHUNK_LINE, line, where).chunk()
-            for where, line in _json_lines(data["chunks"], names["chunks"])
+            for where, line in _json_lines(data, names["chunks"])
         ]
-        vectors = self._vectors(data["vectors"], names["vectors"], len(chunks))
+        del data
+        data = self._checked_data(names["vectors"], record.vectors)
+        vectors = self._vectors(data, names["vectors"], len(chunks))
         return BundlePart(documents=documents, chunks=chunks, vectors=vectors)
 
     def documents(self, number: int) -> list[DocumentLine]:
-        """The documents of a part that has been checked."""
+        """The documents of a part."""
         name = entry_name("documents", number)
         data = self._checked_data(name, self.manifest.parts[number].documents)
         return [_parsed(_DOCUMENT_LINE, line, where) for where, line in _json_lines(data, name)]
@@ -444,8 +508,9 @@ class Bundle:
     def _vectors(self, data: bytes, name: str, count: int) -> Vectors:
         try:
             vectors = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError, TypeError, MemoryError) as error:
-            raise InvalidInput(f"{name}: is no array of numpy (.npy): {error}.") from error
+        except Exception as error:  # its head is Python, whose parser fails in many ways
+            reason = cut(f"{type(error).__name__}: {error}", 200)
+            raise InvalidInput(f"{name}: is no array of numpy (.npy): {reason}.") from error
         shape = (count, self.manifest.dimension)
         if not isinstance(vectors, np.ndarray) or vectors.dtype != np.dtype("<f4"):
             raise InvalidInput(f"{name}: is no array of 32-bit floats ('<f4').")
@@ -454,7 +519,7 @@ class Bundle:
                 f"{name}: has the shape {shown(str(vectors.shape))}, and {shape} is that of its "
                 "chunks and of the dimension in the manifest."
             )
-        lengths = np.linalg.norm(vectors, axis=1)
+        lengths = lengths_of(vectors)
         bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
         if len(bad):
             raise InvalidInput(
@@ -469,9 +534,12 @@ class Bundle:
         return data
 
     def _data(self, name: str) -> bytes:
+        info = self._infos[name]
         try:
-            return self._archive.read(self._infos[name])
-        except (BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+            with self._archive.open(info) as stream:
+                # With a size: else zipfile unpacks up to a GiB before it cuts what is too much off.
+                return stream.read(info.file_size + 1)
+        except _DAMAGE as error:
             raise InvalidInput(_BROKEN.format(f"{name}: {error}")) from error
 
 
@@ -543,8 +611,12 @@ def _json(data: bytes, where: str) -> Any:
 
 
 def _json_lines(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line:
+    if data.count(b"\n") > PART_LIMIT_CHUNKS:
+        raise InvalidInput(
+            f"{name}: has more than {PART_LIMIT_CHUNKS:,} lines. Write more, smaller parts."
+        )
+    for number, line in enumerate(io.BytesIO(data), start=1):
+        if line.strip():
             where = f"{name}, line {number:,}"
             yield where, _json(line, where)
 
@@ -554,5 +626,6 @@ def _parsed(adapter: TypeAdapter[T], value: Any, where: str) -> T:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"{where}: {f'{place}: ' if place else ''}{first['msg']}.") from None
+        place = ".".join(cut(str(part), 80) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InvalidInput(f"{where}: {f'{place}: ' if place else ''}{reason}.") from None

@@ -16,9 +16,11 @@ from shared.database.transaction import Transaction
 from shared.documents import collections, imports, indexes
 from shared.documents.collections import Spec
 from shared.errors import NotFound, Permanent
+from shared.files import Storage
 from shared.jobs import claims, jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.bundle import IMPORT_PART_STEP, IMPORT_STEP, ImportInput, ImportResult
+from shared.tables import File
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest.transfer import given
@@ -45,8 +47,16 @@ def _open(context: Context) -> Bundle:
     lacking = next((id_ for id_ in ids if id_ not in by_id), None)
     if lacking is not None:
         raise NotFound(f"There is no file {lacking} any more; send the bundle again.")
-    paths = [path for id_ in ids for path in files.paths_of(by_id[id_])]
-    return Bundle(StoredBundle(process.storage, paths), process.settings)
+    objects = [item for id_ in ids for item in _objects(process.storage, by_id[id_])]
+    return Bundle(StoredBundle(process.storage, objects), process.settings)
+
+
+def _objects(storage: Storage, file: File) -> list[tuple[str, int]]:
+    """Paths and sizes of what a file consists of. The storage is asked only where the ledger does
+    not know: each step opens the bundle."""
+    if file.parts is None:
+        return [(file.path, file.size_bytes)]
+    return [(path, storage.size(path)) for path in files.paths_of(file)]
 
 
 def _name(context: Context, bundle: Bundle) -> str:

@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -19,23 +19,25 @@ from uuid import UUID
 import numpy as np
 
 from shared import files
+from shared.bounds import as_object
 from shared.database.transaction import Transaction
 from shared.documents import collections, exports
 from shared.documents.documents import chunk_id
 from shared.documents.exports import LiveDocument
 from shared.documents.versions import ChunkRange
-from shared.errors import NotFound, Permanent
+from shared.errors import Permanent
 from shared.files import Part, Purpose
 from shared.jobs import claims, jobs
 from shared.jobs.steps import NewStep
 from shared.kinds.bundle import EXPORT_STEP, ExportInput, ExportResult
-from shared.tables import Chunk, VectorIndex
+from shared.tables import Chunk, File, VectorIndex
 from shared.vocabulary import Queue
 from workers.attempts.context import Context, Done, Handler
 from workers.ingest.transfer.bundle import (
     CONTENT_TYPE,
     PART_BYTES,
     PART_CHUNKS,
+    PARTS_LIMIT,
     CollectionRecord,
     Manifest,
     WrittenEntry,
@@ -78,8 +80,8 @@ class Place:
     parts: int = 0
     documents: int = 0
     chunks: int = 0
-    lists: list[str] = field(default_factory=list)
-    """Paths of the lists of entries, one for each step before."""
+    entries: str | None = None
+    """The path of the entries of the last step that wrote some, with the path of those before."""
 
 
 def export(context: Context) -> Done:
@@ -90,12 +92,16 @@ def export(context: Context) -> Done:
     with context.process.ledger.read() as session:
         collections.get(session, context.input(ExportInput).collection)
         index = exports.index_of(session, UUID(place.index_id))
+        file = files.find(session, UUID(place.file_id))
+    if file is None:
+        raise Permanent("The file of the export was deleted. Submit a new export.")
     if index is None:
         raise Permanent(
-            "The vectors that the export reads were replaced and dropped. Export it again."
+            "The vectors that the export reads were replaced and dropped while it had stopped. "
+            "Submit a new export."
         )
     if place.block == place.blocks:
-        return _end(context, place, index)
+        return _end(context, place, index, file)
     return _Export(context, place, index).run()
 
 
@@ -136,17 +142,31 @@ def _begin(context: Context) -> Place:
         for n, length in enumerate(lengths):
             context.check()
             process.storage.write(f"{prefix}-{n}", io.BytesIO(spool.read(length)))
-    kept = timedelta(seconds=process.settings.bundle_keep_s)
+    if total > PARTS_LIMIT * PART_CHUNKS:
+        raise _too_large()
     with process.ledger.begin() as transaction:
         file = files.begin(
             transaction,
             name=f"{collection.name}.zip",
             purpose=Purpose.USER_DATA,
             content_type=CONTENT_TYPE,
-            expires_at=datetime.now(UTC) + kept,
+            expires_at=_end_of_file(context),
         )
         jobs.set_total(transaction, context.claim.job_id, total, UNIT)
     return Place(file_id=str(file.id), index_id=str(index.id), prefix=prefix, blocks=len(lengths))
+
+
+def _end_of_file(context: Context) -> datetime:
+    """Each step moves it on."""
+    return datetime.now(UTC) + timedelta(seconds=context.process.settings.bundle_keep_s)
+
+
+def _too_large() -> Permanent:
+    return Permanent(
+        f"The collection does not fit into one bundle, which has {PARTS_LIMIT:,} parts of at most "
+        f"{PART_CHUNKS:,} chunks and {PART_BYTES / 2**20:g} MiB. Copy PostgreSQL and the store as "
+        "a whole, or ingest the documents in the other installation."
+    )
 
 
 class _Export:
@@ -183,6 +203,7 @@ class _Export:
         def record(transaction: Transaction) -> None:
             if written:
                 files.append(transaction, file_id, *written)
+            files.expire_at(transaction, file_id, _end_of_file(self._context))
             jobs.advance(transaction, self._context.claim.job_id, done)
 
         return replace(_next(self._place), record=record)
@@ -245,12 +266,7 @@ class _Export:
                 continue
             lacking = [row for row in rows if _id(row) not in vectors]
             if lacking or len(rows) < part.end - part.first:
-                what = "vectors" if lacking else "chunks"
-                raise Permanent(
-                    f"{document.source}: {what} of it are missing. Repair the collection with "
-                    f"`sluice collections rebuild NAME --wait`, or ingest the document again, and "
-                    "export it then."
-                )
+                raise self._missing(document, "vectors" if lacking else "chunks")
             if part.first == 0:
                 self._documents[number] = line_of(_line(number, document))
                 self._size += len(self._documents[number])
@@ -261,18 +277,31 @@ class _Export:
                         "ordinal": row.ordinal,
                         "start": row.start,
                         "text": row.text,
-                        "metadata": row.meta,
+                        "metadata": as_object(row.meta),
                     }
                 )
                 self._chunks.append(line)
                 self._vectors.append(vectors[_id(row)])
-                self._size += len(line)
+                self._size += len(line) + self._vectors[-1].nbytes
 
     def _leave_out(self, document: LiveDocument, part: ChunkRange) -> None:
         if part.first > 0:
             raise Permanent(
-                f"{document.source} was erased while its chunks were exported. Export it again."
+                f"{document.source} was erased while its chunks were exported. Submit a new export."
             )
+
+    def _missing(self, document: LiveDocument, what: str) -> Permanent:
+        with self._process.ledger.read() as session:
+            is_live = exports.is_live(session, document)
+        if not is_live:  # it is kept for exports that run, and not for one that is run again
+            return Permanent(
+                f"{document.source} was replaced while the export had stopped, and what it was "
+                "before is gone. Submit a new export."
+            )
+        return Permanent(
+            f"{document.source}: {what} of it are missing. Repair the collection with `sluice "
+            "collections check NAME --wait`, or ingest the document again, and export it then."
+        )
 
     def _stored_vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         try:
@@ -287,6 +316,8 @@ class _Export:
         if not self._chunks:
             return
         place = self._place
+        if place.parts == PARTS_LIMIT:
+            raise _too_large()
         data, entries = pack_part(
             place.parts,
             place.offset,
@@ -309,9 +340,10 @@ class _Export:
         """Note the entries of this step, for the manifest."""
         if self._entries:
             path = _path(self._context, "entries")
-            data = json.dumps([entry.dump() for entry in self._entries]).encode()
+            entries = [entry.dump() for entry in self._entries]
+            data = json.dumps({"before": self._place.entries, "entries": entries}).encode()
             self._process.storage.write(path, io.BytesIO(data))
-            self._place = replace(self._place, lists=[*self._place.lists, path])
+            self._place = replace(self._place, entries=path)
 
 
 def _write(context: Context, place: Place, data: bytes) -> Part:
@@ -323,19 +355,12 @@ def _write(context: Context, place: Place, data: bytes) -> Part:
     return part
 
 
-def _end(context: Context, place: Place, index: VectorIndex) -> Done:
+def _end(context: Context, place: Place, index: VectorIndex, file: File) -> Done:
     """Write the manifest and the list of all entries."""
     process, job_id = context.process, context.claim.job_id
     with process.ledger.read() as session:
         collection = collections.get(session, context.input(ExportInput).collection)
-        file = files.get(session, UUID(place.file_id))
-    if file.expires_at is None:
-        raise NotFound("The file of the export is not its own any more. Export it again.")
-    entries = [
-        WrittenEntry(**entry)
-        for path in place.lists
-        for entry in json.loads(process.storage.read(path))
-    ]
+    entries = _entries(context, place)
     manifest = Manifest(
         created_at=file.created_at,
         collection=CollectionRecord(
@@ -355,8 +380,11 @@ def _end(context: Context, place: Place, index: VectorIndex) -> Done:
     data = pack_end(manifest, entries, place.offset)
     part = _write(context, place, data)
 
+    expires_at = _end_of_file(context)
+
     def record(transaction: Transaction) -> None:
         files.append(transaction, file.id, part)
+        files.expire_at(transaction, file.id, expires_at)
         jobs.delete_members_later(transaction, job_id)
 
     result = ExportResult(
@@ -367,9 +395,21 @@ def _end(context: Context, place: Place, index: VectorIndex) -> Done:
         chunks=place.chunks,
         file_id=file.id,
         size_bytes=place.offset + len(data),
-        expires_at=file.expires_at,
+        expires_at=expires_at,
     )
     return Done(result=result.model_dump(mode="json"), record=record)
+
+
+def _entries(context: Context, place: Place) -> list[WrittenEntry]:
+    """Of all parts, in their order."""
+    steps: list[list[dict[str, Any]]] = []
+    path = place.entries
+    while path is not None:
+        context.check()
+        written = json.loads(context.process.storage.read(path))
+        steps.append(written["entries"])
+        path = written["before"]
+    return [WrittenEntry(**entry) for step in reversed(steps) for entry in step]
 
 
 def _id(chunk: Chunk) -> str:

@@ -38,7 +38,7 @@ from workers.attempts.context import Context
 from workers.ingest.erasure import delete_orphans
 from workers.ingest.indexing import NewPostings, merge_soon
 from workers.ingest.steps import entry_of, make_in_store
-from workers.models.devices import Vectors, unit
+from workers.models.devices import Vectors, lengths_of
 from workers.retrieval.servers import store_of
 
 _ROWS_AT_ONCE: Final = 1000
@@ -136,14 +136,16 @@ def usable_vectors(vectors: Vectors, count: int, dimension: int) -> Vectors:
             "dimensions are needed."
         )
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    lengths = np.linalg.norm(vectors, axis=1)
+    lengths = lengths_of(vectors)
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(bad):
         raise Permanent(
             f"Vector {bad[0]} is not usable: it has values that are no numbers, or only zeros."
         )
     far = np.abs(lengths - 1) > _LENGTH_ERROR
-    return np.where(far[:, None], unit(vectors), vectors) if far.any() else vectors
+    vectors = vectors.copy() if far.any() else vectors
+    vectors[far] = vectors[far] / lengths[far, None]
+    return vectors
 
 
 def _ranges(rows: Sequence[Chunk]) -> list[ChunkRange]:
