@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import exists, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from shared.bounds import as_object
@@ -108,12 +108,6 @@ def unerased(session: Session, document_ids: Sequence[UUID]) -> set[UUID]:
         )
     )
     return set(session.scalars(query))
-
-
-def is_live(session: Session, document: LiveDocument) -> bool:
-    """Whether it is still the content that readers see."""
-    is_same = (Document.id == document.id, Document.live_version_id == document.version_id)
-    return bool(session.scalar(select(exists().where(*is_same))))
 
 
 def index_of(session: Session, index_id: UUID) -> VectorIndex | None:

@@ -62,6 +62,7 @@ from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest.index_vectors import write_vectors
 from workers.ingest.transfer import exports
+from workers.retrieval.servers import store_of
 from workers.retrieval.stores.pgvector import LEDGER
 
 QUERIES = ["When does the train leave?", "How long do cats sleep?", "Tea page 7"]
@@ -434,6 +435,20 @@ def test_a_bad_bundle_leaves_nothing(process: Process, monkeypatch: pytest.Monke
     job_id = start_export(process, collection)
     drain(process)
     assert "does not fit into one bundle" in (job_of(process, job_id).error or {})["message"]
+    monkeypatch.undo()
+
+    # What an export cannot give.
+    job_id = start_export(process, collection)
+    run_next(process, handlers(), Queue.INGEST.value)
+    with process.ledger.begin() as session:
+        file = session.scalars(select(File).where(File.parts == [])).one()
+        files.delete(session, file.id)
+    drain(process)
+    assert "was deleted meanwhile" in (job_of(process, job_id).error or {})["message"]
+    store_of(process).delete(collection, [sorted(live_chunk_ids(process, collection))[0]])
+    job_id = start_export(process, collection)
+    drain(process)
+    assert "vectors of it are missing" in (job_of(process, job_id).error or {})["message"]
     sweep(process)
     drain(process)
     assert names_of(process) == names

@@ -56,6 +56,7 @@ SLICE_CHUNKS: Final = 512
 BLOCK_DOCUMENTS: Final = 1000
 BLOCK_BYTES: Final = 4 * 2**20
 """The documents of an export are noted in blocks, each of which is held in memory as a whole."""
+INCOMPLETE_KEPT: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +95,10 @@ def export(context: Context) -> Done:
         index = exports.index_of(session, UUID(place.index_id))
         file = files.find(session, UUID(place.file_id))
     if file is None:
-        raise Permanent("The file of the export was deleted. Submit a new export.")
+        raise Permanent("The file of the export was deleted meanwhile. Export it again.")
     if index is None:
         raise Permanent(
-            "The vectors that the export reads were replaced and dropped while it had stopped. "
-            "Submit a new export."
+            "The vectors that the export reads were replaced and dropped. Export it again."
         )
     if place.block == place.blocks:
         return _end(context, place, index, file)
@@ -150,15 +150,16 @@ def _begin(context: Context) -> Place:
             name=f"{collection.name}.zip",
             purpose=Purpose.USER_DATA,
             content_type=CONTENT_TYPE,
-            expires_at=_end_of_file(context),
+            expires_at=_end_of_file(context, is_whole=False),
         )
         jobs.set_total(transaction, context.claim.job_id, total, UNIT)
     return Place(file_id=str(file.id), index_id=str(index.id), prefix=prefix, blocks=len(lengths))
 
 
-def _end_of_file(context: Context) -> datetime:
-    """Each step moves it on."""
-    return datetime.now(UTC) + timedelta(seconds=context.process.settings.bundle_keep_s)
+def _end_of_file(context: Context, *, is_whole: bool) -> datetime:
+    """Each step moves it on. While others come before the next step, a day is kept at least."""
+    kept = timedelta(seconds=context.process.settings.bundle_keep_s)
+    return datetime.now(UTC) + (kept if is_whole else max(kept, INCOMPLETE_KEPT))
 
 
 def _too_large() -> Permanent:
@@ -203,7 +204,8 @@ class _Export:
         def record(transaction: Transaction) -> None:
             if written:
                 files.append(transaction, file_id, *written)
-            files.expire_at(transaction, file_id, _end_of_file(self._context))
+            expires_at = _end_of_file(self._context, is_whole=False)
+            files.expire_at(transaction, file_id, expires_at)
             jobs.advance(transaction, self._context.claim.job_id, done)
 
         return replace(_next(self._place), record=record)
@@ -266,7 +268,12 @@ class _Export:
                 continue
             lacking = [row for row in rows if _id(row) not in vectors]
             if lacking or len(rows) < part.end - part.first:
-                raise self._missing(document, "vectors" if lacking else "chunks")
+                what = "vectors" if lacking else "chunks"
+                raise Permanent(
+                    f"{document.source}: {what} of it are missing. Repair the collection with "
+                    "`sluice collections check NAME --wait`, or ingest the document again, and "
+                    "export it then."
+                )
             if part.first == 0:
                 self._documents[number] = line_of(_line(number, document))
                 self._size += len(self._documents[number])
@@ -287,21 +294,8 @@ class _Export:
     def _leave_out(self, document: LiveDocument, part: ChunkRange) -> None:
         if part.first > 0:
             raise Permanent(
-                f"{document.source} was erased while its chunks were exported. Submit a new export."
+                f"{document.source} was erased while its chunks were exported. Export it again."
             )
-
-    def _missing(self, document: LiveDocument, what: str) -> Permanent:
-        with self._process.ledger.read() as session:
-            is_live = exports.is_live(session, document)
-        if not is_live:  # it is kept for exports that run, and not for one that is run again
-            return Permanent(
-                f"{document.source} was replaced while the export had stopped, and what it was "
-                "before is gone. Submit a new export."
-            )
-        return Permanent(
-            f"{document.source}: {what} of it are missing. Repair the collection with `sluice "
-            "collections check NAME --wait`, or ingest the document again, and export it then."
-        )
 
     def _stored_vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         try:
@@ -380,7 +374,7 @@ def _end(context: Context, place: Place, index: VectorIndex, file: File) -> Done
     data = pack_end(manifest, entries, place.offset)
     part = _write(context, place, data)
 
-    expires_at = _end_of_file(context)
+    expires_at = _end_of_file(context, is_whole=True)
 
     def record(transaction: Transaction) -> None:
         files.append(transaction, file.id, part)
