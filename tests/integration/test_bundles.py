@@ -62,6 +62,7 @@ from workers.attempts.process import Process
 from workers.attempts.runner import run_next
 from workers.ingest.index_vectors import write_vectors
 from workers.ingest.transfer import exports
+from workers.ingest.transfer.bundle import Bundle, Position
 from workers.retrieval.servers import store_of
 from workers.retrieval.stores.pgvector import LEDGER
 
@@ -220,7 +221,9 @@ def test_a_collection_is_the_same_in_another_store(
     stores_agree(process, "empty")
 
 
-def test_an_export_is_of_one_moment(process: Process) -> None:
+def test_an_export_is_of_one_moment(
+    process: Process, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     collection = new_collection(process)
     ingest(process, collection, TEXTS)
     tea = document_id(process, collection, "tea")
@@ -263,10 +266,13 @@ def test_an_export_is_of_one_moment(process: Process) -> None:
             lose_workers(process)  # what this attempt has written does not count
         return done
 
+    monkeypatch.setattr(exports, "SLICE_CHUNKS", 8)
+    monkeypatch.setattr(exports, "PART_BYTES", 3 * 1800)  # a chunk has a little less
     job_id = start_export(process, collection)
     drain(process, {**handlers(), "export": Handler(run=run)})
 
-    entries = contents(bundle_of(process, job_id))
+    data = bundle_of(process, job_id)
+    entries = contents(data)
     assert ExportResult.model_validate(job_of(process, job_id).result).expires_at > ends[0]
     documents = [
         json.loads(line)
@@ -283,6 +289,14 @@ def test_an_export_is_of_one_moment(process: Process) -> None:
     assert [document["source"] for document in documents] == ["cats", "tea", "trains"]
     assert len(chunks) == sum(document["chunk_count"] for document in documents) > 30
     assert not {"Cats purr.", "A new one.", "Tea is green."} & set(chunks)
+    counts = [len(data.splitlines()) for name, data in entries.items() if "chunks" in name]
+    assert 1 < max(counts) <= 4
+    (tmp_path / "bundle.zip").write_bytes(data)
+    with io.FileIO(tmp_path / "bundle.zip") as stored:
+        bundle, position = Bundle(stored, process.settings), Position()
+        for n in range(len(counts)):
+            position = position.behind(bundle.part(n), "chunks")
+        position.require_end(bundle.manifest)
     assert calls > 5
     sweep(process)  # what was kept for the export is collected
     assert vector_ids(process, collection) == set()

@@ -217,8 +217,9 @@ class _Export:
             return claims.is_behind(session, self._context.claim)
 
     def _fill_part(self) -> None:
-        """Read chunks until the part is full, or nothing is left."""
-        while len(self._chunks) < PART_CHUNKS and self._size < PART_BYTES:
+        """Read chunks until a part was full, and so was written, or nothing is left."""
+        parts = self._place.parts
+        while self._place.parts == parts:
             wanted = self._wanted(min(SLICE_CHUNKS, PART_CHUNKS - len(self._chunks)))
             if not wanted:
                 return
@@ -251,7 +252,8 @@ class _Export:
         return [_document_of(json.loads(line)) for line in data.splitlines()]
 
     def _add(self, wanted: Sequence[tuple[int, LiveDocument, ChunkRange]]) -> None:
-        """Add these chunks with their vectors to the part, but for erased documents."""
+        """Add these chunks with their vectors to the part, but for erased documents. A part that is
+        full is written."""
         self._context.check()
         with self._process.ledger.read() as session:
             chunks = exports.chunks_of(session, [part for _, _, part in wanted])
@@ -290,6 +292,8 @@ class _Export:
                 self._chunks.append(line)
                 self._vectors.append(vectors[_id(row)])
                 self._size += len(line) + self._vectors[-1].nbytes
+                if len(self._chunks) >= PART_CHUNKS or self._size >= PART_BYTES:
+                    self._write_part()
 
     def _leave_out(self, document: LiveDocument, part: ChunkRange) -> None:
         if part.first > 0:
