@@ -30,7 +30,9 @@ def require_folder(path: str | Path) -> None:
     it."""
     folder = Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InvalidInput(f"{folder} is no folder in which files can be made. Name another path.")
+        raise InvalidInput(
+            f"{folder} is no folder in which files can be made. Make it first, or name another one."
+        )
 
 
 async def download(
