@@ -454,9 +454,9 @@ def test_a_bad_bundle_leaves_nothing(process: Process, monkeypatch: pytest.Monke
     # What an export cannot give.
     job_id = start_export(process, collection)
     run_next(process, handlers(), Queue.INGEST.value)
-    with process.ledger.begin() as session:
-        file = session.scalars(select(File).where(File.parts == [])).one()
-        files.delete(session, file.id)
+    with process.ledger.begin() as transaction:
+        file = transaction.scalars(select(File).where(File.parts == [])).one()
+        files.delete(transaction, file.id)
     drain(process)
     assert "was deleted meanwhile" in (job_of(process, job_id).error or {})["message"]
     store_of(process).delete(collection, [sorted(live_chunk_ids(process, collection))[0]])
