@@ -17,8 +17,8 @@ from shared.config import IngestSettings
 from shared.errors import DocumentError
 from shared.formats import FORMATS
 from shared.kinds.ingest import LoadOptions
-from tests.unit.compound_file import compound_file, outlook_message
 from tests.costs.test_ingest_costs import COSTS_OF_TEXTS, assert_linear
+from tests.unit.compound_file import compound_file, outlook_message
 from tests.unit.test_members import sevenzipped, tarred, zipped
 from workers.ingest.formats.office.package import archive_of
 from workers.ingest.load import load, members

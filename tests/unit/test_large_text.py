@@ -8,8 +8,8 @@ import pytest
 
 from shared.errors import DocumentError
 from shared.kinds.ingest import LoadOptions, Splitter, SplitterType
-from tests.unit.documents import KOREAN, read
 from tests.costs.test_ingest_costs import fitting, tokenizer
+from tests.unit.documents import KOREAN, read
 from workers.ingest.formats.texts import large_text
 from workers.ingest.formats.texts.large_text import LargeText
 from workers.ingest.load import LoadedText, TextPassage, split, split_sections
