@@ -20,7 +20,7 @@ from sluice.bundles import require_folder
 
 @click.group(cls=ListByDefault)
 def collections() -> None:
-    """List, create, adopt, rebuild, check, move and delete collections (alone: list)."""
+    """List, adopt, rebuild, check and move collections (alone: list)."""
 
 
 @collections.command("list")
