@@ -822,15 +822,29 @@ class IndexSummary:
     kept_until: datetime | None
 
 
-_CHUNKS: Final = text("""
-    SELECT x.id, coalesce(sum(upper(r.part) - lower(r.part)), 0) AS chunks
+def _length(multirange: str) -> str:
+    """SQL for how many numbers are in a multirange. Nearly all are one range, and are not unnested:
+    that takes most of the time of a count."""
+    whole = f"range_merge({multirange})"
+    return f"""
+        CASE WHEN isempty({multirange}) THEN 0
+        WHEN {multirange} = int4multirange({whole}) THEN upper({whole}) - lower({whole})
+        ELSE (SELECT sum(upper(r.part) - lower(r.part)) FROM unnest({multirange}) r (part)) END
+    """
+
+
+_CHUNKS: Final = text(f"""
+    SELECT x.id, sum({_length("v.embedded")}) AS chunks
     FROM vector_indexes x
     JOIN documents d ON d.collection_id = x.collection_id
     JOIN versions v ON v.document_id = d.id AND v.state IN ('live', 'pending')
-    LEFT JOIN vector_index_versions i ON i.index_id = x.id AND i.version_id = v.id
-    CROSS JOIN LATERAL unnest(CASE x.state WHEN 'active' THEN v.embedded ELSE i.embedded END)
-        r (part)
-    WHERE x.collection_id = :collection_id GROUP BY x.id
+    WHERE x.collection_id = :collection_id AND x.state = 'active' GROUP BY x.id
+    UNION ALL
+    SELECT x.id, sum({_length("i.embedded")}) AS chunks
+    FROM vector_indexes x
+    JOIN vector_index_versions i ON i.index_id = x.id
+    JOIN versions v ON v.id = i.version_id AND v.state IN ('live', 'pending')
+    WHERE x.collection_id = :collection_id AND x.state <> 'active' GROUP BY x.id
 """)
 
 
