@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from cli.connection import connection
 from cli.terminal.output import first_words, say
-from cli.values import column_names, name_and_value
+from cli.values import Number, column_names, name_and_value
 from shared.models.providers import REFERENCE_FORMS, is_servable
 from sluice import Client, Retries
 
@@ -171,7 +171,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="How long an answer may be.",
         ),
         click.option(
-            "--temperature", type=click.FloatRange(0, 2), metavar="0…2",
+            "--temperature", type=Number(0, 2), metavar="0…2",
             help="0 always takes the likeliest word.",
         ),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Values on the command line: KEY=VALUE, filters, lists of names, and JSON objects.
 
-The functions without an underscore are callbacks of click, but for `read_json_object`. What cannot
-be read raises `click.BadParameter` or `click.UsageError`.
+The functions without an underscore are callbacks of click, but for `read_json_object`; `Number` is
+a type of options. What cannot be read raises `click.BadParameter` or `click.UsageError`.
 """
 
 import csv
@@ -19,6 +19,18 @@ from shared.bounds import nfc
 from shared.filters import escaped
 
 Value = str | int | float | bool
+
+
+class Number(click.FloatRange):
+    """A number within bounds. NaN, which click takes for any bounds, is none, nor is infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
 
 
 def name_and_value(pair: str, *, hint: str | None = None) -> tuple[str, str]:

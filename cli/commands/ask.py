@@ -25,7 +25,7 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.progress import finished_job, print_remarks, print_warnings, show_answer
-from cli.values import filter_of
+from cli.values import Number, filter_of
 from shared.kinds.search import FETCH_LIMIT, NEIGHBOURS_LIMIT, SearchType
 from sluice import Answer, Client, Hit, Job
 from sluice.inputs import rag_input, search_input
@@ -68,7 +68,7 @@ def _k(text: str) -> Decorator:
 
 def _timeout(default_s: float) -> Decorator:
     return click.option(
-        "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=default_s,
+        "--timeout", "timeout_s", type=Number(min=0, min_open=True), default=default_s,
         show_default=True, metavar="SECONDS", help="Give up waiting after this time.",
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ _LINES = 3
 @_k("How many passages to show.")
 @_type
 @click.option(
-    "--score-threshold", type=click.FloatRange(-1, 1), metavar="X",
+    "--score-threshold", type=Number(-1, 1), metavar="X",
     help="The least similarity, of the type similarity_score_threshold.",
 )  # fmt: skip
 @click.option(
@@ -95,7 +95,7 @@ _LINES = 3
     help="Of the type mmr: choose from so many.",
 )  # fmt: skip
 @click.option(
-    "--lambda-mult", type=click.FloatRange(0, 1), metavar="X",
+    "--lambda-mult", type=Number(0, 1), metavar="X",
     help="Of the type mmr: 1 is similarity alone, 0 difference alone.",
 )  # fmt: skip
 @_rerank

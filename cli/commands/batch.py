@@ -28,7 +28,7 @@ from cli.terminal.output import (
     write_text,
 )
 from cli.terminal.progress import watch_job
-from cli.values import key_values
+from cli.values import Number, key_values
 from shared.bounds import json_line
 from shared.vocabulary import Lane
 from sluice import Batch, Client
@@ -48,7 +48,7 @@ def batch() -> None:
 
 ID = click.argument("batch_id", metavar="ID", shell_complete=complete_batches)
 TIMEOUT = click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--timeout", "timeout_s", type=Number(min=0, min_open=True), metavar="SECONDS",
     help="Stop waiting after this time; the batch goes on.",
 )  # fmt: skip
 

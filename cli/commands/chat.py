@@ -18,6 +18,7 @@ from cli.options import (
 )
 from cli.terminal.output import print_json, say, stdout
 from cli.terminal.progress import print_remarks, print_warnings, show_answer, waiting
+from cli.values import Number
 from sluice import Client, Job
 from sluice.inputs import chat_input, user_messages
 
@@ -95,7 +96,7 @@ def chat_lines(
     help="calculator, fetch_url, search_collection:COLLECTION or mcp:SERVER; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--timeout", "timeout_s", type=Number(min=0, min_open=True), metavar="SECONDS",
     help="Give up waiting for an answer after this time.",
 )  # fmt: skip
 @with_client

@@ -13,7 +13,7 @@ from cli.errors import Exit, Interrupted, exit_of_state
 from cli.options import ListByDefault, complete_collections, confirm, with_client
 from cli.terminal.output import plural, print_fields, print_json, print_table, print_text, say
 from cli.terminal.progress import waiting, watch_job
-from cli.values import key_values
+from cli.values import Number, key_values
 from sluice import Client, ClientJob, Collection, Job, SourceError, State
 from sluice.bundles import require_folder
 
@@ -130,9 +130,9 @@ def delete(client: Client, *, name: str, yes: bool, as_json: bool) -> int:
 @click.argument("name", shell_complete=complete_collections)
 @click.option("--model", metavar="NAME", help="Of the new vectors; else the collection's own.")
 @click.option("--rollback", is_flag=True, help="Go back to the vectors before, brought up to date.")
-@click.option("--min-overlap", type=click.FloatRange(0, 1), metavar="SHARE",
+@click.option("--min-overlap", type=Number(0, 1), metavar="SHARE",
               help="Stop if both models have less in common.")  # fmt: skip
-@click.option("--min-recall", type=click.FloatRange(0, 1), metavar="SHARE",
+@click.option("--min-recall", type=Number(0, 1), metavar="SHARE",
               help="Stop if the new vectors find less.")  # fmt: skip
 @click.option("--wait", is_flag=True, help="Follow it to its end; the exit code tells how it did.")
 @with_client

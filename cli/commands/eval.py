@@ -25,6 +25,7 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.progress import bars, cancel_if_left, print_warnings, watch_job
+from cli.values import Number
 from shared.bounds import shown
 from shared.kinds.eval import SEARCHES_LIMIT, Estimate, EvalResult
 from shared.kinds.search import SearchOptions
@@ -104,7 +105,7 @@ def _search_options(
     metavar="PATH", help="Write a page with plots, too.",
 )  # fmt: skip
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--timeout", "timeout_s", type=Number(min=0, min_open=True), metavar="SECONDS",
     help="Stop waiting for the measuring after this time; the job goes on.",
 )  # fmt: skip
 @with_client

@@ -22,7 +22,7 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.progress import cancel_if_left, print_warnings, watch_job
-from cli.values import column_names, name_and_value
+from cli.values import Number, column_names, name_and_value
 from shared.hf.task import HfTask, OneToManyInput, PairInput, TableOutput, TextOutput, in_a_list
 from shared.kinds.hf import TASKS
 from sluice import Client, Job
@@ -267,7 +267,7 @@ def _tasks_with_labels() -> str:
 )  # fmt: skip
 @click.option("--lines", is_flag=True, help="Each line of a file is an input of its own.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--timeout", "timeout_s", type=Number(min=0, min_open=True), metavar="SECONDS",
     help="Give up waiting after this time.",
 )  # fmt: skip
 @with_client

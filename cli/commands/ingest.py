@@ -12,7 +12,7 @@ from cli.errors import Exit, Interrupted
 from cli.options import complete_collections, media_options, with_client
 from cli.terminal.output import duration, jsonable, plural, print_json, print_text, say
 from cli.terminal.progress import bars
-from cli.values import column_names, key_values
+from cli.values import Number, column_names, key_values
 from shared import formats
 from shared.kinds.ingest import SplitterType
 from shared.vocabulary import Lane
@@ -106,7 +106,7 @@ SHOWN_DUPLICATES = 3
               show_default=True, help="Files to send at the same time.")  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Submit the job and leave.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--timeout", "timeout_s", type=Number(min=0, min_open=True), metavar="SECONDS",
     help="Stop waiting after this time; the job goes on.",
 )  # fmt: skip
 @with_client

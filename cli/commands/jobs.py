@@ -29,7 +29,7 @@ from cli.terminal.output import (
     stdout,
 )
 from cli.terminal.progress import eta, watch_job
-from cli.values import key_values, read_json_object
+from cli.values import Number, key_values, read_json_object
 from shared.kinds.registry import KINDS
 from shared.vocabulary import Lane
 from sluice import Client, InvalidInput, Job, State
@@ -130,9 +130,7 @@ def result(client: Client, *, job_id: str, as_json: bool) -> int:
 
 @jobs.command()
 @click.argument("job_id", metavar="ID", shell_complete=complete_jobs)
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS"
-)
+@click.option("--timeout", "timeout_s", type=Number(min=0, min_open=True), metavar="SECONDS")
 @with_client
 def watch(client: Client, *, job_id: str, timeout_s: float | None, as_json: bool) -> int:
     """Follow a job until it ends; the exit code tells how it did.
@@ -290,12 +288,12 @@ def _note(job: Job) -> str:
               help="Not before this time (local), as 2027-01-31T06:00:00.")  # fmt: skip
 @click.option("--max-attempts", type=click.IntRange(min=1), metavar="N")
 @click.option(
-    "--job-timeout", "job_timeout_s", type=click.FloatRange(min=0, min_open=True),
+    "--job-timeout", "job_timeout_s", type=Number(min=0, min_open=True),
     metavar="SECONDS", help="The job fails when it has run for so long.",
 )  # fmt: skip
 @click.option("--wait", is_flag=True, help="Follow it to its end; the exit code tells how it did.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--timeout", "timeout_s", type=Number(min=0, min_open=True), metavar="SECONDS",
     help="With --wait: stop waiting after this time; the job goes on.",
 )  # fmt: skip
 @with_client

@@ -39,6 +39,7 @@ from cli.terminal.output import (
     say,
     write_text,
 )
+from cli.values import Number
 from shared.config import load_settings
 from shared.errors import Unavailable
 from shared.models.providers import SERVED_UNLESS_NAMED
@@ -315,7 +316,7 @@ def up(
 
 
 @click.command()
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=60.0,
+@click.option("--timeout", "timeout_s", type=Number(min=0, min_open=True), default=60.0,
               show_default=True, metavar="SECONDS", help="Then kill what is left.")  # fmt: skip
 @json_option
 def down(*, timeout_s: float, as_json: bool) -> int:

@@ -14,7 +14,7 @@ from cli.errors import Exit, Interrupted
 from cli.options import complete_collections, media_options, with_client
 from cli.terminal.output import jsonable, plural, print_json, print_json_line, print_text, say
 from cli.terminal.progress import bars
-from cli.values import key_values
+from cli.values import Number, key_values
 from shared import formats
 from sluice import (
     ApiError,
@@ -45,7 +45,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What both commands take."""
     for option in (
         click.option(
-            "--max-erased-share", type=click.FloatRange(0, 1), default=MAX_ERASED_SHARE,
+            "--max-erased-share", type=Number(0, 1), default=MAX_ERASED_SHARE,
             show_default=True,
             help="If more of the documents have vanished, none is erased, but with --yes.",
         ),

@@ -124,6 +124,8 @@ async def sync_documents(
     """See `Client.sync`."""
     if not paths:
         raise InvalidInput("There is nothing to synchronize: give a folder, a file or a URL.")
+    if not 0 <= max_erased_share <= 1:
+        raise InvalidInput(f"max_erased_share is a share from 0 to 1, not {max_erased_share!r}.")
     if run.options.on_existing == "skip":
         raise InvalidInput("on_existing is skip, with which nothing that has changed is replaced.")
     remote = [path for path in paths if is_url(path) or is_folder_url(path)]

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from cli.values import filter_of, key_values
+from cli.values import Number, filter_of, key_values
 from shared.filters import MetadataFilter
 
 CONTEXT = click.Context(click.Command("x"))
@@ -127,3 +127,13 @@ def test_lists_of_metadata_are_json() -> None:
     assert key_values(CONTEXT, PARAMETER, pairs) == {
         "tags": ["new", "large"], "sizes": [1, 2.5], "none": [], "text": "[1]", "odd": "[x",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1.1", "a"])
+def test_no_option_takes_what_is_no_number(text: str) -> None:
+    assert Number(0, 1).convert("0.5", PARAMETER, CONTEXT) == 0.5
+    with pytest.raises(click.BadParameter):
+        Number(0, 1).convert(text, PARAMETER, CONTEXT)
+    if text != "1.1":
+        with pytest.raises(click.BadParameter):
+            Number(min=0, min_open=True).convert(text, PARAMETER, CONTEXT)
