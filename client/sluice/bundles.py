@@ -113,12 +113,14 @@ def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-async def unused_slices(calls: Calls[Any], ids: Sequence[str]) -> list[str]:
+async def unused_slices(
+    calls: Calls[Any], ids: Sequence[str], *, timeout_s: float | None
+) -> list[str]:
     """Those of the uploads that no open import needs: two of one bundle share them."""
     unused = dict.fromkeys(ids)
     for state in (State.QUEUED, State.RUNNING):
-        async for listed in calls.jobs(kind="import", state=state):
-            job = await calls.job(listed.id) if listed.truncated else listed
+        async for listed in calls.jobs(kind="import", state=state, timeout_s=timeout_s):
+            job = await calls.job(listed.id, timeout_s=timeout_s) if listed.truncated else listed
             if not job.ended:
                 for id_ in (job.input or {}).get("file_ids", ()):
                     unused.pop(id_, None)

@@ -633,11 +633,11 @@ class Calls(Generic[J]):
         yield uploaded
         await self._delete_files(ids)
 
-    async def _delete_files(self, ids: Sequence[str]) -> None:
+    async def _delete_files(self, ids: Sequence[str], *, timeout_s: float | None = None) -> None:
         """Errors are ignored: a file that stays does no harm."""
         for file_id in ids:
             with suppress(SluiceError):
-                await self.delete_file(file_id)
+                await self.delete_file(file_id, timeout_s=timeout_s)
 
     async def _erase(self, path: str, timeout_s: float | None, on_waiting: OnReason | None) -> J:
         # Sent again after a lost answer, it gets the same job, also when that has erased all.

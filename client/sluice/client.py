@@ -518,12 +518,14 @@ class Tasks(Calls[J], Generic[J]):
         await self.delete_slices(job)
         return job
 
-    async def delete_slices(self, job: Job) -> None:
+    async def delete_slices(self, job: Job, *, timeout_s: float | None = None) -> None:
         """Delete the uploads of an `import` job that has ended, but for those that another import
-        needs. Errors are ignored: a file that stays does no harm."""
+        needs. Errors are ignored: a file that stays does no harm. `timeout_s` is for each
+        request."""
         with suppress(SluiceError):
-            input_ = (await self.job(job.id)).input or {}
-            await self._delete_files(await unused_slices(self, input_.get("file_ids", ())))
+            input_ = (await self.job(job.id, timeout_s=timeout_s)).input or {}
+            unused = await unused_slices(self, input_.get("file_ids", ()), timeout_s=timeout_s)
+            await self._delete_files(unused, timeout_s=timeout_s)
 
     async def download(
         self,
