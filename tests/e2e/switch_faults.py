@@ -583,6 +583,9 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=6, help="how often something is killed")
     parser.add_argument("--calm-s", type=float, default=30, help="before and after each switch")
     given = parser.parse_args()
+    least = given.questions + CHANGES * (REPLACED + ERASED)
+    if given.documents < least:
+        parser.error(f"--documents: at least {least}, for some are replaced and some erased.")
     settings = {
         **QUICK,
         "SLUICE_WORKER_CONCURRENCY": "2",
