@@ -20,7 +20,7 @@ from sluice.bundles import require_folder
 
 @click.group(cls=ListByDefault)
 def collections() -> None:
-    """List, adopt, rebuild, check and move collections (alone: list)."""
+    """List, make, adopt, rebuild, check, move and delete them (alone: list)."""
 
 
 @collections.command("list")
