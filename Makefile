@@ -20,7 +20,7 @@ _ := $(shell "$(BIN)/python" -c "" 2>/dev/null && [ "`cat $(MADE) 2>/dev/null`" 
 help:
 	@echo "make demo    start everything, ingest examples/documents, ask two questions, stop"
 	@echo "make up      start everything on this machine and keep it running"
-	@echo "make check   style, types, import contracts and the unit tests, in less than a minute"
+	@echo "make check   style, types, import contracts and the unit tests, in about a minute"
 	@echo "make test    run all tests; test-unit, test-costs, test-models, test-integration, test-gpu, test-e2e: one tier"
 	@echo "make fuzz    look for documents and requests that are neither taken nor refused as they should be"
 	@echo "make lint    check style, types and import contracts"

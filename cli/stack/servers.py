@@ -172,8 +172,8 @@ TUNING = (
     "log_timezone=UTC",
 )
 BUFFERS, BUFFERS_WITH_VECTORS = "128MB", "1GB"
-"""PostgreSQL's own cache. A write into pgvector's index reads pages all over it, and 200,000 vectors
-of 384 dimensions take more than the smaller one."""
+"""PostgreSQL's own cache. A write into pgvector's index reads pages all over it, and 200,000
+vectors of 384 dimensions take more than the smaller one."""
 
 
 @dataclass(frozen=True, kw_only=True)
